@@ -1,0 +1,26 @@
+"""GRPO fine-tuning of crystal diffusion models, in JAX.
+
+The three functions that the training loop calls are exported here, lazily: a worker
+process or a tool that needs none of them does not pay for their imports.
+"""
+
+from importlib import import_module
+
+_EXPORTS = {
+    "sample_group": "chemeleon_jax.rollout",
+    "compute_rewards": "chemeleon_jax.rewards",
+    "grpo_loss": "chemeleon_jax.objective",
+    "update": "chemeleon_jax.objective",
+    "CrystalBatch": "chemeleon_jax.types",
+    "Trajectory": "chemeleon_jax.types",
+}
+
+__all__ = list(_EXPORTS)  # noqa: PLE0604
+__version__ = "0.1.0"
+
+
+def __getattr__(name: str):
+    """Import an exported name when it is first asked for (PEP 562)."""
+    if name not in _EXPORTS:
+        raise AttributeError(f"module 'chemeleon_jax' has no attribute {name!r}")
+    return getattr(import_module(_EXPORTS[name]), name)

@@ -1,0 +1,68 @@
+"""Lattice algebra. Vectors are rows; lengths in Å, angles in degrees.
+
+Each function takes NumPy or JAX arrays with any leading axes and answers in kind.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+def _array_module(x):
+    return jnp if isinstance(x, jax.Array) else np
+
+
+def lattice_matrix(lengths, angles):
+    """Lattice vectors from cell parameters, in the orientation of Chemeleon2.
+
+    c lies along z and a in the xz plane (as in pymatgen's `from_parameters`). Impossible
+    angles do not raise: the cosine of gamma* is clipped to [-1, 1], which flattens the cell.
+
+    Args:
+      lengths: [..., 3] a, b, c in Å.
+      angles: [..., 3] alpha, beta, gamma in degrees.
+
+    Returns:
+      [..., 3, 3], rows are the vectors, in Å.
+    """
+    xp = _array_module(lengths)
+    radians = angles * (np.pi / 180)
+    a, b, c = (lengths[..., i] for i in range(3))
+    cos, sin = xp.cos(radians), xp.sin(radians)
+    cos_a, cos_b, cos_g = (cos[..., i] for i in range(3))
+    sin_a, sin_b = sin[..., 0], sin[..., 1]
+    cos_gamma_star = xp.clip((cos_a * cos_b - cos_g) / (sin_a * sin_b), -1.0, 1.0)
+    sin_gamma_star = xp.sqrt(xp.maximum(1 - cos_gamma_star**2, 0.0))
+    zero = xp.zeros_like(a)
+    vectors = [
+        xp.stack([a * sin_b, zero, a * cos_b], -1),
+        xp.stack(
+            [-b * sin_a * cos_gamma_star, b * sin_a * sin_gamma_star, b * cos_a], -1
+        ),
+        xp.stack([zero, zero, c], -1),
+    ]
+    return xp.stack(vectors, -2)
+
+
+def lattice_parameters(matrix):
+    """Cell parameters of lattice vectors: `lattice_matrix` undone, up to rotation.
+
+    Args:
+      matrix: [..., 3, 3], rows are the vectors, in Å.
+
+    Returns:
+      lengths [..., 3] in Å, angles [..., 3] in degrees.
+    """
+    xp = _array_module(matrix)
+    lengths = xp.sqrt((matrix**2).sum(-1))
+    unit = matrix / lengths[..., None]
+    pairs = ((1, 2), (0, 2), (0, 1))  # alpha is between b and c, and so on
+    cosines = [(unit[..., i, :] * unit[..., j, :]).sum(-1) for i, j in pairs]
+    angles = xp.arccos(xp.clip(xp.stack(cosines, -1), -1.0, 1.0)) * (180 / np.pi)
+    return lengths, angles
+
+
+def volume(matrix):
+    """Cell volume in Å^3 of lattice vectors [..., 3, 3] -> [...]."""
+    xp = _array_module(matrix)
+    return xp.abs(xp.linalg.det(matrix))
