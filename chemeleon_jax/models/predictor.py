@@ -1,0 +1,43 @@
+"""Property predictor on a frozen VAE encoder (Chemeleon2, section 6)."""
+
+from collections.abc import Sequence
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from chemeleon_jax.models.layers import masked_mean
+
+
+class Predictor(nn.Module):
+    """Properties of crystals from what the VAE encoder makes of their atoms."""
+
+    targets: Sequence[str]  # names of the properties
+    mean: Sequence[float]  # of the training labels, in their units
+    std: Sequence[float]
+
+    @nn.compact
+    def __call__(
+        self, features: jax.Array, latent: jax.Array, mask: jax.Array
+    ) -> jax.Array:
+        """Predict normalised properties.
+
+        Args:
+          features: [B, N, D] of the VAE encoder.
+          latent: [B, N, L], posterior mean.
+          mask: [B, N].
+
+        Returns:
+          [B, targets]; see `denormalise` for the properties' own units.
+        """
+        x = masked_mean(jnp.concatenate([latent, features], -1), mask)
+        width = x.shape[-1]
+        for i, hidden in enumerate((width // 4, width // 2)):
+            x = nn.Dense(hidden, name=f"hidden_{i}")(x)
+            x = nn.silu(nn.LayerNorm(1e-5, name=f"norm_{i}")(x))
+        return nn.Dense(len(self.targets), name="out")(x)
+
+    def denormalise(self, y: jax.Array) -> jax.Array:
+        """Normalised predictions [B, targets] in the units of the labels."""
+        std, mean = jnp.asarray(self.std), jnp.asarray(self.mean)
+        return y * (std + 1e-5)[None] + mean[None]
