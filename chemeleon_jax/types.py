@@ -57,7 +57,6 @@ class Trajectory:
     """What `sample_group` did: the steps that drew noise, in sampling order."""
 
     steps: Step  # stacked: [T, ...]
-    z_final: jax.Array  # [B, N, L]  the latent that was decoded
     mask: jax.Array  # [B, N]
     condition: Any = None  # {name: [B, ...]} where the model is conditional
 

@@ -1,0 +1,295 @@
+"""Diffusion: schedules, respacing, one denoising step, the training loss.
+
+DDPM is Ho et al. (arXiv:2006.11239), DDIM is Song et al. (arXiv:2010.02502), learned
+variances and respacing are Nichol and Dhariwal (arXiv:2102.09672).
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+
+from chemeleon_jax.models.layers import masked_mean
+
+NUM_TIMESTEPS = 1000
+
+# (z [B, N, L], t [B] or [1]) -> [B, N, L], or [B, 2N, L] with learned variances
+Denoiser = Callable[[jax.Array, jax.Array], jax.Array]
+
+
+@struct.dataclass
+class Schedule:
+    """A respaced noise schedule of T steps. Step 0 is the last one to be taken."""
+
+    timesteps: jax.Array  # [T] int, in the unrespaced schedule: what the model sees
+    betas: jax.Array  # [T]
+    alphas_cumprod: jax.Array  # [T]
+    alphas_cumprod_prev: jax.Array  # [T], 1 at step 0
+    posterior_variance: jax.Array  # [T]
+    posterior_log_variance: jax.Array  # [T], step 0 has that of step 1
+    sampler: str = struct.field(pytree_node=False, default="ddim")
+
+    @property
+    def num_steps(self) -> int:
+        """T."""
+        return len(self.timesteps)
+
+
+def linear_betas(num_timesteps: int = NUM_TIMESTEPS) -> np.ndarray:
+    """Linear schedule, 1e-4 to 0.02 over 1000 timesteps, [num_timesteps] float64."""
+    scale = 1000 / num_timesteps
+    return np.linspace(scale * 1e-4, scale * 0.02, num_timesteps)
+
+
+def respaced_timesteps(sampler: str, steps: int, total: int = NUM_TIMESTEPS):
+    """Which timesteps a sampler of `steps` steps visits, in ascending order.
+
+    DDIM takes the smallest integer stride that gives exactly that many steps
+    (50: 0, 20, ..., 980); DDPM spaces them evenly and keeps both ends (50: 0, 20, 41,
+    ..., 999).
+
+    Raises:
+      ValueError: no stride gives that many steps, or the sampler is unknown.
+    """
+    if not 1 <= steps <= total:
+        raise ValueError(f"sampling_steps must be 1 .. {total}, not {steps}")
+    if sampler == "ddim":
+        for stride in range(1, total + 1):
+            if len(range(0, total, stride)) == steps:
+                return np.arange(0, total, stride)
+        raise ValueError(
+            f"DDIM cannot take exactly {steps} of {total} steps with an integer "
+            "stride; try 10, 20, 25, 40, 50, 100, 125, 200 or 250"
+        )
+    if sampler == "ddpm":
+        return np.round(np.linspace(0, total - 1, steps)).astype(int)
+    raise ValueError(f"sampler must be 'ddim' or 'ddpm', not {sampler!r}")
+
+
+def make_schedule(sampler: str = "ddim", steps: int = 50) -> Schedule:
+    """A respaced schedule; `make_schedule("ddpm", 1000)` is the one models train on.
+
+    The kept cumulative products give the new betas. All in float64, then float32.
+    """
+    timesteps = respaced_timesteps(sampler, steps)
+    cumprod = np.cumprod(1 - linear_betas())[timesteps]
+    cumprod_prev = np.append(1.0, cumprod[:-1])
+    betas = 1 - cumprod / cumprod_prev
+    variance = betas * (1 - cumprod_prev) / (1 - cumprod)
+    first = variance[1] if steps > 1 else betas[0]
+    log_variance = np.log(np.append(first, variance[1:]))
+    tables = (betas, cumprod, cumprod_prev, variance, log_variance)
+    return Schedule(
+        jnp.asarray(timesteps, jnp.int32),
+        *(jnp.asarray(table, jnp.float32) for table in tables),
+        sampler=sampler,
+    )
+
+
+def _per_crystal(table: jax.Array, index: jax.Array) -> jax.Array:
+    """table[index] for index [] or [B], shaped to broadcast against [B, N, L]."""
+    return jnp.reshape(table[index], (-1, 1, 1))
+
+
+def split_output(output: jax.Array, num_atoms: int):
+    """Epsilon, and the variance values if the model learns them (else None)."""
+    if output.shape[1] == num_atoms:
+        return output, None
+    return output[:, :num_atoms], output[:, num_atoms:]
+
+
+def predict_clean(
+    schedule: Schedule, z: jax.Array, eps: jax.Array, index: jax.Array
+) -> jax.Array:
+    """The clean latent that the noise prediction implies; never clipped."""
+    a = _per_crystal(schedule.alphas_cumprod, index)
+    return jnp.sqrt(1 / a) * z - jnp.sqrt(1 / a - 1) * eps
+
+
+def posterior_mean(
+    schedule: Schedule, z: jax.Array, z_clean: jax.Array, index: jax.Array
+) -> jax.Array:
+    """Mean of q(z_{t-1} | z_t, z_0), Ho et al. eq. 7."""
+    beta, a, a_prev = (
+        _per_crystal(table, index)
+        for table in (
+            schedule.betas,
+            schedule.alphas_cumprod,
+            schedule.alphas_cumprod_prev,
+        )
+    )
+    return (
+        beta * jnp.sqrt(a_prev) * z_clean + (1 - a_prev) * jnp.sqrt(1 - beta) * z
+    ) / (1 - a)
+
+
+def model_log_variance(
+    schedule: Schedule, values: jax.Array | None, index: jax.Array
+) -> jax.Array:
+    """Log-variance of a DDPM step, [B or 1, N or 1, L or 1].
+
+    Learned: interpolates in log space between beta and the posterior variance (Nichol
+    and Dhariwal, eq. 15). Fixed: beta, but the posterior variance at step 0.
+    """
+    low = _per_crystal(schedule.posterior_log_variance, index)
+    high = jnp.log(_per_crystal(schedule.betas, index))
+    if values is None:
+        return jnp.where(jnp.reshape(index, (-1, 1, 1)) == 0, low, high)
+    fraction = (values + 1) / 2
+    return fraction * high + (1 - fraction) * low
+
+
+def ddim_std(schedule: Schedule, index: jax.Array, eta: float) -> jax.Array:
+    """Standard deviation of a DDIM step, [...] as index (Song et al., eq. 16)."""
+    a, a_prev = schedule.alphas_cumprod[index], schedule.alphas_cumprod_prev[index]
+    return eta * jnp.sqrt((1 - a_prev) / (1 - a)) * jnp.sqrt(1 - a / a_prev)
+
+
+def denoise_step(
+    denoiser: Denoiser,
+    z: jax.Array,
+    index: jax.Array,
+    *,
+    schedule: Schedule,
+    eta: float = 1.0,
+) -> tuple[jax.Array, jax.Array]:
+    """The Gaussian that one reverse step draws from. Rollout and loss both call this.
+
+    Args:
+      denoiser: `model.denoiser(params, mask, condition)`.
+      z: [B, N, L] latents before the step.
+      index: [] step of the schedule, T-1 .. 0.
+      schedule: names the sampler too.
+      eta: of DDIM; 0 is deterministic, 1 has DDPM's noise.
+
+    Returns:
+      mean and std, both [B, N, L]. DDIM's std is 0 at step 0.
+    """
+    t = schedule.timesteps[index][None]
+    eps, values = split_output(denoiser(z, t), z.shape[1])
+    z_clean = predict_clean(schedule, z, eps, index)
+    if schedule.sampler == "ddpm":
+        mean = posterior_mean(schedule, z, z_clean, index)
+        std = jnp.exp(0.5 * model_log_variance(schedule, values, index))
+    else:
+        a_prev = schedule.alphas_cumprod_prev[index]
+        std = ddim_std(schedule, index, eta)
+        mean = jnp.sqrt(a_prev) * z_clean + jnp.sqrt(1 - a_prev - std**2) * eps
+    return mean, jnp.broadcast_to(std, z.shape)
+
+
+def gaussian_log_prob(
+    z: jax.Array, mean: jax.Array, std: jax.Array, mask: jax.Array
+) -> jax.Array:
+    """Log-density of N(mean, std^2), averaged over real atoms and channels.
+
+    The average (not the sum) makes crystals of different size comparable: the ratio of
+    two policies is the geometric mean of the per-coordinate ratios, as in GSPO
+    (arXiv:2507.18071).
+
+    Returns:
+      [B], in nats per coordinate.
+    """
+    log_density = -0.5 * (((z - mean) / std) ** 2 + jnp.log(2 * jnp.pi * std**2))
+    return masked_mean(log_density, mask).mean(-1)
+
+
+def gaussian_kl(
+    mean: jax.Array,
+    std: jax.Array,
+    other_mean: jax.Array,
+    other_std: jax.Array,
+    mask: jax.Array,
+) -> jax.Array:
+    """KL(N(mean, std^2) || N(other)), averaged over real atoms and channels, [B]."""
+    ratio = (std / other_std) ** 2
+    distance = ((mean - other_mean) / other_std) ** 2
+    return masked_mean(0.5 * (ratio + distance - 1 - jnp.log(ratio)), mask).mean(-1)
+
+
+def add_noise(
+    schedule: Schedule, z: jax.Array, noise: jax.Array, index: jax.Array
+) -> jax.Array:
+    """z_t from clean latents: q(z_t | z_0) at steps index [B]."""
+    a = _per_crystal(schedule.alphas_cumprod, index)
+    return jnp.sqrt(a) * z + jnp.sqrt(1 - a) * noise
+
+
+def ldm_loss(
+    denoiser: Denoiser,
+    z: jax.Array,
+    noise: jax.Array,
+    index: jax.Array,
+    mask: jax.Array,
+    *,
+    schedule: Schedule,
+) -> dict[str, jax.Array]:
+    """Training loss of the denoiser, per crystal.
+
+    Args:
+      denoiser: of the model in training.
+      z: [B, N, L] clean latents, already divided by the latent std.
+      noise: [B, N, L] standard normal.
+      index: [B] steps of the schedule.
+      mask: [B, N].
+      schedule: `make_schedule("ddpm", 1000)`.
+
+    Returns:
+      `mse` of epsilon, `vb` (the variational bound's term, in bits, times T / 1000, which
+      trains the variance only; 0 for fixed variances) and their sum `loss`, each [B].
+    """
+    z_noisy = add_noise(schedule, z, noise, index)
+    output = denoiser(z_noisy, schedule.timesteps[index])
+    eps, values = split_output(output, z.shape[1])
+    terms = {"mse": masked_mean((noise - eps) ** 2, mask).mean(-1)}
+    terms["vb"] = jnp.zeros_like(terms["mse"])
+    if values is not None:
+        eps = jax.lax.stop_gradient(eps)
+        bound = variational_bound(schedule, z, z_noisy, eps, values, index, mask)
+        terms["vb"] = bound * schedule.num_steps / 1000
+    return terms | {"loss": terms["mse"] + terms["vb"]}
+
+
+def variational_bound(schedule, z, z_noisy, eps, values, index, mask) -> jax.Array:
+    """Bits per coordinate of one step: KL to the true posterior; at step 0 the decoder.
+
+    The decoder likelihood is the discretised Gaussian that image models use (bins of
+    1/255, open at -1 and 1), because that is what the released models were trained with.
+    """
+    true_mean = posterior_mean(schedule, z_noisy, z, index)
+    z_clean = predict_clean(schedule, z_noisy, eps, index)
+    mean = posterior_mean(schedule, z_noisy, z_clean, index)
+    logvar = model_log_variance(schedule, values, index)
+    true_logvar = _per_crystal(schedule.posterior_log_variance, index)
+    kl = 0.5 * (
+        logvar
+        - true_logvar
+        - 1
+        + jnp.exp(true_logvar - logvar)
+        + (true_mean - mean) ** 2 * jnp.exp(-logvar)
+    )
+    decoder_nll = -discretised_gaussian_log_prob(z, mean, 0.5 * logvar)
+    kl, decoder_nll = (
+        masked_mean(term, mask).mean(-1) / jnp.log(2.0) for term in (kl, decoder_nll)
+    )
+    return jnp.where(index == 0, decoder_nll, kl)
+
+
+def _normal_cdf(x: jax.Array) -> jax.Array:
+    """The tanh approximation of the normal distribution that such bounds use."""
+    return 0.5 * (1 + jnp.tanh(jnp.sqrt(2 / jnp.pi) * (x + 0.044715 * x**3)))
+
+
+def discretised_gaussian_log_prob(
+    x: jax.Array, mean: jax.Array, log_std: jax.Array
+) -> jax.Array:
+    """Log-mass of x's bin of width 2/255 under a Gaussian, elementwise."""
+    centred, inverse_std = x - mean, jnp.exp(-log_std)
+    cdf_high = _normal_cdf(inverse_std * (centred + 1 / 255))
+    cdf_low = _normal_cdf(inverse_std * (centred - 1 / 255))
+    mass = jnp.where(
+        x < -0.999, cdf_high, jnp.where(x > 0.999, 1 - cdf_low, cdf_high - cdf_low)
+    )
+    return jnp.log(jnp.maximum(mass, 1e-12))

@@ -1,0 +1,273 @@
+"""`grpo_loss` and `update`: what turns rewards into a better policy.
+
+GRPO is Shao et al. (arXiv:2402.03300); its use on diffusion trajectories follows
+Flow-GRPO and DanceGRPO: every denoising step is an action with a Gaussian density.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import lax
+
+from chemeleon_jax.diffusion import (
+    Schedule,
+    denoise_step,
+    gaussian_kl,
+    gaussian_log_prob,
+)
+from chemeleon_jax.models.generator import Generator
+from chemeleon_jax.types import Step, Trajectory
+
+
+def grpo_loss(
+    params: Any,
+    step: Step,
+    advantage: jax.Array,
+    mask: jax.Array,
+    *,
+    model: Generator,
+    schedule: Schedule,
+    clip_ratio: float,
+    kl_weight: float,
+    entropy_weight: float,
+    eta: float = 1.0,
+    cfg_scale: float | None = None,
+    condition: dict[str, jax.Array] | None = None,
+    reference_params: Any = None,
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Clipped policy-gradient loss of one timestep (GRPO, eq. 3).
+
+    Args:
+      params: of the policy.
+      step: what the sampling policy did, and its log-probability.
+      advantage: [B].
+      mask: [B, N].
+      model: everything that is not trained here.
+      schedule: as in the rollout.
+      clip_ratio: the ratio of policies counts within 1 -+ this.
+      kl_weight: of the KL. Without `reference_params` it is Schulman's k3 estimate to the
+        policy that sampled (http://joschu.net/blog/kl-approx.html), which is what the
+        original does; its gradient is zero as long as the ratio is 1.
+      entropy_weight: of minus the log-probability of the action, a one-sample estimate
+        of the entropy.
+      eta: as in the rollout.
+      cfg_scale: as in the rollout.
+      condition: preprocessed conditions of each crystal, {name: [B, in]}.
+      reference_params: of the frozen original policy; with them the KL is the closed form
+        between the two Gaussians, the policy's first.
+
+    Returns:
+      The loss, [], and means over the batch of ratio, KLs and the clipped share.
+    """
+
+    def gaussian(policy_params):
+        denoiser = model.denoiser(policy_params, mask, condition, cfg_scale)
+        return denoise_step(denoiser, step.z, step.index, schedule=schedule, eta=eta)
+
+    mean, std = gaussian(params)
+    log_prob = gaussian_log_prob(step.z_next, mean, std, mask)
+    log_ratio = log_prob - step.log_prob
+    ratio = jnp.exp(log_ratio)
+    clipped = jnp.clip(ratio, 1 - clip_ratio, 1 + clip_ratio)
+    surrogate = jnp.minimum(ratio * advantage, clipped * advantage)
+    kl_old = jnp.exp(-log_ratio) - 1 + log_ratio
+    metrics = {
+        "ratio": ratio.mean(),
+        "log_ratio": log_ratio.mean(),
+        "ratio_max": ratio.max(),
+        "ratio_min": ratio.min(),
+        "kl_old": kl_old.mean(),
+        "surrogate": surrogate.mean(),
+        "neg_log_prob": -log_prob.mean(),
+        "clip_fraction": (ratio != clipped).mean(),
+    }
+    kl = kl_old
+    if reference_params is not None:
+        kl = gaussian_kl(mean, std, *gaussian(reference_params), mask)
+        metrics["kl_div"] = kl.mean()
+    entropy = -log_prob
+    return (-surrogate + kl_weight * kl - entropy_weight * entropy).mean(), metrics
+
+
+def trajectory_gradient(
+    params: Any,
+    trajectory: Trajectory,
+    advantage: jax.Array,
+    *,
+    schedule: Schedule,
+    grad_accum: int = 1,
+    **loss_kwargs,
+) -> tuple[Any, dict[str, jax.Array]]:
+    """Gradient of the loss over a trajectory, in memory that does not grow with it.
+
+    Differentiating inside the scan keeps one step's activations alive; differentiating
+    the scan itself would keep all of them. The loss is summed over the steps and divided
+    by T, the length of the schedule.
+
+    Args:
+      params: of the policy.
+      trajectory: of B crystals.
+      advantage: [B].
+      schedule: as in the rollout.
+      grad_accum: parts that the crystals are scored in, one after another; the gradient
+        is the same, the memory that much smaller.
+      **loss_kwargs: of `grpo_loss`.
+
+    Returns:
+      The gradient; the loss, and means of the metrics over steps (extremes for
+      `ratio_min` and `ratio_max`).
+    """
+    loss_and_grad = jax.value_and_grad(grpo_loss, has_aux=True)
+
+    def add_part(total, part):
+        steps, part_advantage, mask, condition = part
+
+        def add_step(total, step):
+            (loss, metrics), grad = loss_and_grad(
+                params,
+                step,
+                part_advantage,
+                mask,
+                schedule=schedule,
+                condition=condition,
+                **loss_kwargs,
+            )
+            return jax.tree.map(jnp.add, total, grad), metrics | {"loss": loss}
+
+        return lax.scan(add_step, total, steps)
+
+    parts = split_crystals(trajectory, advantage, grad_accum)
+    total, metrics = lax.scan(add_part, jax.tree.map(jnp.zeros_like, params), parts)
+    gradient = jax.tree.map(lambda g: g / (schedule.num_steps * grad_accum), total)
+    loss = metrics.pop("loss").sum() / (schedule.num_steps * grad_accum)
+    extremes = {
+        "ratio_max": metrics.pop("ratio_max").max(),
+        "ratio_min": metrics.pop("ratio_min").min(),
+    }
+    means = {name: value.mean() for name, value in metrics.items()}
+    return gradient, means | extremes | {"loss": loss}
+
+
+def split_crystals(trajectory: Trajectory, advantage: jax.Array, parts: int):
+    """Crystals in equal parts, in order, on a new leading axis.
+
+    Returns:
+      steps [parts, T, B / parts, ...], advantage, mask and condition [parts, B / parts,
+      ...].
+    """
+
+    def crystals(x):  # [B, ...]
+        return x.reshape(parts, -1, *x.shape[1:])
+
+    def steps(x):  # [T, B, ...]
+        return jnp.moveaxis(x.reshape(x.shape[0], parts, -1, *x.shape[2:]), 1, 0)
+
+    old = trajectory.steps
+    index = jnp.broadcast_to(old.index, (parts, len(old.index)))
+    return (
+        Step(index, steps(old.z), steps(old.z_next), steps(old.log_prob)),
+        crystals(advantage),
+        crystals(trajectory.mask),
+        jax.tree.map(crystals, trajectory.condition),
+    )
+
+
+def update(
+    params: Any,
+    opt_state: Any,
+    trajectory: Trajectory,
+    advantage: jax.Array,
+    *,
+    optimizer: optax.GradientTransformation,
+    num_inner_batch: int = 1,
+    **gradient_kwargs,
+) -> tuple[Any, Any, dict[str, jax.Array]]:
+    """One iteration's optimiser steps.
+
+    The crystals are split into `num_inner_batch` equal parts, in order, and each part is
+    one step, so the later parts see a policy that has already moved.
+
+    Args:
+      params: of the policy.
+      opt_state: of the optimizer.
+      trajectory: of B crystals.
+      advantage: [B].
+      optimizer: see `make_optimizer`.
+      num_inner_batch: steps; divides B.
+      **gradient_kwargs: of `trajectory_gradient`.
+
+    Returns:
+      New parameters and optimiser state; means of the metrics over the inner batches.
+    """
+
+    def inner_step(carry, part):
+        params, opt_state = carry
+        steps, part_advantage, mask, condition = part
+        gradient, metrics = trajectory_gradient(
+            params,
+            Trajectory(steps, mask, condition),
+            part_advantage,
+            **gradient_kwargs,
+        )
+        updates, opt_state = optimizer.update(gradient, opt_state, params)
+        metrics["grad_norm"] = optax.global_norm(gradient)
+        return (optax.apply_updates(params, updates), opt_state), metrics
+
+    parts = split_crystals(trajectory, advantage, num_inner_batch)
+    (params, opt_state), metrics = lax.scan(inner_step, (params, opt_state), parts)
+    first_ratio = metrics["ratio"][0]
+    means = {name: value.mean() for name, value in metrics.items()}
+    means["ratio_max"] = metrics["ratio_max"].max()
+    means["ratio_min"] = metrics["ratio_min"].min()
+    return params, opt_state, means | {"ratio_first": first_ratio}
+
+
+def make_optimizer(
+    lr: float, weight_decay: float = 0.0, max_grad_norm: float = 1.0
+) -> optax.GradientTransformation:
+    """AdamW behind a clip of the gradient's global norm."""
+    return optax.chain(
+        optax.clip_by_global_norm(max_grad_norm),
+        optax.adamw(lr, weight_decay=weight_decay),
+    )
+
+
+def reference_kl(
+    params: Any,
+    reference_params: Any,
+    trajectory: Trajectory,
+    *,
+    model: Generator,
+    schedule: Schedule,
+    num_steps: int,
+    eta: float = 1.0,
+    cfg_scale: float | None = None,
+) -> jax.Array:
+    """KL of the policy from the original one, nats per coordinate and step, [].
+
+    The closed form between the two Gaussians of a step, averaged over crystals and over
+    `num_steps` steps of the trajectory at equal distances: two denoiser calls a step, so
+    a few steps cost little beside the update's T.
+    """
+    total = len(trajectory.steps.index)
+    picked = jnp.asarray(
+        [(2 * i + 1) * total // (2 * num_steps) for i in range(num_steps)]
+    )
+    steps = jax.tree.map(lambda x: x[picked], trajectory.steps)
+
+    def kl(_, step):
+        gaussians = [
+            denoise_step(
+                model.denoiser(p, trajectory.mask, trajectory.condition, cfg_scale),
+                step.z,
+                step.index,
+                schedule=schedule,
+                eta=eta,
+            )
+            for p in (params, reference_params)
+        ]
+        return None, gaussian_kl(*gaussians[0], *gaussians[1], trajectory.mask).mean()
+
+    return lax.scan(kl, None, steps)[1].mean()

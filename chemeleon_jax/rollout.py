@@ -1,0 +1,121 @@
+"""`sample_group`: the policy at work."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from chemeleon_jax.diffusion import Denoiser, Schedule, denoise_step, gaussian_log_prob
+from chemeleon_jax.models.generator import Generator
+from chemeleon_jax.sharding import constrain
+from chemeleon_jax.types import CrystalBatch, Step, Trajectory
+
+
+def crystal_noise(
+    keys: jax.Array, draw: jax.Array | int, mask: jax.Array, channels: int
+):
+    """Standard normal noise on real atoms, zero on padding, [B, N, L].
+
+    Every crystal has its own key and every atom its own counter in it, so that a crystal
+    does not depend on the batch it is in, on the padding or on the number of devices.
+
+    Args:
+      keys: [B] one key per crystal.
+      draw: number of the draw in the trajectory.
+      mask: [B, N].
+      channels: L.
+    """
+    shape = (mask.shape[1], channels)
+    noise = jax.vmap(lambda k: jax.random.normal(jax.random.fold_in(k, draw), shape))
+    return noise(keys) * mask[..., None]
+
+
+def sample_group(
+    params: Any,
+    key: jax.Array,
+    num_atoms: jax.Array,
+    *,
+    model: Generator,
+    schedule: Schedule,
+    group_size: int,
+    eta: float = 1.0,
+    cfg_scale: float | None = None,
+    condition: dict[str, jax.Array] | None = None,
+) -> tuple[CrystalBatch, Trajectory]:
+    """Sample groups of crystals, and remember how.
+
+    Args:
+      params: of the policy (the DiT).
+      key: of this rollout; crystal b draws from `fold_in(key, b)`.
+      num_atoms: [G] atoms of each group's crystals, at most `model.max_atoms`.
+      model: everything that is not trained here.
+      schedule: with T steps, names the sampler.
+      group_size: K.
+      eta: noise of the DDIM sampler; 1 in RL.
+      cfg_scale: classifier-free guidance scale; None for none.
+      condition: preprocessed conditions of each group, {name: [G, in]}.
+
+    Returns:
+      B = G * K crystals, groups contiguous, and their trajectory. Steps without noise
+      (the last of DDIM) are taken but not part of it: they have no log-probability.
+    """
+    mask = jnp.arange(model.max_atoms) < jnp.repeat(num_atoms, group_size)[:, None]
+    mask = constrain(mask)
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(len(mask)))
+    condition = repeat_condition(condition, group_size)
+    denoiser = model.denoiser(params, mask, condition, cfg_scale)
+
+    def noise(draw):
+        return crystal_noise(keys, draw, mask, model.dit.latent_channels)
+
+    z, steps = roll_out(
+        denoiser, noise(schedule.num_steps), noise, mask, schedule=schedule, eta=eta
+    )
+    return model.decode(z, mask), Trajectory(steps, mask, condition)
+
+
+def roll_out(
+    denoiser: Denoiser,
+    z: jax.Array,
+    noise: Callable[[jax.Array], jax.Array],
+    mask: jax.Array,
+    *,
+    schedule: Schedule,
+    eta: float = 1.0,
+) -> tuple[jax.Array, Step]:
+    """Take all T steps from a given latent.
+
+    Args:
+      denoiser: see `Generator.denoiser`.
+      z: [B, N, L] initial latent, zero on padding.
+      noise: index of a step [] -> [B, N, L], zero on padding.
+      mask: [B, N].
+      schedule: with T steps.
+      eta: noise of the DDIM sampler.
+
+    Returns:
+      The final latent, and the steps that drew noise, stacked in sampling order.
+    """
+
+    def take_step(z, index):
+        mean, std = denoise_step(denoiser, z, index, schedule=schedule, eta=eta)
+        # DDPM draws no noise at step 0; DDIM's step 0 is not in this scan, because its
+        # density is a point.
+        z_next = mean + std * noise(index) * (index > 0)
+        log_prob = gaussian_log_prob(z_next, mean, std, mask)
+        return z_next, Step(index, z, z_next, log_prob)
+
+    last = 1 if schedule.sampler == "ddim" else 0
+    z, steps = lax.scan(take_step, z, jnp.arange(schedule.num_steps - 1, last - 1, -1))
+    if last:
+        z, _ = denoise_step(denoiser, z, jnp.array(0), schedule=schedule, eta=eta)
+    return z, steps
+
+
+def repeat_condition(condition, group_size: int):
+    """Conditions of groups {name: [G, in]} as those of crystals {name: [B, in]}."""
+    if condition is None:
+        return None
+    return {name: jnp.repeat(v, group_size, 0) for name, v in condition.items()}
