@@ -1,0 +1,1 @@
+"""PyTorch checkpoints of Chemeleon2 -> this project's parameters; no torch needed."""
