@@ -1,0 +1,12 @@
+import os
+
+# Before jax is imported: four CPU devices, so that sharding is really exercised.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ["XLA_FLAGS"] = (
+    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=4"
+)
+
+import jax  # noqa: E402
+
+# A forgotten axis is an error, not a silent outer product.
+jax.config.update("jax_numpy_rank_promotion", "raise")
