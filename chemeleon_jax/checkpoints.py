@@ -1,4 +1,4 @@
-"""Models and runs on disk. The only module that knows Orbax, safetensors and the hub.
+"""Models and runs on disk. The only module that knows Orbax and safetensors.
 
 A model directory is what users exchange: `params.safetensors` (names joined by `/`) and
 `config.json` (the keyword arguments of the modules, see docs/checkpoints.md). A run
@@ -16,8 +16,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import urllib.error
-import urllib.request
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,17 +28,9 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
+from chemeleon_jax import hub
 from chemeleon_jax.errors import UserError
 
-HUB_REPO = "hspark1212/chemeleon2-checkpoints"
-HUB_FILES = {
-    "mp_20_vae": "v0.0.1/mp_20/vae/dng_m4owq4i5_v0.ckpt",
-    "alex_mp_20_vae": "v0.0.1/alex_mp_20/vae/dng_j1jgz9t0_v1.ckpt",
-    "mp_20_ldm_base": "v0.0.1/mp_20/ldm/ldm_null_4tfw67aq.ckpt",
-    "alex_mp_20_ldm_base": "v0.0.1/alex_mp_20/ldm/ldm_null_k744ob4i.ckpt",
-    "mp_20_ldm_rl": "v0.0.1/mp_20/ldm/ldm_rl_dng_xxq3a0mn.ckpt",
-    "alex_mp_20_ldm_rl": "v0.0.1/alex_mp_20/ldm/ldm_rl_dng_tuor5vgd.ckpt",
-}
 MINI_MODELS = ("vae", "ldm", "predictor")
 PACKAGES = (
     "jax jaxlib flax optax orbax-checkpoint numpy scipy pymatgen ase safetensors"
@@ -88,7 +78,7 @@ def load(name, *, weights: str = "raw") -> Checkpoint:
     """Loads a model: embedded, from the hub, from a model or a run directory.
 
     Args:
-      name: `mini:vae`, `mini:ldm`, `mini:predictor`; `hub:` and one of `HUB_FILES`,
+      name: `mini:vae`, `mini:ldm`, `mini:predictor`; `hub:` and one of `hub.FILES`,
         fetched and converted once; or a path. Of a run directory: its latest policy,
         with the frozen parts it started from.
       weights: "raw" or "ema", of a run directory.
@@ -103,7 +93,7 @@ def load(name, *, weights: str = "raw") -> Checkpoint:
     if kind == "mini":
         return _load_model(_mini_dir(rest))
     if kind == "hub":
-        return _load_model(_hub_dir(rest))
+        return _load_model(hub.fetch(rest))
     path = Path(name)
     if path.suffix == ".ckpt":
         raise UserError(
@@ -156,9 +146,6 @@ def params_digest(params) -> str:
     return digest.hexdigest()
 
 
-# ------------------------------------------------------------------- names of models
-
-
 def _mini_dir(name: str) -> Path:
     if name not in MINI_MODELS:
         raise UserError(
@@ -166,50 +153,6 @@ def _mini_dir(name: str) -> Path:
             + ", ".join(f"mini:{m}" for m in MINI_MODELS)
         )
     return Path(str(files("chemeleon_jax"))) / "assets" / "mini" / name
-
-
-def _hub_dir(name: str) -> Path:
-    """The converted model of a hub name, fetched and converted where it is not yet."""
-    if name not in HUB_FILES:
-        raise UserError(
-            f"hub:{name}: no such model; there are "
-            + ", ".join(f"hub:{m}" for m in HUB_FILES)
-        )
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    directory = cache / "chemeleon_jax" / name
-    if (directory / "config.json").is_file():
-        return directory
-    file = _fetch(name)
-    from convert_checkpoints import convert  # only here: most runs never convert
-
-    with _replacing(directory) as temporary:
-        convert([file], temporary, weights="raw")
-    return directory
-
-
-def _fetch(name: str) -> Path:
-    """The checkpoint file of a hub name, from the hub's local cache or the network."""
-    from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
-
-    cached = try_to_load_from_cache(HUB_REPO, HUB_FILES[name])
-    if isinstance(cached, str):
-        return Path(cached)
-    try:
-        # hf_hub_download retries for half a minute: ask once, shortly, whether the hub
-        # answers at all. Any answer will do, a refusal too.
-        probe = urllib.request.Request(constants.ENDPOINT, method="HEAD")
-        try:
-            urllib.request.urlopen(probe, timeout=5).close()
-        except urllib.error.HTTPError as answer:
-            answer.close()
-        return Path(hf_hub_download(HUB_REPO, HUB_FILES[name]))
-    except Exception as e:  # its errors have no common base, its cause may be anything
-        raise UserError(
-            f"hub:{name}: cannot fetch {HUB_FILES[name]} of {HUB_REPO} "
-            f"({type(e).__name__}: {e}). Without the network, use the embedded models "
-            "(mini:vae, mini:ldm), or bring that file here, run `python -m "
-            "convert_checkpoints FILE --out DIR` and give DIR instead of the hub name"
-        ) from e
 
 
 # -------------------------------------------------------------------- run directories
@@ -220,22 +163,17 @@ class RunCheckpoints:
 
     def __init__(self, workdir):
         """Opens `workdir`/checkpoints, made if need be."""
-        # A best_fn with max_to_keep would delete the newest state of a run that gets
-        # worse. States without a score are kept only while they are the latest.
-        policy = preservation_policy.AnyPreservationPolicy(
+        keep = preservation_policy.AnyPreservationPolicy(
             [
                 preservation_policy.LatestN(n=KEEP_LATEST),
-                preservation_policy.BestN(
-                    get_metric_fn=lambda metrics: metrics["score"],
-                    n=1,
-                    keep_checkpoints_without_metrics=False,
-                ),
+                preservation_policy.BestN(get_metric_fn=_score, n=1),
             ]
         )
         self._manager = ocp.CheckpointManager(
             Path(workdir, "checkpoints").absolute(),
             options=ocp.CheckpointManagerOptions(
-                preservation_policy=policy,
+                best_fn=_score,  # alone, it would delete the newest of a falling run
+                preservation_policy=keep,
                 enable_async_checkpointing=False,  # a full disk is an error here, now
             ),
         )
@@ -247,13 +185,11 @@ class RunCheckpoints:
 
     @property
     def best_step(self) -> int | None:
-        """The kept step of the highest score, None where none has one."""
-        scores = {
-            step: (self._manager.metrics(step) or {}).get("score")
-            for step in self._manager.all_steps()
-        }
-        scored = {step: score for step, score in scores.items() if score is not None}
-        return max(scored, key=scored.__getitem__) if scored else None
+        """The step of the highest score, None while no state has one."""
+        step = self._manager.best_step()
+        if step is None or _score(self._manager.metrics(step)) == -np.inf:
+            return None
+        return step
 
     def save(self, step: int, state, *, score: float | None = None) -> None:
         """Writes a state; returns when it is on disk.
@@ -265,10 +201,12 @@ class RunCheckpoints:
         """
         if step == self.latest_step:
             return
-        metrics = None
-        if score is not None and np.isfinite(score):
-            metrics = {"score": float(score)}
-        self._manager.save(step, args=ocp.args.StandardSave(state), metrics=metrics)
+        scored = score is not None and np.isfinite(score)
+        self._manager.save(
+            step,
+            args=ocp.args.StandardSave(state),
+            metrics={"score": float(score) if scored else -np.inf},
+        )
 
     def restore_latest(self, target):
         """The newest state, bit for bit, or None if there is none.
@@ -306,6 +244,10 @@ class RunCheckpoints:
 
     def __exit__(self, *_):
         self.close()
+
+
+def _score(metrics) -> float:
+    return metrics["score"]
 
 
 def write_run_info(workdir, config: dict, model: Checkpoint | None = None) -> None:
@@ -354,11 +296,11 @@ def _load_run(workdir: Path, weights: str) -> Checkpoint:
     """
     item = {"raw": "params", "ema": "ema_params"}[weights]
     model = _load_model(workdir / "model")
-    with RunCheckpoints(workdir) as run:
-        step = run.latest_step
-    if step is None:
+    # No CheckpointManager here: the run may be going on, and those must not be two.
+    steps = ocp.utils.checkpoint_steps(workdir / "checkpoints")
+    if not steps:
         return model
-    directory = workdir.absolute() / "checkpoints" / str(step) / "default"
+    directory = workdir.absolute() / "checkpoints" / str(max(steps)) / "default"
     handler = ocp.PyTreeCheckpointHandler()
     try:
         with ocp.Checkpointer(handler) as reader:
