@@ -3,36 +3,23 @@
 A data set is NumPy on the host. Only `augment` and `corrupt` are JAX, meant for jit.
 """
 
-import csv
 import hashlib
-import logging
 import os
-import tempfile
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, replace
+import zipfile
+from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from multiprocessing import get_context
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from pymatgen.core import Structure
 
-from chemeleon_jax.crystals import (
-    chemical_system,
-    empty_batch,
-    from_structures,
-    niggli_reduce,
-    take,
-)
-from chemeleon_jax.lattice import lattice_matrix
+from chemeleon_jax.crystals import chemical_system, empty_batch, take
+from chemeleon_jax.errors import UserError
 from chemeleon_jax.types import CrystalBatch
 
-logger = logging.getLogger(__name__)
-
 ASSETS = Path(__file__).parent / "assets"
-MP_MINI_SHA256 = "a2b883ed05ffbe07610a1727ca4874ad8906e3783884a374c87fdea63ddd40ea"
+MP_MINI_SHA256 = "283c10a15f6f696d03881f8dfa4a2768c27ebdd10a2503718b2ab60a166af455"
 
 SPLITS = ("train", "validation", "test")
 SPLIT_SHARES = (0.90, 0.05, 0.05)
@@ -45,9 +32,6 @@ _MP20 = (
     + (0.06703278, 0.00972877, 0.05317659, 0.01057636, 0.08995430)
 )
 MP20_ATOM_COUNTS = np.array(_MP20) / sum(_MP20)  # [20], entry i for i + 1 atoms
-
-CSV_READER_VERSION = 1  # raise when the reader's result changes: caches go stale
-POOL_THRESHOLD = 2000  # rows from which worker processes pay off
 
 
 @dataclass(frozen=True)
@@ -85,7 +69,7 @@ class Dataset:
     def select(self, split: str) -> "Dataset":
         """The crystals of one split: "train", "validation" or "test"."""
         if split not in SPLITS:
-            raise ValueError(f"unknown split {split!r}: choose one of {SPLITS}")
+            raise UserError(f"unknown split {split!r}: choose one of {SPLITS}")
         return self.subset(self.split == SPLITS.index(split))
 
     @cached_property
@@ -116,20 +100,21 @@ def load_dataset(
         file or, where that cannot be written, under ~/.cache/chemeleon_jax.
 
     Raises:
-      FileNotFoundError: there is no such file.
-      ValueError: the file is no data set (says what is missing), or the embedded file
-        was altered.
+      UserError: there is no such file, it is no data set (the message says what is
+        missing), or the embedded file was altered.
     """
     if source == "mp_mini":
         return _load_embedded()
     path = Path(source)
-    if not path.exists():
-        raise FileNotFoundError(
+    if not path.is_file():
+        raise UserError(
             f"data set {str(path)!r} not found: give 'mp_mini' (embedded), "
             "or the path of a .csv or .npz file"
         )
     if path.suffix == ".npz":
         return load_npz(path)
+    from chemeleon_jax.csv_data import load_csv  # which builds on this module
+
     return load_csv(path, max_atoms=max_atoms, cache_dir=cache_dir)
 
 
@@ -138,7 +123,7 @@ def _load_embedded() -> Dataset:
     path = ASSETS / "mp_mini.npz"
     found = hashlib.sha256(path.read_bytes()).hexdigest()
     if found != MP_MINI_SHA256:
-        raise ValueError(
+        raise UserError(
             f"{path} was altered: its SHA-256 is {found}, not {MP_MINI_SHA256}. "
             "Install the package again, or rebuild it with tools/build_assets.py"
         )
@@ -164,8 +149,8 @@ FRAC_UNIT = 2**16  # quantised coordinates count this part of a cell: error < 1e
 LABEL_PREFIX = "label_"
 
 
-def save_npz(path: str | os.PathLike, dataset: Dataset, *, quantise: bool) -> None:
-    """Writes a data set without its padding.
+def save_npz(path, dataset: Dataset, *, quantise: bool = False) -> None:
+    """Writes a data set, without its padding, to a path or open file.
 
     With `quantise`, fractional coordinates are rounded to 2^-16, half the size.
     """
@@ -181,28 +166,37 @@ def save_npz(path: str | os.PathLike, dataset: Dataset, *, quantise: bool) -> No
         lengths=crystals.lengths.astype(np.float32),
         angles=crystals.angles.astype(np.float32),
         max_atoms=crystals.mask.shape[1],
-        material_ids=np.char.encode(dataset.material_ids.astype(str), "utf-8"),
+        material_ids=_encode(dataset.material_ids),
         split=dataset.split.astype(np.int8),
+        skipped_row=np.array([s.row for s in dataset.skipped], np.int32),
+        skipped_id=_encode([s.material_id for s in dataset.skipped]),
+        skipped_reason=_encode([s.reason for s in dataset.skipped]),
         **{LABEL_PREFIX + k: v.astype(np.float32) for k, v in dataset.labels.items()},
     )
+
+
+def _encode(strings) -> np.ndarray:
+    return np.char.encode(np.array(strings, dtype=str), "utf-8")
 
 
 def load_npz(path: str | os.PathLike) -> Dataset:
     """Reads what `save_npz` wrote.
 
     Raises:
-      ValueError: an array is missing.
+      UserError: the file is damaged, or an array is missing.
     """
-    with np.load(path, allow_pickle=False) as file:
-        arrays = dict(file)
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = dict(file)
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
+        raise UserError(f"{path} cannot be read as npz: {error}") from error
     needed = {"num_atoms", "atom_types", "frac_coords", "lengths", "angles"}
     needed |= {"max_atoms", "material_ids", "split"}
+    needed |= {"skipped_row", "skipped_id", "skipped_reason"}
     if missing := sorted(needed - arrays.keys()):
-        raise ValueError(f"{path} is no data set: it lacks {', '.join(missing)}")
+        raise UserError(f"{path} is no data set: it lacks {', '.join(missing)}")
     crystals = empty_batch(len(arrays["num_atoms"]), int(arrays["max_atoms"]))
-    crystals.mask[:] = (
-        np.arange(crystals.mask.shape[1]) < arrays["num_atoms"][:, None]
-    )
+    crystals.mask[:] = np.arange(crystals.mask.shape[1]) < arrays["num_atoms"][:, None]
     frac = arrays["frac_coords"]
     if frac.dtype == np.uint16:
         frac = frac / np.float32(FRAC_UNIT)
@@ -215,5 +209,148 @@ def load_npz(path: str | os.PathLike) -> Dataset:
         for k, v in arrays.items()
         if k.startswith(LABEL_PREFIX)
     }
-    ids = np.char.decode(arrays["material_ids"], "utf-8")
-    return Dataset(crystals, labels, ids, arrays["split"])
+    skipped = zip(
+        arrays["skipped_row"].tolist(),
+        np.char.decode(arrays["skipped_id"], "utf-8").tolist(),
+        np.char.decode(arrays["skipped_reason"], "utf-8").tolist(),
+        strict=True,
+    )
+    return Dataset(
+        crystals,
+        labels,
+        np.char.decode(arrays["material_ids"], "utf-8"),
+        arrays["split"],
+        tuple(SkippedRow(*row) for row in skipped),
+    )
+
+
+# --- batches ----------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class BucketedBatches:
+    """Training batches of fixed shapes, random access by step.
+
+    Crystals of similar size share a batch, padded to the bucket's width, and a bucket's
+    batches all have one shape: training compiles once per bucket. In every epoch each
+    crystal comes once; the last batch is filled up with crystals drawn at random.
+    """
+
+    dataset: Dataset
+    atoms_per_batch: int = 2048  # padding included, at most
+    seed: int = 0
+    multiple_of: int = 8  # crystals per batch: a multiple of the number of devices
+    bucket_multiple: int = 4  # widths are multiples of this
+
+    def __post_init__(self):
+        if not len(self.dataset):
+            raise UserError("no crystals to make batches of: the data set is empty")
+
+    @cached_property
+    def batches_per_epoch(self) -> int:
+        """Batches that show every crystal once."""
+        return len(_deal(self, 0))
+
+    def at(self, step: int) -> tuple[CrystalBatch, dict[str, np.ndarray]]:
+        """Crystals and labels of training step `step`, a function of the step alone."""
+        epoch, position = divmod(step, self.batches_per_epoch)
+        width, indices = _deal(self, epoch)[position]
+        batch = self.dataset.subset(indices)
+        crystals = batch.crystals.replace(
+            atom_types=batch.crystals.atom_types[:, :width],
+            frac_coords=batch.crystals.frac_coords[:, :width],
+            mask=batch.crystals.mask[:, :width],
+        )
+        return crystals, batch.labels
+
+
+@lru_cache(maxsize=8)
+def _deal(batches: BucketedBatches, epoch: int) -> list[tuple[int, np.ndarray]]:
+    """One epoch's batches in order: their width and the crystals in them."""
+    rng = np.random.default_rng([batches.seed, epoch])
+    mask, multiple = batches.dataset.crystals.mask, batches.bucket_multiple
+    widths = np.minimum(-(-mask.sum(-1) // multiple) * multiple, mask.shape[1])
+    dealt, rest, size = [], np.zeros(0, int), 1
+    for width in np.unique(widths).tolist():
+        # What is left of a narrow bucket goes into the next, wider one.
+        pool = np.concatenate([rest, rng.permutation(np.flatnonzero(widths == width))])
+        per_batch = batches.atoms_per_batch // width
+        size = max(per_batch // batches.multiple_of, 1) * batches.multiple_of
+        full = len(pool) // size * size
+        dealt += [(width, part) for part in pool[:full].reshape(-1, size)]
+        rest = pool[full:]
+    if len(rest):
+        fill = np.resize(rng.permutation(len(widths)), size - len(rest))
+        dealt.append((width, np.concatenate([rest, fill])))
+    return [dealt[i] for i in rng.permutation(len(dealt))]
+
+
+# --- augmentation -----------------------------------------------------------------
+
+
+def augment(
+    key: jax.Array, crystals: CrystalBatch, *, translate=True, rotate=True
+) -> tuple[CrystalBatch, jax.Array]:
+    """The same crystals from another origin and in another orientation.
+
+    Every crystal gets its own uniform translation (coordinates wrapped into [0, 1)) and
+    its own uniform proper rotation.
+
+    Returns:
+      The crystals, and their lattice vectors as rows [B, 3, 3] in Å, which the rotation
+      has taken out of the canonical orientation.
+    """
+    shift_key, rotation_key = jax.random.split(key)
+    lattice = crystals.lattice
+    if translate:
+        shift = jax.random.uniform(shift_key, (len(lattice), 1, 3))
+        crystals = _set_coords(crystals, crystals.frac_coords + shift)
+    if rotate:
+        lattice = lattice @ random_rotations(rotation_key, len(lattice))
+    return crystals, lattice
+
+
+def corrupt(
+    key: jax.Array,
+    crystals: CrystalBatch,
+    lattice: jax.Array,
+    *,
+    type_rate: float = 0.0,
+    jitter: float = 0.0,
+) -> CrystalBatch:
+    """Noisy input for a denoising VAE, whose target stays the clean crystal.
+
+    Args:
+      key: random key.
+      crystals: crystals.
+      lattice: [B, 3, 3] their lattice vectors in any orientation, Å.
+      type_rate: probability that an atom's type is hidden (set to 0).
+      jitter: standard deviation of Cartesian noise, Å.
+    """
+    type_key, jitter_key = jax.random.split(key)
+    hidden = jax.random.bernoulli(type_key, type_rate, crystals.mask.shape)
+    noise = jitter * jax.random.normal(jitter_key, crystals.frac_coords.shape)
+    frac_coords = crystals.frac_coords + noise @ jnp.linalg.inv(lattice)
+    return _set_coords(crystals, frac_coords).replace(
+        atom_types=jnp.where(hidden, 0, crystals.atom_types)
+    )
+
+
+def _set_coords(crystals: CrystalBatch, frac_coords: jax.Array) -> CrystalBatch:
+    wrapped = frac_coords - jnp.floor(frac_coords)
+    wrapped = jnp.where(wrapped >= 1, 0.0, wrapped)  # 1 - 1e-9 rounds up to 1
+    return crystals.replace(
+        frac_coords=jnp.where(crystals.mask[..., None], wrapped, 0.0)
+    )
+
+
+def random_rotations(key: jax.Array, size: int) -> jax.Array:
+    """Proper rotations drawn uniformly, [size, 3, 3], from unit quaternions."""
+    q = jax.random.normal(key, (size, 4))
+    w, x, y, z = (q / jnp.linalg.norm(q, axis=-1, keepdims=True)).T
+    rows = [
+        [1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)],
+        [2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)],
+        [2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)],
+    ]
+    return jnp.stack([jnp.stack(row, -1) for row in rows], -2)
