@@ -5,7 +5,6 @@ import hashlib
 import io
 import logging
 import os
-import tempfile
 import warnings
 from concurrent.futures import ProcessPoolExecutor
 from itertools import repeat
@@ -176,8 +175,6 @@ def _cache_folder(path: Path, cache_dir: str | None) -> Path:
 def _write_atomically(path: Path, dataset: Dataset) -> None:
     """So that a process killed half-way, or two at once, leave no broken cache."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(
-        dir=path.parent, suffix=".npz", delete=False
-    ) as file:
-        save_npz(file, dataset)
-    os.replace(file.name, path)
+    unfinished = path.with_name(f"{path.stem}.{os.getpid()}.npz")
+    save_npz(unfinished, dataset)
+    os.replace(unfinished, path)

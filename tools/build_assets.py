@@ -1,18 +1,37 @@
-"""Builds every embedded file of chemeleon_jax from packages of the Python index.
+"""Builds the embedded data of chemeleon_jax from four packages of the Python index.
 
-Deterministic: the same packages give the same bytes (with the same zlib). Users never
-need to run it. Get the packages first; nothing of them is installed or imported:
+Users never need this. Nothing of the packages is installed, imported or run; the same
+packages give the same arrays. The models in assets/mini are trained, not built here.
 
-  pip download --no-deps -d packages fairchem-data-oc==0.0.1 chgnet==0.4.2 matcalc==0.3.3
-  pip download --no-deps --no-binary :all: -d packages matminer==0.3.7
-  python -m tools.build_assets --packages packages
+  pip download --no-deps -d packages fairchem-data-oc==0.0.1 chgnet==0.4.2
+  pip download --no-deps -d packages matcalc==0.3.3
+  pip download --no-deps -d packages --no-binary matminer matminer==0.3.7
+  python -m tools.build_assets --packages packages   # some five minutes on two cores
+
+A changed mp_mini.npz needs its new hash in chemeleon_jax/data.py: it is printed.
 """
+
 import argparse
+import hashlib
 from pathlib import Path
 
+from tools.build_chgnet import build_chgnet
 from tools.build_crystals import build_crystals
+from tools.build_hull import build_hull
+
+
+def main() -> None:
+    """Builds all files, in the order in which they need each other."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--packages", type=Path, required=True, help="downloads")
+    parser.add_argument("--out", type=Path, default=Path("chemeleon_jax/assets"))
+    args = parser.parse_args()
+    crystals = args.out / "mp_mini.npz"
+    build_crystals(args.packages, crystals)
+    print(f'MP_MINI_SHA256 = "{hashlib.sha256(crystals.read_bytes()).hexdigest()}"')
+    build_chgnet(args.packages, args.out / "chgnet.safetensors")
+    build_hull(args.packages, args.out / "hull.npz")
+
 
 if __name__ == "__main__":
-    p = argparse.ArgumentParser(); p.add_argument("--packages", type=Path); p.add_argument("--out", type=Path)
-    a = p.parse_args()
-    build_crystals(a.packages, a.out / "mp_mini.npz")
+    main()

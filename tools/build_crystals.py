@@ -13,6 +13,7 @@ import pickle
 import tarfile
 import zipfile
 from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -65,7 +66,7 @@ class _Parameters(_Record, dict):
 class _AtomsUnpickler(pickle.Unpickler):
     """Loads arrays and inert records; any other name in the file is an error."""
 
-    _records = {
+    _allowed = {
         ("ase.atoms", "Atoms"): _Record,
         ("ase.cell", "Cell"): _Record,
         ("ase.calculators.singlepoint", "SinglePointCalculator"): _Record,
@@ -78,9 +79,9 @@ class _AtomsUnpickler(pickle.Unpickler):
     }
 
     def find_class(self, module, name):
-        if (module, name) not in self._records:
+        if (module, name) not in self._allowed:
             raise pickle.UnpicklingError(f"{module}.{name} is not allowed here")
-        return self._records[module, name]
+        return self._allowed[module, name]
 
 
 def read_oc20(packages: Path) -> dict[str, Structure]:
@@ -181,7 +182,7 @@ def build_crystals(packages: Path, out: Path) -> None:
     structures, labels = read_matminer(packages)
     structures = read_oc20(packages) | structures
     ids = sorted(structures, key=lambda key: (len(key), key))
-    with ProcessPoolExecutor() as pool:
+    with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
         canonical = list(
             pool.map(canonicalise, [structures[i] for i in ids], chunksize=64)
         )
