@@ -1,0 +1,237 @@
+"""The command line of the programs: a config file, overrides, errors on one line."""
+
+import difflib
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from chemeleon_jax.errors import UserError
+from chemeleon_jax.sharding import check_divisible
+
+_OVERRIDE = re.compile(r"--?(?:no)?config\.([^=]+)(?:=(.*))?", re.DOTALL)
+
+
+def run(main: Callable[[ConfigDict, str], None]) -> None:
+    """Calls main(config, workdir) with what the command line says.
+
+    What the user can put right (`UserError`) becomes one line and exit status 2.
+    """
+    if {"-h", "--help", "--helpfull"} & set(sys.argv):
+        print(sys.modules["__main__"].__doc__)
+        return
+    try:
+        config, workdir = parse(sys.argv)
+        main(config, workdir)
+    except UserError as e:
+        print(f"error: {e}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+def parse(argv: list[str]) -> tuple[ConfigDict, str]:
+    """Reads `--config=FILE[:PRESET] [--config.FIELD=VALUE ...] [--workdir=DIR]`.
+
+    Args:
+      argv: the program's name, then its arguments.
+
+    Returns:
+      The config, locked, and the run directory: by default `runs/` and the config's
+      name and preset, so that the same command continues the same run.
+
+    Raises:
+      UserError: a missing file, an unknown preset, field or flag, or a wrong type. For
+        an unknown field, the message names the nearest one.
+    """
+    name = _config_name(argv)
+    config, _, _ = _read([argv[0], f"--config={name}"])
+    for argument in argv[1:]:
+        override = _OVERRIDE.fullmatch(argument)
+        if override:
+            _check_field(config, override[1])
+    config, workdir, rest = _read(argv)
+    if rest:
+        raise UserError(f"'{rest[0]}': every argument is --name=value")
+    file, _, preset = name.partition(":")
+    default = Path("runs", "_".join(filter(None, [Path(file).stem, preset])))
+    return config, workdir or str(default)
+
+
+def _config_name(argv: list[str]) -> str:
+    """The FILE[:PRESET] of an existing file."""
+    known = ", ".join(sorted(str(f) for f in Path("configs").glob("[a-z]*.py")))
+    hint = f"give --config=FILE{f', one of {known}' if known else ''}"
+    for i, argument in enumerate(argv[1:], 1):
+        match = re.fullmatch(r"--?config(?:=(.*))?", argument)
+        if match:
+            name = match[1] if match[1] is not None else "".join(argv[i + 1 : i + 2])
+            if not Path(name.partition(":")[0]).is_file():
+                raise UserError(f"'{name}': no such config file; {hint}")
+            return name
+    raise UserError(f"no config; {hint}")
+
+
+def _read(argv: list[str]) -> tuple[ConfigDict, str | None, list[str]]:
+    """The config, the run directory, and what is left over."""
+    values = flags.FlagValues()
+    values.set_gnu_getopt()
+    holder = config_flags.DEFINE_config_file(
+        "config", flag_values=values, sys_argv=argv
+    )
+    flags.DEFINE_string("workdir", None, "run directory", flag_values=values)
+    try:
+        rest = values(argv)
+    except flags.UnrecognizedFlagError as e:
+        raise UserError(
+            f"--{e.flagname}: no such flag; there are --config, --config.FIELD and "
+            "--workdir"
+        ) from e
+    except flags.IllegalFlagValueError as e:
+        raise _wrong_value(e) from e
+    return holder.value, values.workdir, rest[1:]
+
+
+def _wrong_value(error: flags.IllegalFlagValueError) -> Exception:
+    """What to say of a value that absl refuses, or of a `get_config` that raised."""
+    cause = error.__context__
+    while cause is not None:
+        if isinstance(cause, UserError):
+            return cause
+        cause = cause.__context__
+    message = str(error).removeprefix("flag ").removeprefix("--")
+    if "\n" in message:  # the traceback of a config file with a fault
+        return error
+    if "Non-boolean" in message:
+        message = f"{message.split(': ')[0]}: neither True nor False"
+    return UserError(message)
+
+
+def _check_field(config: ConfigDict, field: str) -> None:
+    fields = list(_fields(config))
+    if field in fields:
+        return
+    if any(other.startswith(f"{field}.") for other in fields):
+        raise UserError(f"config.{field}: has fields of its own; set one of those")
+    near = difflib.get_close_matches(field, fields, n=1, cutoff=0.0)
+    raise UserError(f"config.{field}: no such field; the nearest is config.{near[0]}")
+
+
+def _fields(config: ConfigDict, prefix: str = ""):
+    """The dotted names of all values."""
+    for name in config:
+        value = config.get_ref(name).get()
+        if isinstance(value, ConfigDict):
+            yield from _fields(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}"
+
+
+# ---------------------------------------------------------------------- RL values
+
+_NORMALIZATIONS = ("norm", "std", "subtract_mean", "clip", "none")
+_CHOICES = {
+    "rl.kl_target": ("old", "reference"),
+    "sampling.sampler": ("ddim", "ddpm"),
+    "reward.normalize_fn": _NORMALIZATIONS,
+}
+_AT_LEAST_ONE = (
+    "num_iterations",
+    "checkpoint_every",
+    "rl.num_group_samples",
+    "rl.num_inner_batch",
+    "rl.grad_accum",
+    "data.batch_size",
+)
+_NOT_NEGATIVE = (
+    "seed",
+    "validate_every",
+    "validation_samples",
+    "rl.kl_weight",
+    "rl.entropy_weight",
+    "sampling.cfg_scale",
+    "reward.workers",
+    "optimizer.weight_decay",
+)
+_POSITIVE = (
+    "rl.clip_ratio",
+    "reward.eps",
+    "reward.time_limit",
+    "optimizer.lr",
+    "optimizer.max_grad_norm",
+)
+
+
+def check_rl(config: ConfigDict, num_devices: int) -> None:
+    """Checks the values of an RL config, before anything is loaded or compiled.
+
+    Raises:
+      UserError: one is out of range, or they do not fit together. It names the fields.
+    """
+    for field, choices in _CHOICES.items():
+        _require(config, field, lambda x, c=choices: x in c, f"one of {choices}")
+    for field in _AT_LEAST_ONE:
+        _require(config, field, lambda x: x >= 1, "at least 1")
+    for field in _NOT_NEGATIVE:
+        _require(config, field, lambda x: x >= 0, "0 or more")
+    for field in _POSITIVE:
+        _require(config, field, lambda x: x > 0, "above 0")
+    _require(config, "rl.num_group_samples", lambda x: x >= 2, "at least 2, a group")
+    _require(config, "rl.ema_decay", lambda x: 0 <= x < 1, "from 0 to below 1")
+    _require(config, "sampling.eta", lambda x: 0 < x <= 1, "above 0, at most 1")
+    _require(
+        config, "sampling.sampling_steps", lambda x: 2 <= x <= 1000, "from 2 to 1000"
+    )
+    _check_components(config.reward.components)
+    check_divisible(
+        config.data.batch_size,
+        config.rl.num_group_samples,
+        config.rl.num_inner_batch,
+        config.rl.grad_accum,
+        num_devices,
+    )
+
+
+def active_components(config: ConfigDict) -> dict[str, dict]:
+    """The reward components with a weight, as plain dicts by name."""
+    components = config.reward.components.to_dict()
+    return {name: c for name, c in components.items() if c["weight"] != 0}
+
+
+def _check_components(components: ConfigDict) -> None:
+    for name in components:
+        field = f"{name}.normalize_fn"
+        _require(
+            components,
+            field,
+            lambda x: x in _NORMALIZATIONS,
+            f"one of {_NORMALIZATIONS}",
+            prefix="config.reward.components.",
+        )
+        if not abs(components[name].weight) < float("inf"):
+            raise UserError(f"config.reward.components.{name}.weight: not a number")
+    if not any(components[name].weight for name in components):
+        raise UserError(
+            "config.reward.components: every weight is 0, so there is nothing to "
+            f"learn; give one of {', '.join(components)} a weight"
+        )
+    custom = components.custom
+    if custom.weight and not re.fullmatch(r"[\w.]+:\w+", custom.function):
+        raise UserError(
+            f"config.reward.components.custom.function = '{custom.function}': must be "
+            "module:function, the module as Python imports it"
+        )
+    if custom.function and not custom.weight:
+        raise UserError(
+            "config.reward.components.custom.weight = 0: the function "
+            f"'{custom.function}' would not be used; give it a weight"
+        )
+
+
+def _require(config, field: str, holds, rule: str, prefix: str = "config.") -> None:
+    value = config
+    for part in field.split("."):
+        value = value[part]
+    if not holds(value):
+        raise UserError(f"{prefix}{field} = {value!r}: must be {rule}")

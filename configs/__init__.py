@@ -1,0 +1,1 @@
+"""Files with a `get_config`, for --config=FILE[:PRESET]."""

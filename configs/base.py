@@ -1,0 +1,120 @@
+"""What the RL configs share: every field, its meaning, and three presets of a size.
+
+`mini` is for the embedded model on two CPU cores; `mp_20` and `alex_mp_20` are the
+setting of the Chemeleon2 paper (arXiv:2511.07158) on the released models, for a GPU.
+"""
+
+from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
+
+from chemeleon_jax.errors import UserError
+
+PRESETS = ("mini", "mp_20", "alex_mp_20")
+
+
+def rl_config(preset: str) -> ConfigDict:
+    """The config of an RL run without a reward: its components all have weight 0.
+
+    Args:
+      preset: one of `PRESETS`.
+
+    Raises:
+      UserError: it is none of them.
+    """
+    if preset not in PRESETS:
+        raise UserError(f"no preset '{preset}': there are {', '.join(PRESETS)}")
+    config = _paper(preset) if preset != "mini" else _mini()
+    config.reward = _reward()
+    return config
+
+
+def _paper(models: str) -> ConfigDict:
+    config = ConfigDict()
+    # The policy, and the VAE that decodes its latents: hub:NAME, mini:NAME or a path.
+    config.ldm_ckpt_path = f"hub:{models}_ldm_base"
+    config.vae_ckpt_path = f"hub:{models}_vae"
+    config.seed = 0
+    config.num_iterations = 1000  # rollouts; each makes rl.num_inner_batch updates
+    config.checkpoint_every = 20
+    config.validate_every = 20  # 0: never
+    config.validation_samples = 320
+
+    config.rl = ConfigDict()
+    config.rl.num_group_samples = 64  # K, crystals per group
+    config.rl.group_reward_norm = True  # advantage within the group, else the batch
+    config.rl.num_inner_batch = 2  # optimiser steps per iteration
+    config.rl.grad_accum = 1  # parts of one optimiser step: less memory, same result
+    config.rl.clip_ratio = 1e-3
+    config.rl.kl_weight = 1.0
+    config.rl.kl_target = "old"  # old: the policy that sampled; reference: the LDM
+    config.rl.entropy_weight = 1e-5
+    config.rl.ema_decay = 0.0  # of the averaged policy; 0: no averaging
+
+    config.data = ConfigDict()
+    # Atom counts are drawn from it: 'mp_mini' (embedded), or the path of a CSV file.
+    config.data.dataset = "mp_mini"
+    config.data.batch_size = 5  # G, groups
+
+    config.sampling = ConfigDict()
+    config.sampling.sampler = "ddim"  # or ddpm
+    config.sampling.sampling_steps = 50
+    config.sampling.eta = 1.0  # noise of a DDIM step; RL needs it above 0
+    config.sampling.cfg_scale = 2.0  # of conditional models only
+
+    config.optimizer = ConfigDict()
+    config.optimizer.lr = 1e-5
+    config.optimizer.weight_decay = 0.0
+    config.optimizer.max_grad_norm = 1.0
+    return config
+
+
+def _mini() -> ConfigDict:
+    config = _paper("mini")
+    config.ldm_ckpt_path = "mini:ldm"
+    config.vae_ckpt_path = "mini:vae"
+    config.num_iterations = 100
+    config.validation_samples = 80
+    config.rl.num_group_samples = 16
+    config.rl.kl_target = "reference"
+    config.sampling.sampling_steps = 25
+    config.optimizer.lr = 1e-4
+    return config
+
+
+def _reward() -> ConfigDict:
+    """Every component there is; weight 0 leaves one out.
+
+    A component's raw values are normalised over the batch (`normalize_fn`: norm, std,
+    subtract_mean, clip or none), times its weight, and added up; `reward.normalize_fn`
+    makes the advantage of the sum.
+    """
+    reward = ConfigDict()
+    reward.normalize_fn = "std"
+    reward.eps = 1e-4
+    reward.reference_dataset = "mp_mini"  # what is novel is not in here
+    reward.workers = 0  # processes; 0: as many as CPUs
+    reward.time_limit = 30.0  # s, for one crystal
+    reward.potential = "chgnet"  # or an ASE calculator, see docs/rewards.md
+    reward.components = {
+        # 1: unique and novel, 0: neither, else the distance to the nearest crystal
+        "creativity": {"weight": 0.0, "normalize_fn": "none"},
+        # minus the energy above the hull, eV/atom, within [-1, 0]
+        "energy": {"weight": 0.0, "normalize_fn": "norm"},
+        # what a crystal adds to the diversity of the batch
+        "structure_diversity": {"weight": 0.0, "normalize_fn": "norm"},
+        "composition_diversity": {"weight": 0.0, "normalize_fn": "norm"},
+        # a predicted property: minus its squared distance to the target, or, without a
+        # target, the property itself
+        "predictor": {
+            "weight": 0.0,
+            "normalize_fn": "norm",
+            "ckpt_path": "mini:predictor",
+            "property": "band_gap",
+            "target": placeholder(float),
+            "clip_min": placeholder(float),
+            "clip_max": placeholder(float),
+        },
+        # your own function of a list of pymatgen Structures, as module:function
+        "custom": {"weight": 0.0, "normalize_fn": "norm", "function": ""},
+    }
+    return reward

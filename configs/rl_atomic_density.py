@@ -1,0 +1,16 @@
+"""Denser crystals, in atoms per Å^3: the simplest reward there is.
+
+python -m chemeleon_jax.train --config=configs/rl_atomic_density.py
+python -m chemeleon_jax.train --config=configs/rl_atomic_density.py:alex_mp_20
+"""
+
+from configs.base import rl_config
+
+
+def get_config(preset: str = "mini"):
+    """The config of a preset: mini, mp_20 or alex_mp_20."""
+    config = rl_config(preset)
+    custom = config.reward.components.custom
+    custom.weight = 1.0
+    custom.function = "chemeleon_jax.rewards.custom:atomic_density"
+    return config

@@ -1,0 +1,25 @@
+"""Crystals with a band gap of 3 eV, as a predictor sees it.
+
+    python -m chemeleon_jax.train --config=configs/rl_bandgap.py
+    python -m chemeleon_jax.train --config=configs/rl_bandgap.py:alex_mp_20
+
+The predictor is the embedded one in every preset (the paper's is not released). Train a
+better one with configs/predictor.py, and give its path as
+`--config.reward.components.predictor.ckpt_path`.
+"""
+
+from configs.base import rl_config
+
+
+def get_config(preset: str = "mini"):
+    """The config of a preset: mini, mp_20 or alex_mp_20."""
+    config = rl_config(preset)
+    if preset != "mini":
+        config.rl.clip_ratio = 1e-4
+    components = config.reward.components
+    components.predictor.weight = 1.0
+    components.predictor.property = "band_gap"
+    components.predictor.target = 3.0
+    components.predictor.clip_min = 0.0
+    components.composition_diversity.weight = 0.5
+    return config

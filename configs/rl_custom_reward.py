@@ -1,0 +1,38 @@
+"""A reward of your own: change `reward` below, or name a function of yours.
+
+    python -m chemeleon_jax.train --config=configs/rl_custom_reward.py
+    python -m chemeleon_jax.train --config=configs/rl_custom_reward.py \
+        --config.reward.components.custom.function=my_module:my_reward
+
+Its raw value is logged as `train/custom`. Other components can join it, for example
+with `--config.reward.components.composition_diversity.weight=0.5`.
+"""
+
+import numpy as np
+from pymatgen.core import Structure
+
+from configs.base import rl_config
+
+
+def reward(structures: list[Structure]) -> np.ndarray:
+    """Crystals of about 5 g/cm^3: minus the distance of the mass density to it.
+
+    It runs in worker processes, on part of a batch at a time.
+
+    Args:
+      structures: n valid crystals.
+
+    Returns:
+      [n], higher is better. Where it raises, hangs, or returns NaN, the crystal counts
+      as the worst of its batch, and the run goes on.
+    """
+    return np.array([-abs(structure.density - 5.0) for structure in structures])
+
+
+def get_config(preset: str = "mini"):
+    """The config of a preset: mini, mp_20 or alex_mp_20."""
+    config = rl_config(preset)
+    custom = config.reward.components.custom
+    custom.weight = 1.0
+    custom.function = "configs.rl_custom_reward:reward"
+    return config

@@ -1,0 +1,21 @@
+"""De novo generation: crystals that are new, unlike each other and stable.
+
+    python -m chemeleon_jax.train --config=configs/rl_dng.py
+    python -m chemeleon_jax.train --config=configs/rl_dng.py:mp_20
+
+The paper's multi-objective reward. The first command takes the embedded mini model and
+needs no network; `mp_20` and `alex_mp_20` take the released models.
+"""
+
+from configs.base import rl_config
+
+
+def get_config(preset: str = "mini"):
+    """The config of a preset: mini, mp_20 or alex_mp_20."""
+    config = rl_config(preset)
+    components = config.reward.components
+    components.creativity.weight = 1.0
+    components.energy.weight = 1.0
+    components.structure_diversity.weight = 0.1
+    components.composition_diversity.weight = 1.0
+    return config
