@@ -1,4 +1,4 @@
-"""Conditions: what a crystal is asked to be, as a vector (Chemeleon2, section 3)."""
+"""Conditions: what a crystal is asked to be, as a vector."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -7,9 +7,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.core import freeze
 from pymatgen.core import Composition, Element
 
 from chemeleon_jax.models.layers import Mlp
+from chemeleon_jax.types import CrystalBatch
 
 COMPOSITION_WIDTH = 100  # one place per atomic number
 
@@ -56,6 +58,42 @@ def preprocess(spec: Mapping[str, Any], values: Sequence) -> np.ndarray:
     return vectors
 
 
+def condition_vectors(
+    specs: Sequence[Mapping[str, Any]],
+    crystals: CrystalBatch,
+    labels: Mapping[str, jax.Array],
+) -> tuple[dict[str, jax.Array], jax.Array]:
+    """What crystals of a data set would have been asked to be, inside jit.
+
+    Args:
+      specs: see `preprocess`.
+      crystals: B crystals; composition and chemical system are read off them.
+      labels: {name: [B]} floats and class indices, NaN where unknown.
+
+    Returns:
+      {name: [B, in]}, and [B] True where all of a crystal's conditions are known.
+    """
+    types = jax.nn.one_hot(crystals.atom_types, COMPOSITION_WIDTH)
+    counts = (types * crystals.mask[..., None]).sum(1)
+    vectors, known = {}, jnp.ones(len(counts), bool)
+    for spec in specs:
+        name, kind = spec["name"], spec["kind"]
+        if kind == "composition":
+            vectors[name] = counts / counts.sum(-1, keepdims=True)
+        elif kind == "chemical_system":
+            vectors[name] = (counts > 0).astype(jnp.float32)
+        else:
+            present = ~jnp.isnan(labels[name])
+            value = jnp.where(present, labels[name], 0.0)
+            known &= present
+            if kind == "float":
+                vectors[name] = ((value - spec["mean"]) / spec["std"])[:, None]
+            else:
+                width = spec["num_classes"]
+                vectors[name] = jax.nn.one_hot(value.astype(jnp.int32), width)
+    return vectors, known
+
+
 class ConditionEncoder(nn.Module):
     """Encodes named conditions, each of which may be dropped."""
 
@@ -81,3 +119,10 @@ class ConditionEncoder(nn.Module):
             encoded.append(Mlp(self.width, self.width, "silu", name=name)(vector))
         joined = jnp.concatenate(encoded, -1)
         return Mlp(self.width, self.width, "silu", name="joint")(joined)
+
+
+def make_condition_encoder(config: Mapping[str, Any]) -> ConditionEncoder:
+    """The encoder of a checkpoint's config: `specs` and `width`, made hashable."""
+    return ConditionEncoder(
+        tuple(freeze(dict(s)) for s in config["specs"]), config["width"]
+    )

@@ -1,4 +1,4 @@
-"""The denoiser: a diffusion transformer over atoms (Chemeleon2, section 3; DiT, arXiv:2212.09748)."""
+"""The denoiser: a diffusion transformer over atoms (DiT, arXiv:2212.09748)."""
 
 import flax.linen as nn
 import jax
@@ -54,7 +54,7 @@ class Block(nn.Module):
 
 
 class DiT(nn.Module):
-    """Noise prediction for latents of crystals. The defaults are the released size, B."""
+    """Noise prediction for latents. The defaults are the released size, B."""
 
     depth: int = 12
     width: int = 768

@@ -39,25 +39,25 @@ class Generator:
         """The denoiser as a function of (z, t).
 
         Args:
-          params: of the DiT.
+          params: of the policy, {"dit": ...}.
           mask: [B, N].
           vectors: preprocessed conditions, {name: [B, in]}; None is unconditional.
           cfg_scale: classifier-free guidance (arXiv:2207.12598): uncond + s * (cond -
             uncond) on the whole output, variance rows included. None is no guidance.
         """
         if vectors is None:
-            return lambda z, t: self.dit.apply({"params": params}, z, t, mask)
+            return lambda z, t: self.dit.apply({"params": params["dit"]}, z, t, mask)
         keep = jnp.ones(len(mask), bool)
         if cfg_scale is None:
             y = self.encode_condition(vectors, keep)
-            return lambda z, t: self.dit.apply({"params": params}, z, t, mask, y)
+            return lambda z, t: self.dit.apply({"params": params["dit"]}, z, t, mask, y)
         y = jnp.concatenate([self.encode_condition(vectors, k) for k in (keep, ~keep)])
         mask = jnp.tile(mask, (2, 1))
 
         def guided(z, t):
             t = jnp.broadcast_to(t, len(z))
             out = self.dit.apply(
-                {"params": params}, jnp.tile(z, (2, 1, 1)), jnp.tile(t, 2), mask, y
+                {"params": params["dit"]}, jnp.tile(z, (2, 1, 1)), jnp.tile(t, 2), mask, y
             )
             cond, uncond = jnp.split(out, 2)
             return uncond + cfg_scale * (cond - uncond)

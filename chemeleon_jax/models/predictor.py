@@ -1,6 +1,7 @@
-"""Property predictor on a frozen VAE encoder (Chemeleon2, section 6)."""
+"""Property predictor on a frozen VAE encoder (Chemeleon2, arXiv:2511.07158)."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -41,3 +42,8 @@ class Predictor(nn.Module):
         """Normalised predictions [B, targets] in the units of the labels."""
         std, mean = jnp.asarray(self.std), jnp.asarray(self.mean)
         return y * (std + 1e-5)[None] + mean[None]
+
+
+def make_predictor(config: Mapping[str, Any]) -> Predictor:
+    """The predictor of a checkpoint's config, made hashable for `jit`."""
+    return Predictor(**{name: tuple(values) for name, values in config.items()})

@@ -1,11 +1,14 @@
-"""VAE: a crystal as one latent vector per atom, and back (Chemeleon2, section 2)."""
+"""VAE: a crystal as one latent vector per atom, and back (Chemeleon2, arXiv:2511.07158)."""
 
+import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from flax import struct
+from flax.core import freeze
 
 from chemeleon_jax.models.layers import (
     Mlp,
@@ -103,8 +106,8 @@ class Decoder(nn.Module):
 class VAE(nn.Module):
     """Encoder, posterior and decoder. The defaults are the released sizes."""
 
-    encoder: Any = struct.field(default_factory=dict)  # keywords of Encoder
-    decoder: Any = struct.field(default_factory=dict)  # keywords of Decoder
+    encoder: Any = dataclasses.field(default_factory=dict)  # keywords of Encoder
+    decoder: Any = dataclasses.field(default_factory=dict)  # keywords of Decoder
     latent_channels: int = 8
 
     def setup(self):
@@ -144,6 +147,13 @@ class VAE(nn.Module):
     def embed_types(self, atom_types: jax.Array) -> jax.Array:
         """Atom-type embedding [B, N] -> [B, N, D], the composition features."""
         return self.encode_atoms.atom_type(atom_types)
+
+
+def make_vae(config: Mapping[str, Any]) -> VAE:
+    """The VAE of a checkpoint's config: keywords of `VAE`, made hashable for `jit`."""
+    return VAE(
+        **{k: freeze(v) if isinstance(v, Mapping) else v for k, v in config.items()}
+    )
 
 
 def to_crystals(decoded: Decoded, mask: jax.Array) -> CrystalBatch:

@@ -1,0 +1,173 @@
+"""Program: the supervised stages (VAE, LDM, predictor), on one functional loop.
+
+    python -m chemeleon_jax.pretrain --config=configs/vae.py --workdir=runs/vae
+
+The work directory becomes a model directory (`params.safetensors`, `config.json`: the
+averaged weights that validated best) with the training's own state in `training/`. The
+same command continues a training that was cut off, and ends where it would have ended.
+"""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from absl import app, flags, logging
+from flax import struct
+from ml_collections import config_flags
+
+from chemeleon_jax import checkpoints
+from chemeleon_jax.batching import BucketedBatches
+from chemeleon_jax.data import load_dataset
+from chemeleon_jax.sharding import make_mesh, replicate, shard_batch
+from chemeleon_jax.stages import STAGES, Stage
+from chemeleon_jax.tracking import Tracker
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "What to train, and how.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Where the model goes.", required=True)
+
+
+@struct.dataclass
+class PretrainState:
+    """What a training carries from one step to the next."""
+
+    step: jax.Array  # []  steps done
+    params: Any
+    ema_params: Any
+    opt_state: Any
+    best: jax.Array  # []  lowest validation loss so far
+    since_best: jax.Array  # []  validations since then
+
+
+def make_schedule(config) -> optax.Schedule:
+    """Learning rate: linear warm-up, then a cosine to zero at the last step."""
+    return optax.warmup_cosine_decay_schedule(
+        0.0, config.optimizer.lr, config.optimizer.warmup_steps, config.num_steps
+    )
+
+
+def make_train_step(stage: Stage, optimizer, ema_decay: float):
+    """One optimiser step, compiled once per bucket of atom counts."""
+
+    @functools.partial(jax.jit, donate_argnums=0)
+    def train_step(state: PretrainState, frozen, crystals, labels, key):
+        key = jax.random.fold_in(key, state.step)
+        value_and_grad = jax.value_and_grad(stage.loss, has_aux=True)
+        (loss, metrics), grads = value_and_grad(
+            state.params, frozen, crystals, labels, key, True
+        )
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        # A young average forgets its random start quickly (as in TensorFlow's EMA).
+        decay = jnp.minimum(ema_decay, (1 + state.step) / (10 + state.step))
+        ema_params = optax.incremental_update(params, state.ema_params, 1 - decay)
+        state = state.replace(
+            step=state.step + 1,
+            params=params,
+            ema_params=ema_params,
+            opt_state=opt_state,
+        )
+        metrics |= {"loss": loss, "grad_norm": optax.global_norm(grads)}
+        return state, metrics
+
+    return train_step
+
+
+def make_validate(stage: Stage, batches: BucketedBatches, frozen, mesh):
+    """Mean of the averaged model's loss and metrics over the validation split.
+
+    The same crystals, noise and timesteps every time, so that two results compare.
+    """
+    evaluate = jax.jit(functools.partial(stage.loss, train=False))
+
+    def validate(params) -> dict[str, float]:
+        totals: dict[str, float] = {}
+        for i in range(batches.batches_per_epoch):
+            crystals, labels = shard_batch(batches.at(i), mesh)
+            key = jax.random.fold_in(jax.random.key(0), i)
+            loss, metrics = evaluate(params, frozen, crystals, labels, key)
+            for name, value in {**metrics, "loss": loss}.items():
+                totals[name] = totals.get(name, 0.0) + float(value)
+        return {k: v / batches.batches_per_epoch for k, v in totals.items()}
+
+    return validate
+
+
+def pretrain(config, workdir: str) -> None:
+    """Train one stage; see the module's docstring."""
+    # ------------------------------------------------------------ data, model, state
+    mesh = make_mesh()
+    dataset = load_dataset(config.data.dataset)
+    train, validation = dataset.select("train"), dataset.select("validation")
+    batches = BucketedBatches(
+        train, config.data.atoms_per_batch, seed=config.seed, multiple_of=mesh.size
+    )
+    held_out = BucketedBatches(
+        validation, config.data.atoms_per_batch // 8, seed=0, multiple_of=mesh.size
+    )
+    key = jax.random.key(config.seed)
+    stage = STAGES[config.stage](config, train, key)
+    optimizer = optax.chain(
+        optax.clip_by_global_norm(config.optimizer.max_grad_norm),
+        optax.adamw(make_schedule(config), weight_decay=config.optimizer.weight_decay),
+    )
+    state = PretrainState(
+        step=jnp.array(0),
+        params=stage.params,
+        ema_params=jax.tree.map(jnp.copy, stage.params),
+        opt_state=optimizer.init(stage.params),
+        best=jnp.array(jnp.inf),
+        since_best=jnp.array(0),
+    )
+    state, frozen = replicate(state, mesh), replicate(stage.frozen, mesh)
+    checkpoints.write_run_info(f"{workdir}/training", config.to_dict())
+    saved = checkpoints.RunCheckpoints(f"{workdir}/training")
+    state = saved.restore_latest(state) or state
+    if state.step:
+        logging.info("continuing %s at step %d", workdir, state.step)
+
+    # ------------------------------------------------------------------------- train
+    train_step = make_train_step(stage, optimizer, config.ema_decay)
+    validate = make_validate(stage, held_out, frozen, mesh)
+    done = int(state.since_best) >= config.patience
+    tracker = Tracker(f"{workdir}/training", config.num_steps, start=int(state.step))
+    for step in range(int(state.step), 0 if done else config.num_steps):
+        crystals, labels = shard_batch(batches.at(step), mesh)
+        state, metrics = train_step(state, frozen, crystals, labels, key)
+        if step % config.log_every == 0:
+            tracker.log(step, {f"train/{k}": v for k, v in metrics.items()})
+
+        # ---------------------------------------------------------------- validate
+        last = step + 1 == config.num_steps
+        if (step + 1) % config.validate_every == 0 or last:
+            scores = validate(state.ema_params)
+            tracker.log(step, {f"val/{k}": v for k, v in scores.items()})
+            tracker.progress(step, loss=metrics["loss"], val_loss=scores["loss"])
+            improved = scores["loss"] < float(state.best)
+            state = state.replace(
+                best=jnp.minimum(state.best, scores["loss"]),
+                since_best=jnp.where(improved, 0, state.since_best + 1),
+            )
+            if improved:
+                summary = {"step": step + 1, "validation": scores}
+                checkpoints.save_model(
+                    workdir, state.ema_params, {**stage.config, "training": summary}
+                )
+            saved.save(step + 1, state)
+            if int(state.since_best) >= config.patience:
+                logging.info("no better for %d validations: done", config.patience)
+                break
+    tracker.close()
+    saved.close()
+
+
+def main(argv: list[str]) -> None:
+    """Command line."""
+    del argv
+    pretrain(_CONFIG.value, _WORKDIR.value)
+
+
+if __name__ == "__main__":
+    flags.mark_flag_as_required("config")
+    app.run(main)

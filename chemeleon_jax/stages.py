@@ -1,0 +1,214 @@
+"""The three supervised stages: what each trains, on which loss, and what it leaves.
+
+`pretrain.py` runs any of them on one loop.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from chemeleon_jax import checkpoints
+from chemeleon_jax.batching import augment
+from chemeleon_jax.data import Dataset
+from chemeleon_jax.diffusion import ldm_loss, make_schedule
+from chemeleon_jax.errors import UserError
+from chemeleon_jax.models.condition import condition_vectors, make_condition_encoder
+from chemeleon_jax.models.dit import DiT
+from chemeleon_jax.models.predictor import make_predictor
+from chemeleon_jax.models.vae import VAE, make_vae, vae_loss
+
+
+class Stage(NamedTuple):
+    """One supervised stage."""
+
+    params: Any  # to start from
+    frozen: Any  # parameters of the stage before; an argument of jit, not a constant
+    loss: Callable  # (params, frozen, crystals, labels, key, train) -> [], metrics
+    config: dict[str, Any]  # of the checkpoint that it leaves
+
+
+def vae_stage(config, dataset: Dataset, key: jax.Array) -> Stage:
+    """The VAE, trained on augmented crystals, validated on crystals as they are."""
+    module_config = config.vae.to_dict()
+    vae = make_vae(module_config)
+    weights = config.loss_weights.to_dict()
+
+    def loss(params, frozen, crystals, labels, key, train):
+        del frozen, labels
+        lattice = crystals.lattice
+        augment_key, noise_key = jax.random.split(key)
+        if train:
+            crystals, lattice = augment(augment_key, crystals)
+        variables = {"params": params["vae"]}
+        _, posterior = vae.apply(variables, crystals, lattice, method="encode")
+        noise = train * jax.random.normal(noise_key, posterior.mean.shape)
+        z = posterior.sample(noise)
+        decoded = vae.apply(variables, z, crystals.mask, method="decode")
+        total, terms = vae_loss(decoded, posterior, crystals, weights)
+        right = decoded.atom_logits.argmax(-1) == crystals.atom_types
+        terms["types_right"] = (right & crystals.mask).sum() / crystals.mask.sum()
+        return total, terms
+
+    crystals = dataset.subset(np.arange(1)).crystals
+    noise = jnp.zeros((*crystals.mask.shape, vae.latent_channels))
+    params = {"vae": vae.init(key, crystals, crystals.lattice, noise)["params"]}
+    return Stage(params, {}, loss, {"kind": "vae", "vae": module_config})
+
+
+def ldm_stage(config, dataset: Dataset, key: jax.Array) -> Stage:
+    """The denoiser, and encoders of conditions if any, on latents of a frozen VAE."""
+    vae, frozen, vae_config = load_vae(config.vae_ckpt_path)
+    latent_std = measure_latent_std(vae, frozen["vae"], dataset)
+    dit_config = {**config.dit.to_dict(), "latent_channels": vae.latent_channels}
+    dit = DiT(**dit_config)
+    specs = [with_statistics(s.to_dict(), dataset) for s in config.conditions.values()]
+    condition_config = {"specs": specs, "width": dit.width} if specs else None
+    condition = make_condition_encoder(condition_config) if specs else None
+    schedule = make_schedule("ddpm", 1000)
+
+    def loss(params, frozen, crystals, labels, key, train):
+        keys = jax.random.split(key, 4)
+        variables = {"params": frozen["vae"]}
+        _, posterior = vae.apply(variables, crystals, method="encode")
+        noise = jax.random.normal(keys[0], posterior.mean.shape)
+        z = posterior.sample(noise) / latent_std
+        # Stratified timesteps: each is uniform, together they are spread evenly.
+        uniform = (jnp.arange(len(z)) + jax.random.uniform(keys[1])) / len(z)
+        index = (uniform * schedule.num_steps).astype(jnp.int32)
+        y = None
+        if condition is not None:
+            vectors, known = condition_vectors(specs, crystals, labels)
+            drop = jax.random.uniform(keys[2], (len(z),)) < config.drop_prob * train
+            variables = {"params": params["condition"]}
+            y = condition.apply(variables, vectors, known & ~drop)
+
+        def denoiser(z, t):
+            return dit.apply({"params": params["dit"]}, z, t, crystals.mask, y)
+
+        noise = jax.random.normal(keys[3], z.shape) * crystals.mask[..., None]
+        terms = ldm_loss(denoiser, z, noise, index, crystals.mask, schedule=schedule)
+        means = {name: value.mean() for name, value in terms.items()}
+        return means.pop("loss"), means
+
+    crystals = jax.tree.map(jnp.asarray, dataset.subset(np.arange(1)).crystals)
+    z = jnp.zeros((*crystals.mask.shape, vae.latent_channels))
+    y = jnp.zeros((1, dit.width)) if specs else None
+    params = {"dit": dit.init(key, z, jnp.zeros(1), crystals.mask, y)["params"]}
+    if condition is not None:
+        vectors, known = condition_vectors(
+            specs, crystals, {s["name"]: jnp.zeros(1) for s in specs}
+        )
+        params["condition"] = condition.init(key, vectors, known)["params"]
+    saved = {
+        "kind": "ldm",
+        "dit": dit_config,
+        "condition": condition_config,
+        "diffusion": {"timesteps": 1000, "schedule": "linear"},
+        "latent_std": latent_std,
+        "vae": vae_config,
+        "vae_sha256": checkpoints.params_digest(frozen["vae"]),
+        "atom_counts": dataset.atom_count_histogram.tolist(),
+    }
+    return Stage(params, frozen, loss, saved)
+
+
+def predictor_stage(config, dataset: Dataset, key: jax.Array) -> Stage:
+    """Properties from the features of a frozen VAE encoder; missing labels count not."""
+    vae, frozen, vae_config = load_vae(config.vae_ckpt_path)
+    if unknown := set(config.targets) - set(dataset.labels):
+        raise UserError(
+            f"config.targets: the data set has no label {sorted(unknown)[0]!r}; it has "
+            f"{', '.join(sorted(dataset.labels))}"
+        )
+    labels = np.stack([dataset.labels[name] for name in config.targets], -1)
+    mean, std = np.nanmean(labels, 0), np.nanstd(labels, 0)
+    module_config = {
+        "targets": list(config.targets),
+        "mean": mean.tolist(),
+        "std": std.tolist(),
+    }
+    predictor = make_predictor(module_config)
+
+    def loss(params, frozen, crystals, labels, key, train):
+        lattice = crystals.lattice
+        if train:
+            crystals, lattice = augment(key, crystals)
+        variables = {"params": frozen["vae"]}
+        features, posterior = vae.apply(variables, crystals, lattice, method="encode")
+        predicted = predictor.apply(
+            {"params": params["predictor"]}, features, posterior.mean, crystals.mask
+        )
+        wanted = jnp.stack([labels[name] for name in config.targets], -1)
+        error = predicted - (wanted - mean[None]) / (std[None] + 1e-5)
+        known = ~jnp.isnan(wanted)
+        error = jnp.where(known, error, 0.0)
+        count = jnp.maximum(known.sum(0), 1)
+        mae = jnp.abs(error).sum(0) / count * std
+        metrics = {f"mae_{n}": mae[i] for i, n in enumerate(config.targets)}
+        return ((error**2).sum(0) / count).mean(), metrics
+
+    crystals = dataset.subset(np.arange(1)).crystals
+    features, posterior = vae.apply(
+        {"params": frozen["vae"]}, crystals, crystals.lattice, method="encode"
+    )
+    variables = predictor.init(key, features, posterior.mean, crystals.mask)
+    saved = {
+        "kind": "predictor",
+        "predictor": module_config,
+        "vae": vae_config,
+        "vae_sha256": checkpoints.params_digest(frozen["vae"]),
+    }
+    return Stage({"predictor": variables["params"]}, frozen, loss, saved)
+
+
+STAGES = {"vae": vae_stage, "ldm": ldm_stage, "predictor": predictor_stage}
+
+
+def load_vae(name: str) -> tuple[VAE, dict, dict]:
+    """The VAE that a later stage stands on: module, {"vae": parameters}, its config."""
+    checkpoint = checkpoints.load(name)
+    if "vae" not in checkpoint.params:
+        raise UserError(
+            f"config.vae_ckpt_path: {name} is a checkpoint of kind "
+            f"{checkpoint.config['kind']!r} without a VAE; give that of a VAE"
+        )
+    vae_config = checkpoint.config["vae"]
+    return make_vae(vae_config), {"vae": checkpoint.params["vae"]}, vae_config
+
+
+def measure_latent_std(vae: VAE, params, dataset: Dataset, batch: int = 512) -> float:
+    """Standard deviation of all latent coordinates of a data set, posterior included.
+
+    Latents divided by it have variance 1, as diffusion wants them.
+    """
+
+    @jax.jit
+    def moments(crystals):
+        _, posterior = vae.apply({"params": params}, crystals, method="encode")
+        mask = crystals.mask[..., None]
+        mean = jnp.where(mask, posterior.mean, 0.0)
+        square = jnp.where(mask, posterior.mean**2 + posterior.std**2, 0.0)
+        return mean.sum(), square.sum()
+
+    order = np.arange(len(dataset))
+    chunks = [order[i : i + batch] for i in range(0, len(order), batch)]
+    sums = [moments(dataset.subset(chunk).crystals) for chunk in chunks]
+    count = dataset.crystals.mask.sum() * vae.latent_channels
+    mean, square = np.sum(np.asarray(sums, np.float64), 0) / count
+    return float(np.sqrt(square - mean**2))
+
+
+def with_statistics(spec: dict, dataset: Dataset) -> dict:
+    """A condition's `name` and `kind`, with mean and std of its labels if a float."""
+    if spec["kind"] != "float":
+        return spec
+    if spec["name"] not in dataset.labels:
+        raise UserError(
+            f"config.conditions: the data set has no label {spec['name']!r}; it has "
+            f"{', '.join(sorted(dataset.labels))}"
+        )
+    values = dataset.labels[spec["name"]]
+    return {**spec, "mean": float(np.nanmean(values)), "std": float(np.nanstd(values))}

@@ -1,0 +1,44 @@
+"""The embedded VAE, `mini:vae`.
+
+    python -m chemeleon_jax.pretrain --config=configs/vae.py --workdir=runs/vae
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    """1.6 M parameters, on the train split of mp_mini."""
+    config = ConfigDict()
+    config.stage = "vae"
+    config.seed = 0
+    config.num_steps = 5000
+    config.validate_every = 500
+    config.patience = 6  # validations without improvement
+    config.log_every = 50
+    config.ema_decay = 0.999
+
+    config.data = ConfigDict()
+    config.data.dataset = "mp_mini"
+    config.data.atoms_per_batch = 1600  # padded; a batch holds one size of crystals
+
+    transformer = {"width": 128, "layers": 4, "heads": 4, "mlp_width": 512}
+    config.vae = ConfigDict()
+    config.vae.encoder = ConfigDict(transformer)
+    config.vae.decoder = ConfigDict(transformer)
+    config.vae.latent_channels = 8
+
+    # The published weights but for the KL: latents that carry less are easier to
+    # diffuse with a small model.
+    config.loss_weights = ConfigDict()
+    config.loss_weights.atom_types = 1.0
+    config.loss_weights.lengths = 1.0
+    config.loss_weights.angles = 10.0
+    config.loss_weights.frac_coords = 10.0
+    config.loss_weights.kl = 1e-4
+
+    config.optimizer = ConfigDict()
+    config.optimizer.lr = 1e-3
+    config.optimizer.warmup_steps = 200
+    config.optimizer.weight_decay = 0.01
+    config.optimizer.max_grad_norm = 1.0
+    return config
