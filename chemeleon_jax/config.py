@@ -1,6 +1,7 @@
 """The command line of the programs: a config file, overrides, errors on one line."""
 
 import difflib
+import math
 import re
 import sys
 from collections.abc import Callable
@@ -95,11 +96,13 @@ def _read(argv: list[str]) -> tuple[ConfigDict, str | None, list[str]]:
 
 def _wrong_value(error: flags.IllegalFlagValueError) -> Exception:
     """What to say of a value that absl refuses, or of a `get_config` that raised."""
-    cause = error.__context__
-    while cause is not None:
+    causes: list[BaseException] = [error]
+    while (inner := causes[-1].__context__) is not None:
+        causes.append(inner)
+    # config_flags raises an error of the same type anew, with a traceback as its text.
+    for cause in reversed(causes):
         if isinstance(cause, UserError):
             return cause
-        cause = cause.__context__
     message = str(error).removeprefix("flag ").removeprefix("--")
     if "\n" in message:  # the traceback of a config file with a fault
         return error
@@ -183,7 +186,7 @@ def check_rl(config: ConfigDict, num_devices: int) -> None:
     _require(
         config, "sampling.sampling_steps", lambda x: 2 <= x <= 1000, "from 2 to 1000"
     )
-    _check_components(config.reward.components)
+    _check_components(config)
     check_divisible(
         config.data.batch_size,
         config.rl.num_group_samples,
@@ -194,44 +197,42 @@ def check_rl(config: ConfigDict, num_devices: int) -> None:
 
 
 def active_components(config: ConfigDict) -> dict[str, dict]:
-    """The reward components with a weight, as plain dicts by name."""
+    """The reward components that count, as plain dicts by name."""
     components = config.reward.components.to_dict()
+    if not components["custom"]["function"]:
+        del components["custom"]
     return {name: c for name, c in components.items() if c["weight"] != 0}
 
 
-def _check_components(components: ConfigDict) -> None:
-    for name in components:
-        field = f"{name}.normalize_fn"
+def _check_components(config: ConfigDict) -> None:
+    active = active_components(config)
+    if not active:
+        raise UserError(
+            "config.reward.components: none has a weight, so there is nothing to "
+            f"learn; give one of {', '.join(config.reward.components)} a weight, or custom a "
+            "function"
+        )
+    for name in active:
+        field = f"reward.components.{name}"
         _require(
-            components,
-            field,
+            config,
+            f"{field}.normalize_fn",
             lambda x: x in _NORMALIZATIONS,
             f"one of {_NORMALIZATIONS}",
-            prefix="config.reward.components.",
         )
-        if not abs(components[name].weight) < float("inf"):
-            raise UserError(f"config.reward.components.{name}.weight: not a number")
-    if not any(components[name].weight for name in components):
-        raise UserError(
-            "config.reward.components: every weight is 0, so there is nothing to "
-            f"learn; give one of {', '.join(components)} a weight"
-        )
-    custom = components.custom
-    if custom.weight and not re.fullmatch(r"[\w.]+:\w+", custom.function):
-        raise UserError(
-            f"config.reward.components.custom.function = '{custom.function}': must be "
-            "module:function, the module as Python imports it"
-        )
-    if custom.function and not custom.weight:
-        raise UserError(
-            "config.reward.components.custom.weight = 0: the function "
-            f"'{custom.function}' would not be used; give it a weight"
+        _require(config, f"{field}.weight", math.isfinite, "a finite number")
+    if "custom" in active:
+        _require(
+            config,
+            "reward.components.custom.function",
+            re.compile(r"[\w.]+:\w+").fullmatch,
+            "module:function, the module as Python imports it",
         )
 
 
-def _require(config, field: str, holds, rule: str, prefix: str = "config.") -> None:
+def _require(config: ConfigDict, field: str, holds: Callable, rule: str) -> None:
     value = config
     for part in field.split("."):
         value = value[part]
     if not holds(value):
-        raise UserError(f"{prefix}{field} = {value!r}: must be {rule}")
+        raise UserError(f"config.{field} = {value!r}: must be {rule}")

@@ -13,7 +13,7 @@ PRESETS = ("mini", "mp_20", "alex_mp_20")
 
 
 def rl_config(preset: str) -> ConfigDict:
-    """The config of an RL run without a reward: its components all have weight 0.
+    """The config of an RL run without a reward: no component is on.
 
     Args:
       preset: one of `PRESETS`.
@@ -82,7 +82,7 @@ def _mini() -> ConfigDict:
 
 
 def _reward() -> ConfigDict:
-    """Every component there is; weight 0 leaves one out.
+    """Every component there is; weight 0 leaves one out, at no cost.
 
     A component's raw values are normalised over the batch (`normalize_fn`: norm, std,
     subtract_mean, clip or none), times its weight, and added up; `reward.normalize_fn`
@@ -93,7 +93,7 @@ def _reward() -> ConfigDict:
     reward.eps = 1e-4
     reward.reference_dataset = "mp_mini"  # what is novel is not in here
     reward.workers = 0  # processes; 0: as many as CPUs
-    reward.time_limit = 30.0  # s, for one crystal
+    reward.time_limit = 10.0  # s, for one crystal
     reward.potential = "chgnet"  # or an ASE calculator, see docs/rewards.md
     reward.components = {
         # 1: unique and novel, 0: neither, else the distance to the nearest crystal
@@ -114,7 +114,8 @@ def _reward() -> ConfigDict:
             "clip_min": placeholder(float),
             "clip_max": placeholder(float),
         },
-        # your own function of a list of pymatgen Structures, as module:function
-        "custom": {"weight": 0.0, "normalize_fn": "norm", "function": ""},
+        # your own function of a list of pymatgen Structures, as module:function;
+        # left out as long as none is named
+        "custom": {"weight": 1.0, "normalize_fn": "norm", "function": ""},
     }
     return reward

@@ -10,7 +10,7 @@ from configs.base import rl_config
 def get_config(preset: str = "mini"):
     """The config of a preset: mini, mp_20 or alex_mp_20."""
     config = rl_config(preset)
-    custom = config.reward.components.custom
-    custom.weight = 1.0
-    custom.function = "chemeleon_jax.rewards.custom:atomic_density"
+    config.reward.components.custom.function = (
+        "chemeleon_jax.rewards.custom:atomic_density"
+    )
     return config

@@ -17,14 +17,14 @@ from configs.base import rl_config
 def reward(structures: list[Structure]) -> np.ndarray:
     """Crystals of about 5 g/cm^3: minus the distance of the mass density to it.
 
-    It runs in worker processes, on part of a batch at a time.
+    It runs in a worker process.
 
     Args:
-      structures: n valid crystals.
+      structures: the valid crystals of a batch, n of them.
 
     Returns:
-      [n], higher is better. Where it raises, hangs, or returns NaN, the crystal counts
-      as the worst of its batch, and the run goes on.
+      [n], higher is better. If it raises, hangs or returns NaN for a crystal, that one
+      counts as the worst of its batch, and the run goes on.
     """
     return np.array([-abs(structure.density - 5.0) for structure in structures])
 
@@ -32,7 +32,5 @@ def reward(structures: list[Structure]) -> np.ndarray:
 def get_config(preset: str = "mini"):
     """The config of a preset: mini, mp_20 or alex_mp_20."""
     config = rl_config(preset)
-    custom = config.reward.components.custom
-    custom.weight = 1.0
-    custom.function = "configs.rl_custom_reward:reward"
+    config.reward.components.custom.function = "configs.rl_custom_reward:reward"
     return config

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+
 from chemeleon_jax import checkpoints, hub
 from chemeleon_jax.checkpoints import (
     RunCheckpoints,
