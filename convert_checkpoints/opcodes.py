@@ -1,9 +1,9 @@
 """A pickle machine that cannot run anything.
 
-Pickle is a small stack language. Python's own reader imports what a file names and calls
-it; this one has neither imports nor calls: a global becomes a `Global` (a name), and
-whatever would call or build becomes a `Record` of the arguments. Opcodes are listed in
-CPython's `pickletools`.
+Pickle is a small stack language. Python's own reader imports what a file names and
+calls it; this one has neither imports nor calls: a global becomes a `Global` (a name),
+and whatever would call or build becomes a `Record` of the arguments. Opcodes are listed
+in CPython's `pickletools`.
 
 The work is bounded: every opcode, and every element that an opcode copies, is paid out
 of one budget, and every read stays inside the given bytes.
@@ -14,11 +14,13 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+from chemeleon_jax.errors import UserError
+
 MAX_OPCODES = 2_000_000  # a paper-size checkpoint needs about 50,000
 
 
-class CheckpointError(ValueError):
-    """A file that cannot be read as a checkpoint: damaged, hostile or of another kind."""
+class CheckpointError(UserError):
+    """A file that is no checkpoint: damaged, hostile or of another kind."""
 
 
 class Global:
@@ -262,7 +264,7 @@ def check_key(key: Any) -> Any:
 
 
 def _mapping(args: tuple) -> dict:
-    """dict and OrderedDict: nothing, a mapping, or a list of pairs."""
+    """Dicts and OrderedDicts: nothing, a mapping, or a list of pairs."""
     (source,) = args or ((),)
     pairs = source.items() if isinstance(source, dict) else source
     return {check_key(key): value for key, value in pairs}

@@ -1,8 +1,8 @@
 """Checkpoint files -> nested dicts of NumPy arrays, without torch and without trust.
 
 A torch file is a zip of uncompressed entries: `data.pkl`, which describes the objects,
-and one `data/<key>` per storage. Nothing is extracted and nothing is copied: tensors are
-read-only views of the memory-mapped file. Format: torch/serialization.py.
+and one `data/<key>` per storage. Nothing is extracted and nothing is copied: tensors
+are read-only views of the memory-mapped file. Format: torch/serialization.py.
 """
 
 import io
@@ -118,7 +118,10 @@ class _Archive:
         self.storages: dict[str, np.ndarray] = {}
 
     def _locate(self, entries, directory_start) -> dict[str, tuple[int, int, int]]:
-        """Name without the top folder -> (offset, size, crc); refuses what torch never writes."""
+        """Name without the top folder -> (offset, size, checksum).
+
+        Refuses what torch never writes.
+        """
         located: dict[str, tuple[int, int, int]] = {}
         previous_end = 0
         for entry in sorted(entries, key=lambda e: e.header_offset):
@@ -151,7 +154,7 @@ class _Archive:
         return located
 
     def _data_offset(self, entry) -> int:
-        """Where an entry's bytes begin: after its local header, name and extra field."""
+        """Where an entry's bytes begin: after its header, name and extra field."""
         header = self.bytes[entry.header_offset : entry.header_offset + 30].tobytes()
         if len(header) < 30 or header[:4] != b"PK\3\4":
             raise CheckpointError("damaged zip: no local header where one should be")

@@ -1,0 +1,82 @@
+"""Convert Chemeleon2 checkpoints: `python -m convert_checkpoints FILE... --out DIR`."""
+
+import argparse
+import math
+import sys
+from typing import Any
+
+from convert_checkpoints.opcodes import CheckpointError
+
+PARTS = ("encoder", "decoder", "dit")
+
+
+def parse_heads(text: str) -> tuple[str, int]:
+    """'dit=12' -> ('dit', 12)."""
+    part, _, number = text.partition("=")
+    if part not in PARTS or not number.isdecimal() or int(number) < 1:
+        raise argparse.ArgumentTypeError(
+            f"{text!r}: give PART=NUMBER, PART one of {', '.join(PARTS)}"
+        )
+    return part, int(number)
+
+
+def describe(config: dict[str, Any]) -> str:
+    """What a converted file turned out to be, in a line."""
+    found = [{"vae": "VAE", "ldm": "LDM", "predictor": "predictor"}[config["kind"]]]
+    if dit := config.get("dit"):
+        found.append(
+            f"DiT {dit['depth']} x {dit['width']}, {dit['heads']} heads, "
+            f"{'learned' if dit['learn_sigma'] else 'fixed'} sigma"
+        )
+    if "condition" in config:
+        specs = (config["condition"] or {}).get("specs", ())
+        names = ", ".join(f"{s['name']} ({s['kind']})" for s in specs)
+        found.append(f"conditions {names}" if names else "unconditional")
+    if predictor := config.get("predictor"):
+        found.append("targets " + ", ".join(predictor["targets"]))
+    if vae := config.get("vae"):
+        for part in ("encoder", "decoder"):
+            size = vae[part]
+            found.append(
+                f"{part} {size['layers']} x {size['width']}, {size['heads']} heads"
+            )
+        found.append(f"{vae['latent_channels']} latent channels")
+    return "; ".join(found)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m convert_checkpoints", description=__doc__
+    )
+    parser.add_argument(
+        "files", nargs="+", metavar="FILE", help=".ckpt or .safetensors"
+    )
+    parser.add_argument("--out", required=True, metavar="DIR", help="model directory")
+    parser.add_argument("--weights", choices=("raw", "ema"), default="raw")
+    parser.add_argument(
+        "--heads",
+        type=parse_heads,
+        action="append",
+        default=[],
+        metavar="PART=NUMBER",
+        help="attention heads of encoder, decoder or dit, where no file says",
+    )
+    args = parser.parse_args(argv)
+    from convert_checkpoints.conversion import convert  # after --help: loads JAX
+
+    try:
+        results = convert(args.files, args.out, args.weights, dict(args.heads))
+    except CheckpointError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    for result in results:
+        size = sum(math.prod(x.shape) for x in result.params.values())
+        print(f"{result.path}: {describe(result.config)}")
+        print(f"  {len(result.params)} tensors, {size:,} parameters ({args.weights})")
+        print(f"  -> {result.directory}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
