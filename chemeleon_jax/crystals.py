@@ -16,7 +16,7 @@ from chemeleon_jax.types import CrystalBatch
 VALIDITY_REASONS = (
     "valid",
     "non_finite",  # NaN or infinity in coordinates, lengths or angles
-    "cell_angles",  # impossible or extreme angles, or a flat cell
+    "cell_angles",  # impossible or extreme angles; a flat cell, a length below zero
     "volume",  # too little or too much volume per atom, or no atom at all
     "min_distance",  # two atoms, images included, too close
     "element",  # atomic number outside 1..94
@@ -167,7 +167,6 @@ def validity(
         per_atom = volume(batch.lattice) / batch.mask.sum(-1)
     low, high = volume_per_atom
     bad_volume = ~((per_atom >= low) & (per_atom <= high))
-    bad_volume |= (batch.lengths <= 0).any(-1)
     types = np.where(batch.mask, batch.atom_types, 1)
     element = ((types < 1) | (types > MAX_ATOMIC_NUMBER)).any(-1)
 

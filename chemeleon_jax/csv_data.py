@@ -29,13 +29,13 @@ from chemeleon_jax.data import (
     split_by_chemical_system,
 )
 from chemeleon_jax.errors import UserError
-from chemeleon_jax.types import CrystalBatch
 
 logger = logging.getLogger(__name__)
 
 CSV_READER_VERSION = 1  # raise when the reader's result changes: caches go stale
 POOL_THRESHOLD = 2000  # rows from which worker processes pay off
 RESERVED_COLUMNS = ("material_id", "cif", "split")
+SPLIT_CODES = {name: code for code, name in enumerate(SPLITS)} | {"val": 1}
 
 
 def load_csv(
@@ -64,7 +64,9 @@ def load_csv(
     if cache.exists():
         dataset = load_npz(cache)
     else:
-        dataset = _parse_csv(path, content.decode("utf-8-sig"), max_atoms)
+        dataset = _parse_csv(
+            path, content.decode("utf-8-sig", errors="replace"), max_atoms
+        )
         _write_atomically(cache, dataset)
     if dataset.skipped:
         first = "; ".join(
@@ -90,24 +92,28 @@ def _parse_csv(path: Path, text: str, max_atoms: int) -> Dataset:
         )
     rows = list(reader)
     ids = [row.get("material_id") or f"row-{i}" for i, row in enumerate(rows, 1)]
-    parsed = _parse_all([row["cif"] for row in rows], max_atoms)
-    good = [i for i, result in enumerate(parsed) if isinstance(result, Structure)]
-    skipped = tuple(
-        SkippedRow(i, ids[i - 1], result)
-        for i, result in enumerate(parsed, 1)
-        if isinstance(result, str)
-    )
-    if not good:
-        reason = f": row 1: {skipped[0].reason}" if skipped else ""
-        raise UserError(f"{path}: none of its {len(rows)} rows gives a crystal{reason}")
-    kept = [rows[i] for i in good]
-    crystals = from_structures([parsed[i] for i in good], max_atoms)
+    kept, structures, skipped = [], [], []
+    results = _parse_all([row["cif"] for row in rows], max_atoms)
+    for i, (row, result) in enumerate(zip(rows, results, strict=True)):
+        if row.get("split", "train") not in SPLIT_CODES:
+            result = f"split is {row['split']!r}, not one of {', '.join(SPLIT_CODES)}"
+        if isinstance(result, str):
+            skipped.append(SkippedRow(i + 1, ids[i], result))
+        else:
+            kept.append(i)
+            structures.append(result)
+    if not kept:
+        why = f"; the first: {skipped[0].reason}" if skipped else ""
+        raise UserError(f"{path}: none of its {len(rows)} rows gives a crystal{why}")
+    rows = [rows[i] for i in kept]
+    crystals = from_structures(structures, max_atoms)
+    if "split" in columns:
+        split = np.array([SPLIT_CODES[row["split"]] for row in rows], np.int8)
+    else:
+        split = split_by_chemical_system(crystals.atom_types)
+    labels = _numeric_columns(rows, [c for c in columns if c not in RESERVED_COLUMNS])
     return Dataset(
-        crystals,
-        _numeric_columns(kept, [c for c in columns if c not in RESERVED_COLUMNS]),
-        np.array([ids[i] for i in good]),
-        _read_split(kept, crystals, path),
-        skipped,
+        crystals, labels, np.array([ids[i] for i in kept]), split, tuple(skipped)
     )
 
 
@@ -127,7 +133,7 @@ def parse_cif(cif: str, max_atoms: int) -> Structure | str:
     except Exception as error:  # a CIF parser can fail in any way; the row is named
         return f"{type(error).__name__}: {error}".splitlines()[0]
     code = validity(found)[0]
-    return structure if code == 0 else f"impossible crystal: {VALIDITY_REASONS[code]}"
+    return structure if code == 0 else f"invalid crystal ({VALIDITY_REASONS[code]})"
 
 
 def _parse_all(cifs: list[str], max_atoms: int) -> list[Structure | str]:
@@ -149,19 +155,6 @@ def _numeric_columns(rows: list[dict], names: list[str]) -> dict[str, np.ndarray
 
     labels = {n: np.array([number(row[n]) for row in rows], "f4") for n in names}
     return {name: v for name, v in labels.items() if np.isfinite(v).any()}
-
-
-def _read_split(rows: list[dict], crystals: CrystalBatch, path: Path) -> np.ndarray:
-    if "split" not in rows[0]:
-        return split_by_chemical_system(crystals.atom_types)
-    codes = {name: i for i, name in enumerate(SPLITS)} | {"val": 1}
-    unknown = sorted({str(row["split"]) for row in rows} - codes.keys())
-    if unknown:
-        raise UserError(
-            f"{path}: column 'split' holds {', '.join(unknown)}; "
-            f"it may hold {', '.join(SPLITS)}"
-        )
-    return np.array([codes[row["split"]] for row in rows], np.int8)
 
 
 def _cache_folder(path: Path, cache_dir: str | None) -> Path:
