@@ -201,11 +201,10 @@ class RunCheckpoints:
         """
         if step == self.latest_step:
             return
-        scored = score is not None and np.isfinite(score)
+        if score is None or not np.isfinite(score):
+            score = -np.inf
         self._manager.save(
-            step,
-            args=ocp.args.StandardSave(state),
-            metrics={"score": float(score) if scored else -np.inf},
+            step, args=ocp.args.StandardSave(state), metrics={"score": float(score)}
         )
 
     def restore_latest(self, target):

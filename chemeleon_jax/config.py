@@ -6,6 +6,7 @@ import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
@@ -166,7 +167,7 @@ _POSITIVE = (
 )
 
 
-def check_rl(config: ConfigDict, num_devices: int) -> None:
+def check_rl(config: Any, num_devices: int) -> None:
     """Checks the values of an RL config, before anything is loaded or compiled.
 
     Raises:
@@ -196,7 +197,7 @@ def check_rl(config: ConfigDict, num_devices: int) -> None:
     )
 
 
-def active_components(config: ConfigDict) -> dict[str, dict]:
+def active_components(config: Any) -> dict[str, dict]:
     """The reward components that count, as plain dicts by name."""
     components = config.reward.components.to_dict()
     if not components["custom"]["function"]:
@@ -204,13 +205,13 @@ def active_components(config: ConfigDict) -> dict[str, dict]:
     return {name: c for name, c in components.items() if c["weight"] != 0}
 
 
-def _check_components(config: ConfigDict) -> None:
+def _check_components(config: Any) -> None:
     active = active_components(config)
     if not active:
+        names = ", ".join(config.reward.components)
         raise UserError(
             "config.reward.components: none has a weight, so there is nothing to "
-            f"learn; give one of {', '.join(config.reward.components)} a weight, or custom a "
-            "function"
+            f"learn; give one of {names} a weight, or custom a function"
         )
     for name in active:
         field = f"reward.components.{name}"
@@ -230,7 +231,7 @@ def _check_components(config: ConfigDict) -> None:
         )
 
 
-def _require(config: ConfigDict, field: str, holds: Callable, rule: str) -> None:
+def _require(config: Any, field: str, holds: Callable, rule: str) -> None:
     value = config
     for part in field.split("."):
         value = value[part]

@@ -25,9 +25,9 @@ class Tracker:
         self, workdir, total: int, *, start: int = 0, stream: TextIO | None = None
     ):
         """Opens an event file in `workdir` for the steps from `start` up to `total`."""
-        self._start, self._total = start, total
+        self._total = total
         self._stream = stream or sys.stderr
-        self._began: float | None = None
+        self._first: tuple[float, int] | None = None  # time of the first progress
         self._writer = None
         if jax.process_index() != 0:
             return
@@ -57,20 +57,19 @@ class Tracker:
     def progress(self, step: int, **shown) -> None:
         """Prints `iteration 7/100  reward 0.41  4.1 s/iteration  6 min left`.
 
-        The first iteration of a process compiles, so it counts only until there is
-        another to go by.
+        The pace is that since the first call, which comes after compilation.
         """
         if self._writer is None:
             return
-        now, done = time.monotonic(), step + 1
-        here = done - self._start
-        if here <= 1 or self._began is None:
-            self._began = now
-            pace = ""
-        else:
-            seconds = (now - self._began) / (here - 1)
+        now, done = time.monotonic(), int(step) + 1
+        if self._first is None:
+            self._first = now, done
+        began, before = self._first
+        pace = ""
+        if done > before:
+            seconds = (now - began) / (done - before)
             left = _duration(seconds * (self._total - done))
-            pace = f"  {seconds:.1f} s/iteration  {left} left"
+            pace = f"  {seconds:.3g} s/iteration  {left} left"
         numbers = "".join(f"  {name} {float(x):.4g}" for name, x in shown.items())
         print(
             f"iteration {done}/{self._total}{numbers}{pace}",

@@ -64,17 +64,17 @@ def test_tensorboard_reads_the_same(tmp_path):
 
 
 def test_progress_leaves_the_compilation_out(tmp_path, monkeypatch):
-    clock = iter([100.0, 104.0, 108.0])
+    clock = iter([100.0, 104.0, 112.0])
     monkeypatch.setattr(tracking.time, "monotonic", lambda: next(clock))
     out = io.StringIO()
     with Tracker(tmp_path, total=103, start=50, stream=out) as tracker:
         tracker.progress(50, reward=jnp.float32(0.41239), KL=1e-5)
         tracker.progress(51, reward=0.5)
-        tracker.progress(52, reward=0.5)
+        tracker.progress(53, reward=0.5)
     assert out.getvalue().splitlines() == [
         "iteration 51/103  reward 0.4124  KL 1e-05",
-        "iteration 52/103  reward 0.5  4.0 s/iteration  3 min left",  # 51 * 4 s
-        "iteration 53/103  reward 0.5  4.0 s/iteration  3 min left",
+        "iteration 52/103  reward 0.5  4 s/iteration  3 min left",  # 51 * 4 s
+        "iteration 54/103  reward 0.5  4 s/iteration  3 min left",  # 49 * 4 s
     ]
 
 
