@@ -1,0 +1,209 @@
+"""The registry of components: what each computes of a batch, and from what.
+
+Runs on the host, inside one callback per batch: NumPy, pymatgen and worker processes.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from chemeleon_jax.crystals import validity
+from chemeleon_jax.data import Dataset
+from chemeleon_jax.errors import UserError
+from chemeleon_jax.models.predictor import Predictor
+from chemeleon_jax.models.vae import VAE
+from chemeleon_jax.potentials.hull import Hull
+from chemeleon_jax.rewards.creativity import (
+    Matches,
+    References,
+    creativity,
+    match_crystals,
+    to_cells,
+)
+from chemeleon_jax.rewards.custom import BATCH_TIME_LIMIT, CustomReward
+from chemeleon_jax.rewards.diversity import (
+    NUM_ELEMENTS,
+    composition_fractions,
+    diversity,
+    embedding_gram,
+    kernel_mean,
+)
+from chemeleon_jax.rewards.energy import (
+    FAILED_ENERGY,
+    REASONS,
+    energy_reward,
+    judge_energies,
+)
+from chemeleon_jax.rewards.features import encode_references, type_embedding
+from chemeleon_jax.rewards.matching import Cell
+from chemeleon_jax.rewards.pool import STATUS, WorkerPool
+from chemeleon_jax.rewards.predictor import property_reward
+from chemeleon_jax.types import CrystalBatch
+
+
+@dataclass(frozen=True, eq=False)
+class Context:
+    """What components score against, made once at start-up."""
+
+    dataset: Dataset  # the known crystals
+    references: References  # the same, by formula
+    pool: WorkerPool
+    hull: Hull | None = None
+    vae: tuple[VAE, Any] | None = None  # with its parameters
+    predictor: tuple[VAE, Predictor, Any] | None = None  # see features.py
+
+
+@dataclass(frozen=True, eq=False)
+class Facts:
+    """A batch of B crystals on the host.
+
+    Each fact is computed once, when the first component asks for it.
+    """
+
+    crystals: CrystalBatch  # NumPy
+    computed: dict[str, Any]  # on the device: "energy", "latent", "properties"
+    context: Context
+
+    @cached_property
+    def validity(self) -> np.ndarray:
+        """Index into VALIDITY_REASONS, [B]."""
+        return validity(self.crystals)
+
+    @cached_property
+    def valid(self) -> np.ndarray:
+        """[B] bool."""
+        return self.validity == 0
+
+    @cached_property
+    def cells(self) -> list[Cell]:
+        """B crystals without padding."""
+        return to_cells(self.crystals)
+
+    @cached_property
+    def matches(self) -> Matches:
+        """How the crystals relate to each other and to the references."""
+        references, pool = self.context.references, self.context.pool
+        return match_crystals(self.cells, self.valid, references, pool)
+
+    @cached_property
+    def e_above_hull(self) -> tuple[np.ndarray, np.ndarray]:
+        """EV/atom [B], NaN where there is none; index into `energy.REASONS` [B]."""
+        return judge_energies(
+            self.context.hull,
+            self.crystals.atom_types,
+            *self.computed["energy"],
+            self.valid,
+        )
+
+
+# Facts -> values [B], status [B].
+Evaluate = Callable[[Facts], tuple[np.ndarray, np.ndarray]]
+
+
+@dataclass(frozen=True, eq=False)
+class Component:
+    """One term of a reward, before its normalisation and weight."""
+
+    evaluate: Evaluate
+    needs: str | None = None  # what of `Facts.computed` it reads
+    # What a crystal without a value gets; None is the lowest value of its batch.
+    penalty: float | None = None
+    reasons: tuple[str, ...] = STATUS  # of a crystal without a value; 0 is "ok"
+
+
+def _creativity(context: Context, *, max_amd: float | None = 1.0) -> Component:
+    def evaluate(facts):
+        references, pool = context.references, context.pool
+        return creativity(facts.cells, facts.matches, references, pool, max_amd=max_amd)
+
+    return Component(evaluate, penalty=0.0)
+
+
+def _energy(context: Context) -> Component:
+    del context
+
+    def evaluate(facts):
+        above, status = facts.e_above_hull
+        return energy_reward(above), status
+
+    return Component(evaluate, "energy", penalty=-FAILED_ENERGY, reasons=REASONS)
+
+
+def _structure_diversity(context: Context) -> Component:
+    if context.vae is None:
+        raise ValueError("structure_diversity needs a VAE: pass `vae` to make_reward")
+    kernel = kernel_mean(encode_references(*context.vae, context.dataset.crystals))
+
+    def evaluate(facts):
+        return diversity(facts.computed["latent"], facts.valid, kernel)
+
+    return Component(evaluate, "latent")
+
+
+def _composition_diversity(context: Context) -> Component:
+    if context.vae is None:
+        raise ValueError("composition_diversity needs a VAE: pass `vae` to make_reward")
+    gram = embedding_gram(type_embedding(*context.vae, NUM_ELEMENTS))
+    known = context.dataset.crystals
+    kernel = kernel_mean(composition_fractions(known.atom_types, known.mask), gram)
+
+    def evaluate(facts):
+        crystals = facts.crystals
+        shares = composition_fractions(crystals.atom_types, crystals.mask)
+        return diversity(shares, facts.valid, kernel)
+
+    return Component(evaluate)
+
+
+def _predictor(
+    context: Context,
+    *,
+    property: str,
+    target: float | None = None,
+    clip_min: float | None = None,
+    clip_max: float | None = None,
+    ckpt_path: str = "",  # read by the program, which loads the model
+) -> Component:
+    del ckpt_path
+    if context.predictor is None:
+        raise ValueError("predictor needs a model: pass `predictor` to make_reward")
+    known = list(context.predictor[1].targets)
+    if property not in known:
+        raise UserError(
+            f"config.reward.components.predictor.property = {property!r}: the "
+            f"predictor knows {', '.join(known)}"
+        )
+    column = known.index(property)
+
+    def evaluate(facts):
+        predicted = facts.computed["properties"][:, column]
+        return property_reward(
+            predicted,
+            facts.valid,
+            target=target,
+            clip_min=clip_min,
+            clip_max=clip_max,
+        )
+
+    return Component(evaluate, "properties")
+
+
+def _custom(
+    context: Context, *, function: str, time_limit: float = BATCH_TIME_LIMIT
+) -> Component:
+    call = CustomReward(function, context.pool, time_limit=time_limit)
+    return Component(lambda facts: call(facts.cells, facts.valid))
+
+
+# A component of any other name is a custom one if it has a `function`.
+COMPONENTS: dict[str, Callable[..., Component]] = {
+    "creativity": _creativity,
+    "energy": _energy,
+    "structure_diversity": _structure_diversity,
+    "composition_diversity": _composition_diversity,
+    "predictor": _predictor,
+    "custom": _custom,
+}

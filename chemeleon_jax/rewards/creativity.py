@@ -1,0 +1,228 @@
+"""Unique, novel, and how far from the nearest known crystal.
+
+NumPy on the host; the comparisons themselves run in worker processes.
+"""
+
+from collections import defaultdict
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from chemeleon_jax.crystals import formula_key, to_numpy
+from chemeleon_jax.rewards.matching import (
+    Cell,
+    amd_of_cell,
+    first_of_groups,
+    fits_any,
+    reduce_cell,
+)
+from chemeleon_jax.rewards.pool import INVALID, OK, Outcome, WorkerPool
+from chemeleon_jax.types import CrystalBatch
+
+AMD_ZERO = 1e-5  # Å, the same crystal: ten times what float32 coordinates resolve
+_BLOCK = 32  # crystals of one formula that one worker compares among themselves
+
+
+def to_cells(crystals: CrystalBatch) -> list[Cell]:
+    """Crystals of a batch without their padding."""
+    batch = to_numpy(crystals)
+    with np.errstate(all="ignore"):
+        matrices = batch.lattice
+    return [
+        Cell(matrix, types[mask], frac[mask])
+        for matrix, types, frac, mask in zip(
+            matrices, batch.atom_types, batch.frac_coords, batch.mask, strict=True
+        )
+    ]
+
+
+@dataclass(frozen=True, eq=False)
+class References:
+    """The known crystals, by reduced formula.
+
+    What is computed of one of them (reduced cell, AMD) is kept for the next call.
+    """
+
+    cells: list[Cell]
+    by_formula: dict[tuple[int, ...], list[int]]
+    reduced: dict[int, Outcome] = field(default_factory=dict)
+    amd: dict[int, Outcome] = field(default_factory=dict)
+
+
+def index_references(crystals: CrystalBatch) -> References:
+    """Indexes the known crystals (NumPy batch) by reduced formula."""
+    cells = to_cells(crystals)
+    by_formula = defaultdict(list)
+    for i, cell in enumerate(cells):
+        by_formula[formula_key(cell.atom_types)].append(i)
+    return References(cells, dict(by_formula))
+
+
+@dataclass(frozen=True)
+class Matches:
+    """How the B crystals of a batch relate to each other and to the references."""
+
+    unique: np.ndarray  # [B] bool, first of its group in batch order
+    novel: np.ndarray  # [B] bool, matches no reference
+    status: np.ndarray  # [B] int, index into pool.STATUS; not OK is neither
+    alike: dict[tuple[int, ...], list[int]]  # comparable crystals by reduced formula
+
+
+def match_crystals(
+    cells: list[Cell], valid: np.ndarray, references: References, pool: WorkerPool
+) -> Matches:
+    """Compares crystals by StructureMatcher() within their reduced formula.
+
+    Crystals are alike only where their reduced formula is, so hash tables by formula
+    leave few pairs. A crystal that cannot be compared is set aside with a status and
+    plays no part in the others' flags.
+
+    Args:
+      cells: B crystals.
+      valid: [B] bool; the others are set aside unseen.
+      references: the known crystals.
+      pool: worker processes.
+    """
+    status = np.where(valid, OK, INVALID)
+    formulas = {i: formula_key(cells[i].atom_types) for i in np.flatnonzero(valid)}
+    alike = _by_formula(formulas)
+    crowded = [
+        i
+        for formula, members in alike.items()
+        if len(members) > 1 or formula in references.by_formula
+        for i in members
+    ]
+    known = [r for f in alike for r in references.by_formula.get(f, ())]
+    fill_cache(references.reduced, known, reduce_cell, references.cells, pool)
+    reduced: dict[int, Outcome] = {}
+    fill_cache(reduced, crowded, reduce_cell, cells, pool)
+    for i, outcome in reduced.items():
+        status[i] = outcome.status
+
+    novel = valid & (status == OK)
+    compared = [i for i in crowded if status[i] == OK]
+    items = [
+        (
+            reduced[i].value,
+            [
+                references.reduced[r].value
+                for r in references.by_formula.get(formulas[i], ())
+                if references.reduced[r].status == OK
+            ],
+            True,
+        )
+        for i in compared
+    ]
+    for i, outcome in zip(compared, pool.map(fits_any, items), strict=True):
+        status[i] = outcome.status
+        novel[i] = outcome.status == OK and not outcome.value
+
+    unique = valid & (status == OK)
+    alike = _by_formula({i: f for i, f in formulas.items() if status[i] == OK})
+    buckets = [members for members in alike.values() if len(members) > 1]
+    for i, outcome in _first_occurrences(buckets, reduced, pool).items():
+        status[i] = outcome.status
+        unique[i] = outcome.status == OK and outcome.value
+    novel &= status == OK
+    return Matches(unique, novel, status, alike)
+
+
+def _by_formula(formulas: dict[int, tuple]) -> dict[tuple, list[int]]:
+    groups = defaultdict(list)
+    for i, formula in formulas.items():
+        groups[formula].append(int(i))
+    return dict(groups)
+
+
+def fill_cache(cache: dict[int, Outcome], wanted, function, cells, pool) -> None:
+    """Computes `function(cells[i])` for each wanted i that the cache lacks."""
+    missing = [i for i in wanted if i not in cache]
+    outcomes = pool.map(function, [cells[i] for i in missing])
+    cache.update(zip(missing, outcomes, strict=True))
+
+
+def _first_occurrences(buckets, reduced, pool) -> dict[int, Outcome]:
+    """Whether each crystal of each bucket is the first of its group.
+
+    Large buckets go block by block, so that one formula that fills the batch still
+    spreads over the workers: a block is compared with the firsts of earlier blocks, one
+    crystal per task, and what remains of it with itself. The flags are those of
+    comparing in order.
+    """
+    flags: dict[int, Outcome] = {}
+    firsts: dict[int, list[int]] = {b: [] for b in range(len(buckets))}
+    for start in range(0, max(map(len, buckets), default=0), _BLOCK):
+        block = {b: m[start : start + _BLOCK] for b, m in enumerate(buckets)}
+        late = [(i, b) for b, members in block.items() for i in members if firsts[b]]
+        items = [
+            (reduced[i].value, [reduced[j].value for j in firsts[b]], False)
+            for i, b in late
+        ]
+        for (i, _), outcome in zip(late, pool.map(fits_any, items), strict=True):
+            if outcome.status != OK or outcome.value:
+                flags[i] = outcome._replace(value=False)
+        rest = {
+            b: [i for i in members if i not in flags] for b, members in block.items()
+        }
+        tasks = [b for b, members in rest.items() if members]
+        groups = pool.map(
+            first_of_groups, [[reduced[i].value for i in rest[b]] for b in tasks]
+        )
+        for b, outcome in zip(tasks, groups, strict=True):
+            for k, i in enumerate(rest[b]):
+                value = outcome.value[k] if outcome.status == OK else False
+                flags[i] = outcome._replace(value=value)
+                if value:
+                    firsts[b].append(i)
+    return flags
+
+
+def creativity(
+    cells: list[Cell],
+    matches: Matches,
+    references: References,
+    pool: WorkerPool,
+    *,
+    max_amd: float | None = 1.0,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Creativity reward (Chemeleon2, arXiv:2511.07158).
+
+    1 for a crystal that is unique and novel, 0 for one that is neither. For one of
+    them, the smallest non-zero AMD distance (Chebyshev metric, Å) to the reference and
+    generated crystals of the same reduced formula; 0 where there is no such crystal.
+
+    Args:
+      cells: B crystals.
+      matches: of the same crystals.
+      references: the known crystals.
+      pool: worker processes.
+      max_amd: upper bound of the distance. Without one (None, as published) a copy with
+        a stretched cell can earn more than a new crystal.
+
+    Returns:
+      [B] values, [B] status.
+    """
+    values = (matches.unique & matches.novel).astype(np.float64)
+    status = matches.status.copy()
+    between = np.flatnonzero(matches.unique != matches.novel)
+    formulas = {i: formula_key(cells[i].atom_types) for i in between}
+    needed = {f: None for f in formulas.values()}
+    known = [r for f in needed for r in references.by_formula.get(f, ())]
+    fill_cache(references.amd, known, amd_of_cell, references.cells, pool)
+    alike = [i for f in needed for i in matches.alike[f]]
+    own: dict[int, Outcome] = {}
+    fill_cache(own, alike, amd_of_cell, cells, pool)
+    for i, formula in formulas.items():
+        others = [references.amd[r] for r in references.by_formula.get(formula, ())]
+        others += [own[j] for j in matches.alike[formula] if j != i]
+        status[i] = own[i].status
+        if own[i].status == OK:
+            values[i] = _nearest(own[i].value, others)
+    if max_amd is not None:
+        values = np.minimum(values, max_amd)
+    return values, status
+
+
+def _nearest(amd: np.ndarray, others: list[Outcome]) -> float:
+    distances = [abs(amd - o.value).max() for o in others if o.status == OK]
+    return min((d for d in distances if d > AMD_ZERO), default=0.0)

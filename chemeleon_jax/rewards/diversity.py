@@ -1,0 +1,129 @@
+"""Diversity: how each crystal moves the distance between generated and known crystals.
+
+NumPy in float64: differences of kernel means cancel in float32.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from chemeleon_jax.rewards.pool import BAD_VALUE, INVALID, OK
+
+NUM_ELEMENTS = 100  # width of composition vectors, indexed by atomic number
+_BLOCK = 2_000_000  # products held at once, 16 MB
+
+
+@dataclass(frozen=True, eq=False)
+class KernelMean:
+    """Mean over M references y of the kernel k(x, y) = (<x, y>/d + 1)^3.
+
+    The kernel is a polynomial, so its mean is one in the references' moments: exact,
+    and at a cost that does not grow with M.
+    """
+
+    moments: tuple[np.ndarray, ...]  # mean of y, y⊗y, y⊗y⊗y, flattened
+    gram: np.ndarray  # [p, p], <x, y>/d = x^T gram y
+
+    def kernel(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+        """Kernel matrix of x [n, p] and y [m, p], [n, m]."""
+        return (x @ self.gram @ y.T + 1) ** 3
+
+    def __call__(self, x: np.ndarray) -> np.ndarray:
+        """Mean kernel of each row of x [n, p] with the references, [n]."""
+        p = x.shape[1]
+        u = x @ self.gram
+        first, second, third = self.moments
+        # (1 + s)^3 = 1 + s (3 + s (3 + s)) with s = <u, y>, moment by moment.
+        inner = 3 * second + u @ third.reshape(p, p * p)  # [n, p^2]
+        inner = 3 * first + np.einsum("nab,na->nb", inner.reshape(-1, p, p), u)
+        return 1 + np.einsum("nb,nb->n", inner, u)
+
+
+def kernel_mean(references: np.ndarray, gram: np.ndarray | None = None) -> KernelMean:
+    """Moments of the references' features.
+
+    Args:
+      references: [M, p].
+      gram: [p, p] inner product divided by the dimension d; identity / p by default.
+    """
+    references = np.asarray(references, np.float64)
+    count, p = references.shape
+    gram = np.eye(p) / p if gram is None else np.asarray(gram, np.float64)
+    moments = [np.zeros(p**degree) for degree in (1, 2, 3)]
+    rows = max(1, _BLOCK // p**2)
+    for start in range(0, count, rows):
+        y = references[start : start + rows]
+        square = np.einsum("na,nb->nab", y, y).reshape(len(y), -1)
+        moments[0] += y.sum(0)
+        moments[1] += square.sum(0)
+        moments[2] += (square.T @ y).ravel()
+    return KernelMean(tuple(m / count for m in moments), gram)
+
+
+def leave_one_out_mmd(features: np.ndarray, references: KernelMean) -> np.ndarray:
+    """MMD^2 without crystal i minus MMD^2 of all: what crystal i contributes.
+
+    The unbiased estimator (Gretton et al., JMLR 13, 723, 2012, eq. 3). The term among
+    references cancels in the difference and is never computed.
+
+    Args:
+      features: [n, p] of the generated crystals.
+      references: of the known ones.
+
+    Returns:
+      [n]; positive where the crystal brings the two sets together. Zeros for n < 3,
+      where nothing can be left out.
+    """
+    n = len(features)
+    if n < 3:
+        return np.zeros(n)
+    among = references.kernel(features, features)
+    np.fill_diagonal(among, 0.0)
+    rows = among.sum(1)
+    cross = references(features)
+    without = (rows.sum() - 2 * rows) / ((n - 1) * (n - 2))
+    without -= 2 * (cross.sum() - cross) / (n - 1)
+    everything = rows.sum() / (n * (n - 1)) - 2 * cross.mean()
+    return without - everything
+
+
+def diversity(
+    features: np.ndarray, valid: np.ndarray, references: KernelMean
+) -> tuple[np.ndarray, np.ndarray]:
+    """Diversity reward of B crystals.
+
+    Invalid crystals, and those whose features are not finite, are left out of the sums
+    and so do not change the others' rewards.
+
+    Args:
+      features: [B, p].
+      valid: [B] bool.
+      references: of the known crystals.
+
+    Returns:
+      [B] values, 0 where the status is not OK; [B] status.
+    """
+    features = np.asarray(features, np.float64)
+    status = np.where(np.isfinite(features).all(-1), OK, BAD_VALUE)
+    status = np.where(valid, status, INVALID)
+    values = np.zeros(len(features))
+    values[status == OK] = leave_one_out_mmd(features[status == OK], references)
+    return values, status
+
+
+def composition_fractions(atom_types: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """Share of each element, [B, 100], from atomic numbers [B, N] and mask [B, N].
+
+    The mean of an embedding over a crystal's atoms is these shares times the embedding
+    table: composition features of any width in 100 numbers.
+    """
+    counts = np.zeros((len(atom_types), NUM_ELEMENTS))
+    known = mask & (atom_types > 0) & (atom_types < NUM_ELEMENTS)
+    np.add.at(counts, (np.nonzero(known)[0], atom_types[known]), 1.0)
+    return counts / np.maximum(counts.sum(-1, keepdims=True), 1.0)
+
+
+def embedding_gram(embedding: np.ndarray) -> np.ndarray:
+    """Inner products of an atom-type embedding [100, D], divided by D, [100, 100]."""
+    embedding = np.asarray(embedding, np.float64)
+    return embedding @ embedding.T / embedding.shape[1]

@@ -1,0 +1,61 @@
+"""What rewards need of the models, computed on the device."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from chemeleon_jax.crystals import take
+from chemeleon_jax.models.layers import masked_mean
+from chemeleon_jax.models.predictor import Predictor
+from chemeleon_jax.models.vae import VAE
+from chemeleon_jax.types import CrystalBatch
+
+_BATCH = 256  # reference crystals encoded at once
+
+
+@partial(jax.jit, static_argnums=0)
+def mean_latent(vae: VAE, params, crystals: CrystalBatch) -> jax.Array:
+    """Structure features: posterior mean, averaged over atoms, [B, L]."""
+    _, posterior = vae.apply({"params": params}, crystals, method="encode")
+    return masked_mean(posterior.mean, crystals.mask)
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def predict_properties(
+    vae: VAE, predictor: Predictor, params, crystals: CrystalBatch
+) -> jax.Array:
+    """Predicted properties in their own units, [B, targets].
+
+    Args:
+      vae: whose encoder the predictor was trained on.
+      predictor: the predictor.
+      params: {"vae": ..., "predictor": ...}.
+      crystals: B crystals.
+    """
+    features, posterior = vae.apply(
+        {"params": params["vae"]}, crystals, method="encode"
+    )
+    predicted = predictor.apply(
+        {"params": params["predictor"]}, features, posterior.mean, crystals.mask
+    )
+    return predictor.denormalise(predicted)
+
+
+def type_embedding(vae: VAE, params, num_types: int) -> np.ndarray:
+    """The encoder's atom-type embedding, [num_types, D]."""
+    types = jnp.arange(num_types)[None]
+    table = vae.apply({"params": params}, types, method="embed_types")
+    return np.asarray(table[0])
+
+
+def encode_references(vae: VAE, params, crystals: CrystalBatch) -> np.ndarray:
+    """Structure features of a data set, [M, L], batch by batch."""
+    count = len(crystals.mask)
+    features = []
+    for start in range(0, count, _BATCH):
+        # The last batch is filled up, so that one shape is compiled.
+        rows = np.minimum(np.arange(start, start + _BATCH), count - 1)
+        features.append(np.asarray(mean_latent(vae, params, take(crystals, rows))))
+    return np.concatenate(features)[:count]

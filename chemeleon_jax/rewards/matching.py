@@ -1,0 +1,82 @@
+"""Which crystals are the same under pymatgen's StructureMatcher.
+
+Runs in worker processes: pymatgen and NumPy, no JAX.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from pymatgen.analysis.structure_matcher import StructureMatcher
+from pymatgen.core import Lattice, Structure
+
+from chemeleon_jax.rewards.amd import average_minimum_distance
+
+_MATCHER = StructureMatcher()  # the defaults: ltol 0.2, stol 0.3, angle_tol 5
+
+
+class Cell(NamedTuple):
+    """One crystal without padding, as it travels to a worker."""
+
+    matrix: np.ndarray  # [3, 3] lattice vectors as rows, Å
+    atom_types: np.ndarray  # [n]    atomic numbers
+    frac_coords: np.ndarray  # [n, 3]
+
+
+def to_structure(cell: Cell) -> Structure:
+    """The crystal as a pymatgen Structure."""
+    return Structure(Lattice(cell.matrix), cell.atom_types.tolist(), cell.frac_coords)
+
+
+def reduce_cell(cell: Cell) -> Cell:
+    """Primitive cell of the Niggli cell: what StructureMatcher compares.
+
+    Done once per crystal here, it is done for each pair in `StructureMatcher.fit`.
+    """
+    reduced = to_structure(cell).get_reduced_structure().get_primitive_structure()
+    return Cell(
+        reduced.lattice.matrix, np.array(reduced.atomic_numbers), reduced.frac_coords
+    )
+
+
+def fits_any(crystals: tuple[Cell, list[Cell], bool]) -> bool:
+    """Whether a reduced crystal matches one of others with the same reduced formula.
+
+    Args:
+      crystals: the crystal; the others; and whether the crystal is the first argument
+        of `StructureMatcher.fit`, which is not quite symmetric.
+    """
+    cell, others, first = crystals
+    # Without `attempt_supercell`, cells of different size never match.
+    others = [c for c in others if len(c.atom_types) == len(cell.atom_types)]
+    if not others:
+        return False
+    one = to_structure(cell)
+    return any(
+        _fit(one, to_structure(c)) if first else _fit(to_structure(c), one)
+        for c in others
+    )
+
+
+def first_of_groups(cells: list[Cell]) -> list[bool]:
+    """Which reduced crystals of one formula start a group, in order.
+
+    As `StructureMatcher.group_structures`: a crystal joins the first group whose first
+    member it matches.
+    """
+    firsts: list[Structure] = []
+    flags = []
+    for structure in map(to_structure, cells):
+        same_size = [s for s in firsts if len(s) == len(structure)]
+        flags.append(not any(_fit(s, structure) for s in same_size))
+        if flags[-1]:
+            firsts.append(structure)
+    return flags
+
+
+def amd_of_cell(cell: Cell) -> np.ndarray:
+    """AMD vector of a crystal, [100], Å."""
+    return average_minimum_distance(cell.matrix, cell.frac_coords)
+
+
+def _fit(one: Structure, other: Structure) -> bool:
+    return _MATCHER.fit(one, other, skip_structure_reduction=True)

@@ -1,0 +1,249 @@
+"""Worker processes for what pymatgen and users' own functions compute.
+
+This module imports neither NumPy nor JAX, so that a worker can fix its environment
+before either is loaded. Functions and items must be picklable.
+"""
+
+import atexit
+import logging
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import TimeoutError as FutureTimeout
+from importlib.machinery import ModuleSpec
+from multiprocessing.context import SpawnContext, SpawnProcess
+from typing import Any, NamedTuple
+
+from pebble import ProcessExpired, ProcessPool
+
+logger = logging.getLogger(__name__)
+
+# What became of an item. INVALID and BAD_VALUE are for the rewards that use the pool.
+STATUS = ("ok", "invalid", "raised", "timed_out", "died", "bad_value")
+OK, INVALID, RAISED, TIMED_OUT, DIED, BAD_VALUE = range(len(STATUS))
+
+_SINGLE_THREADED = (
+    "OMP_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "NUMEXPR_NUM_THREADS",
+)
+_GRACE = 120.0  # s, for workers to start, beyond what the tasks may take
+_ATTEMPTS = 3
+_main_spec = threading.Lock()
+
+
+class Outcome(NamedTuple):
+    """What a worker made of one item."""
+
+    status: int  # index into STATUS
+    value: Any = None  # the function's result where the status is OK
+    message: str = ""  # what went wrong otherwise
+
+
+class _Lost(NamedTuple):
+    """A chunk without results."""
+
+    outcome: Outcome  # of each item, unless another attempt does better
+    innocent: bool = False  # another chunk's fault, as far as can be told
+
+
+class WorkerPool:
+    """Maps functions over items in spawned processes; no item can end the program.
+
+    A worker that dies or exceeds its time limit is replaced. Results come in the order
+    of the items, and do not depend on the number of workers. Use it as a context
+    manager, or call `close`; what is still open is closed at exit, also after Ctrl-C.
+    """
+
+    def __init__(self, num_workers: int | None = None, *, time_limit: float = 10.0):
+        """Starts the workers.
+
+        Args:
+          num_workers: processes; the number of CPUs this process may use by default.
+          time_limit: seconds per item.
+        """
+        self.num_workers = num_workers or _cpu_count()
+        self.time_limit = time_limit
+        self._lock = threading.Lock()
+        self._closed = False
+        self._processes = self._start()
+        atexit.register(self.close)
+
+    def map(
+        self,
+        function: Callable[[Any], Any],
+        items: Sequence[Any],
+        *,
+        time_limit: float | None = None,
+        chunk_size: int | None = None,
+    ) -> list[Outcome]:
+        """`function` of every item.
+
+        Items travel in chunks, each under the time limit of one item. The items of a
+        chunk that timed out or whose worker died are then run alone, so that only the
+        culprit is lost; an item that was alone when its worker died is tried once more.
+        """
+        limit = time_limit or self.time_limit
+        count = len(items)
+        size = chunk_size or max(1, count // (4 * self.num_workers))
+        chunks = [range(i, min(i + size, count)) for i in range(0, count, size)]
+        outcomes: dict[int, Outcome] = {}
+        for attempt in range(_ATTEMPTS):
+            again = []
+            for chunk, result in zip(
+                chunks, self._run(function, items, chunks, limit), strict=True
+            ):
+                if isinstance(result, list):
+                    outcomes |= zip(chunk, result, strict=True)
+                    continue
+                outcomes |= dict.fromkeys(chunk, result.outcome)
+                died = result.outcome.status == DIED
+                if len(chunk) > 1 or result.innocent or (died and attempt == 0):
+                    again += [range(i, i + 1) for i in chunk]
+            chunks = again
+        return [outcomes[i] for i in range(count)]
+
+    def call(
+        self, function: Callable[[Any], Any], item: Any, *, time_limit: float
+    ) -> Outcome:
+        """`function(item)` in one worker; tried again once if the worker died."""
+        return self.map(function, [item], time_limit=time_limit)[0]
+
+    def close(self) -> None:
+        """Ends the workers, busy or not. Harmless when called twice."""
+        atexit.unregister(self.close)
+        with self._lock:
+            self._closed = True
+            self._stop(self._processes)
+
+    def __enter__(self) -> "WorkerPool":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
+    def _run(self, function, items, chunks, limit) -> "list[list[Outcome] | _Lost]":
+        """Per chunk: the outcomes of its items, or what befell it as a whole."""
+        if not chunks:
+            return []
+        processes = self._healthy()
+        # Backstop for a pool that stops answering: all tasks one after another.
+        waves = -(-len(chunks) // self.num_workers)
+        deadline = time.monotonic() + _GRACE + 2 * limit * waves
+        try:
+            futures = [
+                processes.schedule(
+                    run_chunk, (function, [items[i] for i in chunk]), timeout=limit
+                )
+                for chunk in chunks
+            ]
+        except RuntimeError as error:  # the pool broke since we asked
+            return [_Lost(Outcome(DIED, message=str(error)), innocent=True)] * len(
+                chunks
+            )
+        results = []
+        for future in futures:
+            try:
+                results.append(future.result(max(0.0, deadline - time.monotonic())))
+            except FutureTimeout:  # pebble's, of the task; or ours, of the pool
+                message = f"exceeded its time limit of {limit:g} s"
+                results.append(_Lost(Outcome(TIMED_OUT, message=message)))
+                if not future.done():
+                    self._stop(processes)
+            except ProcessExpired as error:
+                message = f"its worker process died (exit code {error.exitcode})"
+                results.append(_Lost(Outcome(DIED, message=message)))
+            except Exception as error:  # the pool broke, or nothing could be pickled
+                message = f"{type(error).__name__}: {error}"
+                results.append(_Lost(Outcome(DIED, message=message), innocent=True))
+        return results
+
+    def _start(self) -> ProcessPool:
+        processes = ProcessPool(
+            self.num_workers,
+            initializer=start_worker,
+            initargs=(os.getpid(), os.getcwd()),
+            context=_WorkerContext(),
+        )
+        processes.schedule(os.getpid)  # pebble starts its workers with the first task
+        return processes
+
+    def _healthy(self) -> ProcessPool:
+        with self._lock:
+            if self._closed:
+                raise RuntimeError("the worker pool is closed: start another")
+            if not self._processes.active:
+                logger.warning("the worker processes were lost: starting new ones")
+                self._stop(self._processes)
+                self._processes = self._start()
+            return self._processes
+
+    @staticmethod
+    def _stop(processes: ProcessPool) -> None:
+        processes.stop()
+        processes.join()
+
+
+def _cpu_count() -> int:
+    """CPUs that this process may use."""
+    if hasattr(os, "sched_getaffinity"):  # not on macOS
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+# --- in the worker ----------------------------------------------------------------
+
+
+def start_worker(parent: int, directory: str) -> None:
+    """First thing that a worker does, before NumPy is imported."""
+    os.environ.update(dict.fromkeys(_SINGLE_THREADED, "1"))
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    if directory not in sys.path:
+        sys.path.insert(0, directory)
+    threading.Thread(target=_outlive_no_one, args=(parent,), daemon=True).start()
+
+
+def _outlive_no_one(parent: int) -> None:
+    """Ends this worker, whatever it is busy with, when its parent was killed."""
+    while os.getppid() == parent:
+        time.sleep(1.0)
+    os._exit(1)
+
+
+def run_chunk(function: Callable[[Any], Any], items: Sequence[Any]) -> list[Outcome]:
+    """`function` of each item; what it raises becomes that item's outcome."""
+    outcomes = []
+    for item in items:
+        try:
+            outcomes.append(Outcome(OK, function(item)))
+        except BaseException as error:  # a user's sys.exit too
+            outcomes.append(Outcome(RAISED, message=f"{type(error).__name__}: {error}"))
+    return outcomes
+
+
+class _WorkerProcess(SpawnProcess):
+    """A spawned process that does not import the program that started it.
+
+    By default it would import `__main__` again: seconds lost, JAX loaded before its
+    environment is set, and a script without a main guard run twice.
+    """
+
+    @staticmethod
+    def _Popen(process):  # noqa: N802
+        main = sys.modules["__main__"]
+        with _main_spec:
+            spec = getattr(main, "__spec__", None)
+            main.__spec__ = ModuleSpec("__main__", None)
+            try:
+                return SpawnProcess._Popen(process)  # pyright: ignore
+            finally:
+                main.__spec__ = spec
+
+
+class _WorkerContext(SpawnContext):
+    """Spawn, with the process above."""
+
+    Process = _WorkerProcess

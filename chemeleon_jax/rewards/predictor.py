@@ -1,0 +1,37 @@
+"""Reward of a predicted property."""
+
+import numpy as np
+
+from chemeleon_jax.rewards.pool import BAD_VALUE, INVALID, OK
+
+
+def property_reward(
+    predicted: np.ndarray,
+    valid: np.ndarray,
+    *,
+    target: float | None = None,
+    clip_min: float | None = None,
+    clip_max: float | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """-(y - target)^2, or y where there is no target; y clipped first.
+
+    Args:
+      predicted: [B], in the property's units.
+      valid: [B] bool.
+      target: in the property's units.
+      clip_min: smallest prediction believed; None is no bound.
+      clip_max: largest.
+
+    Returns:
+      [B] values, 0 where the status is not OK; [B] status.
+    """
+    predicted = np.asarray(predicted, np.float64)
+    status = np.where(np.isfinite(predicted), OK, BAD_VALUE)
+    status = np.where(valid, status, INVALID)
+    y = np.where(status == OK, predicted, 0.0)
+    if clip_min is not None:
+        y = np.maximum(y, clip_min)
+    if clip_max is not None:
+        y = np.minimum(y, clip_max)
+    reward = y if target is None else -((y - target) ** 2)
+    return np.where(status == OK, reward, 0.0), status
