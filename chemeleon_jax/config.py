@@ -12,6 +12,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from chemeleon_jax.errors import UserError
+from chemeleon_jax.rewards.normalize import NORMALIZATIONS
 from chemeleon_jax.sharding import check_divisible
 
 _OVERRIDE = re.compile(r"--?(?:no)?config\.([^=]+)(?:=(.*))?", re.DOTALL)
@@ -134,11 +135,10 @@ def _fields(config: ConfigDict, prefix: str = ""):
 
 # ---------------------------------------------------------------------- RL values
 
-_NORMALIZATIONS = ("norm", "std", "subtract_mean", "clip", "none")
 _CHOICES = {
     "rl.kl_target": ("old", "reference"),
     "sampling.sampler": ("ddim", "ddpm"),
-    "reward.normalize_fn": _NORMALIZATIONS,
+    "reward.normalize_fn": tuple(NORMALIZATIONS),
 }
 _AT_LEAST_ONE = (
     "num_iterations",
@@ -218,8 +218,8 @@ def _check_components(config: Any) -> None:
         _require(
             config,
             f"{field}.normalize_fn",
-            lambda x: x in _NORMALIZATIONS,
-            f"one of {_NORMALIZATIONS}",
+            lambda x: x in NORMALIZATIONS,
+            f"one of {tuple(NORMALIZATIONS)}",
         )
         _require(config, f"{field}.weight", math.isfinite, "a finite number")
     if "custom" in active:

@@ -93,11 +93,12 @@ def _reward() -> ConfigDict:
     reward.eps = 1e-4
     reward.reference_dataset = "mp_mini"  # what is novel is not in here
     reward.workers = 0  # processes; 0: as many as CPUs
-    reward.time_limit = 10.0  # s, for one crystal
-    reward.potential = "chgnet"  # or an ASE calculator, see docs/rewards.md
+    reward.time_limit = 10.0  # s, for one crystal in a worker
+    reward.potential = "chgnet"  # or ase:module:callable, an ASE calculator
     reward.components = {
-        # 1: unique and novel, 0: neither, else the distance to the nearest crystal
-        "creativity": {"weight": 0.0, "normalize_fn": "none"},
+        # 1: unique and novel, 0: neither, else the distance to the nearest crystal, at
+        # most max_amd (inf: as the original has it)
+        "creativity": {"weight": 0.0, "normalize_fn": "none", "max_amd": 1.0},
         # minus the energy above the hull, eV/atom, within [-1, 0]
         "energy": {"weight": 0.0, "normalize_fn": "norm"},
         # what a crystal adds to the diversity of the batch
@@ -116,6 +117,11 @@ def _reward() -> ConfigDict:
         },
         # your own function of a list of pymatgen Structures, as module:function;
         # left out as long as none is named
-        "custom": {"weight": 1.0, "normalize_fn": "norm", "function": ""},
+        "custom": {
+            "weight": 1.0,
+            "normalize_fn": "norm",
+            "function": "",
+            "time_limit": 60.0,  # s, for all crystals of a batch
+        },
     }
     return reward

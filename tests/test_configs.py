@@ -2,6 +2,7 @@ import json
 import subprocess
 import sys
 from importlib import import_module
+from inspect import signature
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from pymatgen.core import Lattice, Structure
 from chemeleon_jax import hub
 from chemeleon_jax.config import active_components, check_rl, parse, run
 from chemeleon_jax.errors import UserError
+from chemeleon_jax.rewards.components import COMPONENTS
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = ("rl_dng", "rl_bandgap", "rl_atomic_density", "rl_custom_reward")
@@ -98,6 +100,14 @@ def test_the_paper_s_setting():
     predictor = components["predictor"]
     assert (predictor["target"], predictor["clip_min"]) == (3.0, 0.0)
     assert predictor["clip_max"] is None
+
+
+def test_components_and_their_fields_are_those_of_the_rewards():
+    components = parsed().reward.components.to_dict()
+    assert set(components) == set(COMPONENTS)
+    for name, fields in components.items():
+        known = {"weight", "normalize_fn", *signature(COMPONENTS[name]).parameters}
+        assert set(fields) <= known, name
 
 
 def test_the_example_reward_is_minus_the_distance_to_5():
