@@ -158,8 +158,8 @@ def save_npz(path, dataset: Dataset, *, quantise: bool = False) -> None:
     frac = crystals.frac_coords[crystals.mask]
     if quantise:
         frac = (np.round(frac * FRAC_UNIT) % FRAC_UNIT).astype(np.uint16)
-    np.savez_compressed(
-        path,
+    labels = {LABEL_PREFIX + k: v.astype("f4") for k, v in dataset.labels.items()}
+    arrays = dict(
         num_atoms=crystals.mask.sum(-1).astype(np.uint16),
         atom_types=crystals.atom_types[crystals.mask].astype(np.uint8),
         frac_coords=frac,
@@ -171,8 +171,8 @@ def save_npz(path, dataset: Dataset, *, quantise: bool = False) -> None:
         skipped_row=np.array([s.row for s in dataset.skipped], np.int32),
         skipped_id=_encode([s.material_id for s in dataset.skipped]),
         skipped_reason=_encode([s.reason for s in dataset.skipped]),
-        **{LABEL_PREFIX + k: v.astype(np.float32) for k, v in dataset.labels.items()},
     )
+    np.savez_compressed(path, **arrays, **labels)
 
 
 def _encode(strings) -> np.ndarray:

@@ -22,7 +22,7 @@ from tools.build_hull import build_hull
 
 def main() -> None:
     """Builds all files, in the order in which they need each other."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description="Builds the embedded data.")
     parser.add_argument("--packages", type=Path, required=True, help="downloads")
     parser.add_argument("--out", type=Path, default=Path("chemeleon_jax/assets"))
     args = parser.parse_args()

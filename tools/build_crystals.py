@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import spglib
+from numpy._core.multiarray import _reconstruct
 from pymatgen.core import Element, Lattice, Structure
 from pymatgen.io.vasp import Poscar
 
@@ -75,7 +76,7 @@ class _AtomsUnpickler(pickle.Unpickler):
         ("builtins", "getattr"): lambda obj, name: None,
         ("numpy", "ndarray"): np.ndarray,
         ("numpy", "dtype"): np.dtype,
-        ("numpy.core.multiarray", "_reconstruct"): np._core.multiarray._reconstruct,
+        ("numpy.core.multiarray", "_reconstruct"): _reconstruct,
     }
 
     def find_class(self, module, name):
@@ -115,6 +116,8 @@ def read_matminer(packages: Path) -> tuple[dict[str, Structure], dict[str, dict]
     with tarfile.open(packages / MATMINER_SDIST) as sdist:
         for name, columns in LABELS.items():
             file = sdist.extractfile(MATMINER_FILES.format(name))
+            if file is None:
+                raise FileNotFoundError(f"{MATMINER_SDIST} has no {name}.csv")
             table = pd.read_csv(file, skiprows=1)  # line 1 is the citation
             table = table[table["nsites"] <= MAX_ATOMS]
             for row in table.to_dict("records"):
