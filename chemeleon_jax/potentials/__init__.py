@@ -1,0 +1,62 @@
+"""Potentials: energies of crystals, and the convex hull that judges them.
+
+Every potential is a `Potential`; `load_potential` makes one from a config string, and
+`hull.load_hull` gives the hull whose entries the same potential has evaluated.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from chemeleon_jax.errors import UserError
+
+STATUS = (
+    "ok",
+    "no atoms, or a cell or coordinate that is not finite",
+    "an element that the potential does not know",
+    "an atom without a neighbour within the cutoff",
+    "atoms too close together, or too many for one graph",
+    "a cell too flat, too skewed or too large to search for neighbours",
+    "no finite energy: the potential failed",
+)
+OK, NOT_FINITE, UNKNOWN_ELEMENT, ISOLATED, TOO_DENSE, BAD_CELL, FAILED = range(7)
+
+
+@dataclass(frozen=True)
+class Potential:
+    """An interatomic potential.
+
+    `energies` takes a `CrystalBatch` [B, N] and returns the energies [B] in eV/atom and
+    the statuses [B], int32 indices into `STATUS`. It can be jitted and never raises on
+    a crystal's account: where the status is not 0 the energy is NaN.
+    """
+
+    name: str  # as in the config
+    digest: str  # of the weights or settings: two potentials of one digest agree
+    energies: Callable[[Any], tuple[Any, Any]] = field(repr=False)
+
+
+def load_potential(name: str, **kwargs) -> Potential:
+    """The potential that a config names.
+
+    Args:
+      name: "chgnet", or "ase:module:callable" for any ASE calculator, for example
+        "ase:mace.calculators:mace_mp".
+      **kwargs: what the ASE calculator is made with.
+
+    Raises:
+      UserError: there is no such potential, module or callable.
+    """
+    if name == "chgnet" and not kwargs:
+        from chemeleon_jax.potentials import chgnet
+
+        return chgnet.potential()
+    if name.startswith("ase:"):
+        from chemeleon_jax.potentials import ase
+
+        return ase.potential(name, kwargs)
+    settings = f" with settings {sorted(kwargs)}" if kwargs else ""
+    raise UserError(
+        f"unknown potential {name!r}{settings}: use 'chgnet' (it has no settings) or "
+        "'ase:module:callable'"
+    )

@@ -1,0 +1,123 @@
+"""Any ASE calculator as a potential: MACE, SevenNet, ORB, or a pair potential.
+
+The calculator runs on the host, one crystal at a time, in the process that trains. One
+that is itself built on JAX may not be used: JAX inside a callback can deadlock.
+
+The hull must hold energies of the same calculator, or energies above it mean nothing.
+`hull.load_hull` sees to that: it evaluates the reference data set with the calculator
+once, which may take hours for a large model, and keeps the result on disk.
+"""
+
+import hashlib
+import importlib
+import json
+import threading
+from functools import partial
+
+import ase
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from chemeleon_jax.errors import UserError
+from chemeleon_jax.potentials import FAILED, OK, Potential
+from chemeleon_jax.potentials.graph import screen
+from chemeleon_jax.types import CrystalBatch
+
+_MAX_EDGES = 20_000  # for one crystal; more are atoms on top of each other
+_LAST_ELEMENT = 118
+
+
+def potential(name: str, settings: dict) -> Potential:
+    """The calculator that `module.callable(**settings)` returns.
+
+    Args:
+      name: "ase:module:callable".
+      settings: keyword arguments, such as {"device": "cpu"}.
+
+    Raises:
+      UserError: the module or callable is missing, or refuses the settings.
+    """
+    _, _, path = name.partition(":")
+    module_name, _, callable_name = path.partition(":")
+    if not (module_name and callable_name):
+        raise UserError(f"potential {name!r} is not of the form 'ase:module:callable'")
+    try:
+        module = importlib.import_module(module_name)
+    except ImportError as error:
+        raise UserError(
+            f"potential {name!r}: module {module_name!r} cannot be imported "
+            f"({error}); install the package that has it"
+        ) from error
+    make = getattr(module, callable_name, None)
+    if not callable(make):
+        raise UserError(
+            f"potential {name!r}: module {module_name!r} has no callable "
+            f"{callable_name!r}"
+        )
+    try:
+        calculator = make(**settings)
+    except Exception as error:
+        raise UserError(
+            f"potential {name!r}: {callable_name}(**{settings}) failed: "
+            f"{type(error).__name__}: {error}"
+        ) from error
+    version = getattr(
+        importlib.import_module(module_name.split(".")[0]), "__version__", ""
+    )
+    identity = json.dumps([name, version, settings], sort_keys=True, default=str)
+    host = partial(_host_energies, calculator, threading.Lock())
+    return Potential(
+        name,
+        hashlib.sha256(identity.encode()).hexdigest(),
+        partial(_energies, host),
+    )
+
+
+def _energies(host, crystals: CrystalBatch):
+    batch = crystals.atom_types.shape[0]
+    shapes = (
+        jax.ShapeDtypeStruct((batch,), np.float32),
+        jax.ShapeDtypeStruct((batch,), np.int32),
+    )
+    return jax.pure_callback(
+        host,
+        shapes,
+        jnp.asarray(crystals.atom_types),
+        jnp.asarray(crystals.frac_coords),
+        jnp.asarray(crystals.lattice),
+        jnp.asarray(crystals.mask),
+        vmap_method="sequential",
+    )
+
+
+def _host_energies(calculator, lock, atom_types, frac_coords, lattice, mask):
+    """Energies per atom [B] and statuses [B], one crystal after the other."""
+    atom_types, mask = np.asarray(atom_types), np.asarray(mask)
+    frac_coords = np.asarray(frac_coords, np.float64)
+    lattice = np.asarray(lattice, np.float64)
+    energy = np.full(len(atom_types), np.nan, np.float32)
+    status = np.zeros(len(atom_types), np.int32)
+    for row, real in enumerate(mask):
+        types, frac = atom_types[row, real], frac_coords[row, real]
+        status[row] = screen(
+            types,
+            frac,
+            lattice[row],
+            max_element=_LAST_ELEMENT,
+            max_edges=_MAX_EDGES,
+        )
+        if status[row] != OK:
+            continue
+        atoms = ase.Atoms(types, scaled_positions=frac, cell=lattice[row], pbc=True)
+        try:
+            # Callbacks of several devices come in several threads; a calculator holds
+            # the state of one crystal.
+            with lock:
+                atoms.calc = calculator
+                energy[row] = atoms.get_potential_energy() / len(types)
+        except Exception:  # whatever a calculator raises is about this crystal
+            energy[row] = np.nan
+        if not np.isfinite(energy[row]):
+            energy[row], status[row] = np.nan, FAILED
+    return energy, status

@@ -1,0 +1,397 @@
+"""CHGNet 0.3.0 in JAX: energies of crystals, at a cost that follows their size.
+
+The model of Deng et al. 2023, Nature Machine Intelligence 5, 1031 (modified BSD),
+rebuilt from the published architecture, with the published weights. Three networks pass
+messages in turn: atoms along edges (6 Å), bonds (3 Å) along the angles between them,
+and angles. A polynomial envelope fades each message out at its cutoff.
+
+The first layer of every gated MLP reads a concatenation of features. Its kernel is
+split by rows here: each part is multiplied once per atom or bond, not per message.
+"""
+
+import hashlib
+from functools import cache, partial
+from importlib.resources import files
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from safetensors.numpy import load
+
+from chemeleon_jax.errors import UserError
+from chemeleon_jax.potentials import FAILED, OK, Potential
+from chemeleon_jax.potentials.graph import (
+    BOND_CUTOFF,
+    EDGE_CUTOFF,
+    Capacity,
+    Graph,
+    empty_graph,
+    next_chunk,
+)
+from chemeleon_jax.types import CrystalBatch
+
+WEIGHTS = files("chemeleon_jax") / "assets" / "chgnet.safetensors"
+WEIGHTS_SHA256 = "fd2cf236ad7ba50e9abf3ac90f16d761b8c3117e10a8bdc1370b25abf8dfd4f9"
+WIDTH = 64
+_PADDING_CELL = 20.0  # Å; longer than the cutoff, so that padding has no weight
+
+
+@cache
+def load_params() -> dict[str, Any]:
+    """The embedded weights as a nested dict of NumPy arrays, float32.
+
+    Raises:
+      UserError: the file was altered.
+    """
+    content = WEIGHTS.read_bytes()
+    if hashlib.sha256(content).hexdigest() != WEIGHTS_SHA256:
+        raise UserError(f"{WEIGHTS} was altered: install chemeleon_jax again")
+    params: dict[str, Any] = {}
+    for name, tensor in load(content).items():
+        *path, leaf = name.split("/")
+        node = params
+        for key in path:
+            node = node.setdefault(key, {})
+        node[leaf] = tensor
+    return params
+
+
+def potential() -> Potential:
+    """CHGNet 0.3.0 with the embedded weights."""
+    return Potential("chgnet", WEIGHTS_SHA256, partial(energies, load_params()))
+
+
+# ---------------------------------------------------------------- geometry
+
+
+def _radial_basis(distance, frequencies, cutoff: float):
+    """Bessel functions under a polynomial envelope of order 8 (arXiv:2003.03123).
+
+    Args:
+      distance: [E] in Å.
+      frequencies: [R], learned.
+      cutoff: Å; zero beyond it.
+
+    Returns:
+      [E, R].
+    """
+    p = 8
+    r = distance / cutoff
+    envelope = (
+        1
+        - (p + 1) * (p + 2) / 2 * r**p
+        + p * (p + 2) * r ** (p + 1)
+        - p * (p + 1) / 2 * r ** (p + 2)
+    )
+    scale = jnp.where(r < 1, envelope, 0.0) * np.sqrt(2 / cutoff) / distance
+    return scale[:, None] * jnp.sin(frequencies[None, :] * r[:, None])
+
+
+def _angle_basis(left, right, frequencies):
+    """Fourier features of the angle between unit vectors [P, 3] -> [P, 2 F + 1]."""
+    # The factor keeps arccos differentiable at 0 and 180 degrees.
+    angle = jnp.arccos((left * right).sum(-1) * (1 - 1e-6))
+    phase = angle[:, None] * frequencies[None, :]
+    constant = jnp.full_like(angle, np.sqrt(0.5))[:, None]
+    features = jnp.concatenate([constant, jnp.sin(phase), jnp.cos(phase)], -1)
+    return features / np.sqrt(np.pi)
+
+
+# ------------------------------------------------------------------ layers
+
+
+def _layer_norm(x, p):
+    x = x - x.mean(-1, keepdims=True)
+    x = x * lax.rsqrt((x * x).mean(-1, keepdims=True) + 1e-5)
+    return x * p["scale"][None, :] + p["bias"][None, :]
+
+
+def _dense(x, p):
+    return x @ p["kernel"] + p["bias"][None, :]
+
+
+def _first_layer(p, layer: str):
+    """First layer of a gated MLP, core | gate: kernel [inputs, 2 W], bias [1, 2 W]."""
+    core, gate = p["core"][layer], p["gate"][layer]
+    kernel = jnp.concatenate([core["kernel"], gate["kernel"]], -1)
+    return kernel, jnp.concatenate([core["bias"], gate["bias"]])[None, :]
+
+
+def _gate(core, gate, p):
+    core = jax.nn.silu(_layer_norm(core, p["core"]["norm"]))
+    return core * jax.nn.sigmoid(_layer_norm(gate, p["gate"]["norm"]))
+
+
+def _gated_mlp(x, p):
+    """Gated MLP after its first layer: x [M, 2 W], core and gate -> [M, W]."""
+    core, gate = jnp.split(jax.nn.silu(x), 2, axis=-1)
+    return _gate(
+        _dense(core, p["core"]["output"]), _dense(gate, p["gate"]["output"]), p
+    )
+
+
+def _split_rows(kernel):
+    """Kernel [k W, n] -> k kernels [W, n], one for each feature concatenated."""
+    return jnp.split(kernel, kernel.shape[0] // WIDTH, axis=0)
+
+
+def _atom_conv(p, atoms, edges, edge_weight, graph: Graph):
+    """Messages from both ends of each edge: atoms [A, W] -> [A, W]."""
+    kernel, bias = _first_layer(p, "hidden")
+    to_centre, to_edge, to_neighbour = _split_rows(kernel)
+    centre, neighbour = atoms @ to_centre + bias, atoms @ to_neighbour
+    edge = edges @ to_edge
+    i, j = graph.edge_first, graph.edge_second
+    x = jnp.concatenate(
+        [centre[i] + neighbour[j] + edge, centre[j] + neighbour[i] + edge]
+    )
+    message = _gated_mlp(x, p) * jnp.concatenate([edge_weight, edge_weight])
+    total = jax.ops.segment_sum(
+        message, jnp.concatenate([i, j]), num_segments=len(atoms)
+    )
+    return atoms + total @ p["mix"]["kernel"]
+
+
+def _angle_input(kernel, bias, atoms, bonds, angles, graph: Graph, centre_of_bond):
+    """First layer of the MLPs that read an angle, [P, n]."""
+    from_left, from_right, from_angle, from_centre = _split_rows(kernel)
+    left = bonds @ from_left + bias
+    left = jnp.concatenate([left, left]) + (atoms @ from_centre)[centre_of_bond]
+    right = (bonds @ from_right)[graph.angle_right % len(bonds)]
+    return left[graph.angle_left] + right + angles @ from_angle
+
+
+def _bond_conv(p, atoms, bonds, angles, bond_weight, graph: Graph, centre_of_bond):
+    """Messages to each bond from the bonds it forms angles with: bonds [S, W]."""
+    x = _angle_input(
+        *_first_layer(p, "hidden"), atoms, bonds, angles, graph, centre_of_bond
+    )
+    left, right = graph.angle_left % len(bonds), graph.angle_right % len(bonds)
+    message = _gated_mlp(x, p) * bond_weight[right]
+    total = jax.ops.segment_sum(message, left, num_segments=len(bonds))
+    return (total * bond_weight) @ p["mix"]["kernel"]
+
+
+def _angle_update(p, atoms, bonds, angles, graph: Graph, centre_of_bond):
+    """Angles [P, W] from themselves, their two bonds and the atom between."""
+    x = _angle_input(
+        *_first_layer(p, "output"), atoms, bonds, angles, graph, centre_of_bond
+    )
+    return angles + _gate(*jnp.split(x, 2, axis=-1), p)
+
+
+# ------------------------------------------------------------------- model
+
+
+def graph_energy(params, graph: Graph, frac_coords, lattice):
+    """Energy per atom of each crystal of a packed graph.
+
+    Args:
+      params: `load_params()`.
+      graph: `Graph`.
+      frac_coords: [A, 3] fractional coordinates of the graph's atoms.
+      lattice: [C, 3, 3] lattice vectors as rows, Å; the last one belongs to the padding
+        and must be longer than the cutoff.
+
+    Returns:
+      [C], eV/atom. Differentiable in `frac_coords` and `lattice`. Slots without a
+      crystal hold zero, except the last, which holds the padding's energy.
+    """
+    cell = lattice[graph.atom_crystal[graph.edge_first]]
+    shift = frac_coords[graph.edge_second] - frac_coords[graph.edge_first]
+    vector = jnp.einsum("ei,eij->ej", shift + graph.edge_image, cell)
+    distance = jnp.sqrt((vector * vector).sum(-1))
+    unit = vector / distance[:, None]
+
+    edge_basis = _radial_basis(distance, params["edge_frequencies"], EDGE_CUTOFF)
+    bond_basis = _radial_basis(
+        distance[graph.bond_edge], params["bond_frequencies"], BOND_CUTOFF
+    )
+    direction = unit[graph.bond_edge]
+    direction = jnp.concatenate([direction, -direction])
+    centre_of_bond = jnp.concatenate(
+        [graph.edge_first[graph.bond_edge], graph.edge_second[graph.bond_edge]]
+    )
+    angle_basis = _angle_basis(
+        direction[graph.angle_left],
+        direction[graph.angle_right],
+        params["angle_frequencies"],
+    )
+
+    atoms = jnp.asarray(params["atom_embedding"])[graph.atom_types - 1]
+    edges = edge_basis @ params["edge_embedding"]["kernel"]
+    edge_weight = edge_basis @ params["edge_weight"]["kernel"]
+    bond_weight = bond_basis @ params["bond_weight"]["kernel"]
+    angles = angle_basis @ params["angle_embedding"]["kernel"]
+
+    for i in ("0", "1", "2"):
+        atoms = _atom_conv(params["atom_conv"][i], atoms, edges, edge_weight, graph)
+        bonds = edges[graph.bond_edge]
+        # Padding bonds share an edge, but what they add is zero.
+        edges = edges.at[graph.bond_edge].add(
+            _bond_conv(
+                params["bond_conv"][i],
+                atoms,
+                bonds,
+                angles,
+                bond_weight,
+                graph,
+                centre_of_bond,
+            )
+        )
+        if i != "2":  # nothing reads the angles after the last bond convolution
+            angles = _angle_update(
+                params["angle"][i],
+                atoms,
+                edges[graph.bond_edge],
+                angles,
+                graph,
+                centre_of_bond,
+            )
+    atoms = _atom_conv(params["atom_conv"]["3"], atoms, edges, edge_weight, graph)
+
+    x = _layer_norm(atoms, params["readout_norm"])
+    for i in ("0", "2", "4"):
+        x = jax.nn.silu(_dense(x, params["readout"][i]))
+    site = _dense(x, params["readout"]["7"])[:, 0]
+    site += jnp.asarray(params["atom_reference"])[graph.atom_types - 1]
+    total = jax.ops.segment_sum(site, graph.atom_crystal, num_segments=len(lattice))
+    count = jax.ops.segment_sum(
+        jnp.ones_like(site), graph.atom_crystal, num_segments=len(lattice)
+    )
+    return total / jnp.maximum(count, 1)
+
+
+# ------------------------------------------------------------------ batches
+
+
+def _gather(graph: Graph, rows, frac_coords, lattice):
+    """Coordinates [A, 3] and cells [C, 3, 3] of a chunk, padding filled in."""
+    batch = len(lattice)
+    frac = jnp.concatenate([frac_coords.reshape(-1, 3), jnp.zeros((1, 3))])
+    padding = _PADDING_CELL * jnp.eye(3)
+    cells = jnp.concatenate([lattice, padding[None]])
+    rows = jnp.where(jnp.arange(len(rows)) == len(rows) - 1, batch, rows)
+    return frac[graph.atom_slot], cells[jnp.minimum(rows, batch)]
+
+
+def _for_each_chunk(body, init, frac_coords, lattice, atom_types, mask, capacity):
+    """Fold `body(carry, graph, rows, status)` over the graphs of a batch.
+
+    The host packs as many crystals as fit into one graph, the device evaluates it, and
+    so on to the end of the batch. So the arithmetic follows the real size of the
+    graphs, and one compilation serves every batch.
+
+    Args:
+      body: `rows` [C] are the crystals of the slots, B for a slot without one; `status`
+        [C] says why.
+      init: carry.
+      frac_coords: [B, N, 3] in [0, 1].
+      lattice: [B, 3, 3] in Å.
+      atom_types: [B, N].
+      mask: [B, N].
+      capacity: of a graph.
+    """
+    batch = len(lattice)
+    slots = jnp.arange(capacity.crystals)
+    shapes = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype),
+        (empty_graph(capacity), np.zeros(capacity.crystals, np.int32), np.int32(0)),
+    )
+
+    def step(state):
+        start, carry = state
+        graph, status, end = jax.pure_callback(
+            partial(next_chunk, capacity=capacity),
+            shapes,
+            start,
+            atom_types,
+            frac_coords,
+            lattice,
+            mask,
+            vmap_method="sequential",
+        )
+        rows = jnp.where(start + slots < end, start + slots, batch)
+        return end, body(carry, graph, rows, status)
+
+    return lax.while_loop(lambda s: s[0] < batch, step, (jnp.int32(0), init))[1]
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(5,))
+def batch_energy(params, frac_coords, lattice, atom_types, mask, capacity: Capacity):
+    """`energies` with the lattice vectors [B, 3, 3] as an argument, for stresses.
+
+    Coordinates are in [0, 1]. The weights are constants to a gradient.
+    """
+
+    def body(carry, graph, rows, status):
+        energy, statuses = carry
+        value = graph_energy(params, graph, *_gather(graph, rows, frac_coords, lattice))
+        status = jnp.where((status == OK) & ~jnp.isfinite(value), FAILED, status)
+        value = jnp.where(status == OK, value, jnp.nan).astype(energy.dtype)
+        return (
+            energy.at[rows].set(value, mode="drop"),
+            statuses.at[rows].set(status, mode="drop"),
+        )
+
+    batch = len(lattice)
+    init = jnp.full(batch, jnp.nan, jnp.float32), jnp.zeros(batch, jnp.int32)
+    return _for_each_chunk(body, init, frac_coords, lattice, atom_types, mask, capacity)
+
+
+def _batch_energy_fwd(params, frac_coords, lattice, atom_types, mask, capacity):
+    inputs = params, frac_coords, lattice, atom_types, mask
+    return batch_energy(*inputs, capacity), inputs
+
+
+def _batch_energy_bwd(capacity, inputs, cotangents):
+    # A while loop has no reverse mode, and a sum over chunks needs none: its gradient
+    # is the sum of the chunks' gradients.
+    params, frac_coords, lattice, atom_types, mask = inputs
+    weight = jnp.append(cotangents[0], 0.0)
+
+    def body(carry, graph, rows, status):
+        def loss(frac_coords, lattice):
+            value = graph_energy(
+                params, graph, *_gather(graph, rows, frac_coords, lattice)
+            )
+            return jnp.where(status == OK, value * weight[rows], 0.0).sum()
+
+        grads = jax.grad(loss, argnums=(0, 1))(frac_coords, lattice)
+        return jax.tree.map(jnp.add, carry, grads)
+
+    zeros = jnp.zeros_like(frac_coords), jnp.zeros_like(lattice)
+    grads = _for_each_chunk(
+        body, zeros, frac_coords, lattice, atom_types, mask, capacity
+    )
+    return None, *grads, None, None
+
+
+batch_energy.defvjp(_batch_energy_fwd, _batch_energy_bwd)
+
+
+def energies(params, crystals: CrystalBatch, *, capacity: Capacity | None = None):
+    """Energies of a batch; jits, and never raises on a crystal's account.
+
+    Args:
+      params: `load_params()`.
+      crystals: `CrystalBatch` [B, N].
+      capacity: of the graph that is evaluated at once. A crystal that does not fit in
+        it by itself has status `TOO_DENSE`.
+
+    Returns:
+      energy: [B], eV/atom, NaN where the status is not 0. Differentiable in the
+        coordinates and cell parameters of the crystals whose energy is finite.
+      status: [B] int32, an index into `STATUS`.
+    """
+    frac = crystals.frac_coords - jnp.floor(crystals.frac_coords)
+    return batch_energy(
+        params,
+        frac,
+        jnp.asarray(crystals.lattice, frac.dtype),
+        jnp.asarray(crystals.atom_types),
+        jnp.asarray(crystals.mask),
+        capacity or Capacity(),
+    )

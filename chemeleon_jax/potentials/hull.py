@@ -1,0 +1,256 @@
+"""Convex hull of reference energies, and the energy of a crystal above it.
+
+NumPy on the host. The energies of hull and crystal must come from one potential: a DFT
+hull under CHGNet energies would reward the difference between the two.
+"""
+
+import hashlib
+import io
+import os
+from functools import cache, lru_cache
+from importlib.resources import files
+from pathlib import Path
+from zipfile import BadZipFile
+
+import jax
+import numpy as np
+from scipy.optimize import linprog
+
+from chemeleon_jax.crystals import take
+from chemeleon_jax.data import Dataset, load_dataset
+from chemeleon_jax.errors import UserError
+from chemeleon_jax.potentials import OK, Potential
+from chemeleon_jax.types import CrystalBatch
+
+HULL = files("chemeleon_jax") / "assets" / "hull.npz"
+HULL_SHA256 = "6e46a4a2a3467609282037c369a9e351a264287ac928648e35cea4393d6376d2"
+NUM_ELEMENTS = 118
+
+
+class Hull:
+    """Lowest reference energies per atom, by composition.
+
+    Of entries with the same composition only the lowest is kept; no other can matter.
+    """
+
+    def __init__(self, counts, energies, potential_digest: str = ""):
+        """Keeps the lowest finite energy of each composition.
+
+        Args:
+          counts: [M, 118] integers, atoms of each element; column 0 is hydrogen.
+          energies: [M], eV/atom; NaN entries are left out.
+          potential_digest: of the potential that gave the energies.
+        """
+        counts, energies = np.asarray(counts), np.asarray(energies, np.float64)
+        rows = np.argsort(energies, kind="stable")
+        rows = rows[np.isfinite(energies[rows])]
+        reduced = counts[rows] // np.gcd.reduce(counts[rows], axis=1, keepdims=True)
+        self.counts, lowest = np.unique(reduced, axis=0, return_index=True)  # [M, 118]
+        self.energies = energies[rows][lowest]  # [M]
+        self.fractions = self.counts / self.counts.sum(1, keepdims=True)  # [M, 118]
+        self.potential_digest = potential_digest
+        self._present = self.fractions > 0
+        self._system = lru_cache(maxsize=4096)(self._find_system)
+        self._energy = lru_cache(maxsize=65536)(self._find_energy)
+
+    def __len__(self) -> int:
+        return len(self.energies)
+
+    def _find_system(self, elements: tuple[int, ...]):
+        """Compositions [m, k], energies [m] of the entries made of k elements only."""
+        columns = np.array(elements) - 1
+        rows = np.flatnonzero(self._present[:, columns].sum(1) == self._present.sum(1))
+        return self.fractions[np.ix_(rows, columns)], self.energies[rows]
+
+    def _find_energy(self, elements: tuple[int, ...], counts: tuple[int, ...]) -> float:
+        compositions, energies = self._system(elements)
+        target = np.array(counts) / sum(counts)
+        return hull_energy(compositions, energies, target)
+
+    def num_entries(self, elements) -> int:
+        """Compositions on record in a chemical system, its elements included.
+
+        Args:
+          elements: atomic numbers, in any order, repeats allowed.
+        """
+        system = tuple(sorted({int(z) for z in elements}))
+        if not system or system[0] < 1 or system[-1] > NUM_ELEMENTS:
+            return 0
+        return len(self._system(system)[1])
+
+    def hull_energy(self, atom_types) -> float:
+        """Energy of the hull at the composition of some atoms, eV/atom.
+
+        Args:
+          atom_types: atomic numbers, zeros ignored.
+
+        Returns:
+          NaN if the atoms have no composition on the hull: there are none, or one is of
+          an element without a reference.
+        """
+        atom_types = np.asarray(atom_types)
+        elements, counts = np.unique(atom_types[atom_types != 0], return_counts=True)
+        if len(elements) == 0 or elements[0] < 1 or elements[-1] > NUM_ELEMENTS:
+            return np.nan
+        return self._energy(tuple(elements.tolist()), tuple(counts.tolist()))
+
+    def e_above_hull(self, atom_types, energies) -> np.ndarray:
+        """Energy above the hull of the references, eV/atom.
+
+        Negative for a crystal more stable than every mixture of the references.
+
+        Args:
+          atom_types: [B, N] atomic numbers, 0 for padding.
+          energies: [B], eV/atom.
+
+        Returns:
+          [B] float64, NaN where the energy is NaN or the hull does not reach.
+        """
+        energies = np.asarray(energies, np.float64)
+        hull = [
+            self.hull_energy(types) if np.isfinite(energy) else np.nan
+            for types, energy in zip(np.asarray(atom_types), energies, strict=True)
+        ]
+        return np.where(np.isfinite(energies), energies - np.array(hull), np.nan)
+
+
+def hull_energy(compositions, energies, target) -> float:
+    """Lowest energy per atom of any mixture of entries with composition `target`.
+
+    min_w  w . energies  with  w . compositions = target,  w >= 0
+
+    by the revised simplex method. It starts from the pure elements, and at each step
+    the basis is a set of k entries in equilibrium, whose energies fix the chemical
+    potentials mu; an entry below the plane that mu spans enters. Optimal when none is.
+
+    Args:
+      compositions: [m, k] atomic fractions.
+      energies: [m], eV/atom.
+      target: [k] atomic fractions, all positive.
+
+    Returns:
+      eV/atom; NaN if an element has no entry of its own.
+    """
+    k = len(target)
+    is_element = compositions == 1
+    if not is_element.any(0).all():
+        return np.nan
+    basis = np.where(is_element, energies[:, None], np.inf).argmin(0)
+    for _ in range(20 * k + 100):
+        mu = np.linalg.solve(compositions[basis], energies[basis])
+        excess = energies - compositions @ mu
+        entering = int(excess.argmin())
+        if excess[entering] > -1e-10:
+            return float(mu @ target)
+        columns = np.stack([target, compositions[entering]], 1)
+        weight, direction = np.linalg.solve(compositions[basis].T, columns).T
+        grows = direction > 1e-10
+        limit = np.where(grows, weight / np.where(grows, direction, 1.0), np.inf)
+        basis[int(limit.argmin())] = entering
+    # Degenerate entries can make the rule above go round in circles.
+    solution = linprog(energies, A_eq=compositions.T, b_eq=target, method="highs")
+    return float(solution.fun) if solution.success else np.nan
+
+
+def composition_counts(atom_types) -> np.ndarray:
+    """Atoms of each element, [B, 118], of atomic numbers [B, N] with 0 for padding."""
+    atom_types = np.asarray(atom_types)
+    rows = np.broadcast_to(np.arange(len(atom_types))[:, None], atom_types.shape)
+    counts = np.zeros((len(atom_types), NUM_ELEMENTS + 1), np.int32)
+    np.add.at(counts, (rows, atom_types), 1)
+    return counts[:, 1:]
+
+
+def evaluate(potential: Potential, crystals: CrystalBatch, *, batch_size: int = 512):
+    """Energies of many crystals, on the host.
+
+    Returns:
+      energies [M] in eV/atom and statuses [M], NumPy.
+    """
+    energies = jax.jit(potential.energies)
+    size = len(crystals.atom_types)
+    results = []
+    for start in range(0, size, batch_size):
+        # Rows repeated at the end keep the shape, so that nothing compiles twice.
+        rows = np.minimum(np.arange(start, start + batch_size), size - 1)
+        results.append(jax.device_get(energies(take(crystals, rows))))
+    energy, status = (
+        np.concatenate(column)[:size] for column in zip(*results, strict=True)
+    )
+    return energy, status
+
+
+# ---------------------------------------------------------------- on disk
+
+
+def save_hull(path: str | os.PathLike, hull: Hull) -> None:
+    """Write a hull as npz: reduced formulas (uint8) and energies (float32)."""
+    np.savez_compressed(
+        path,
+        counts=hull.counts.astype(np.uint8),
+        energies=hull.energies.astype(np.float32),
+        potential_digest=np.array(hull.potential_digest),
+    )
+
+
+def read_hull(path) -> Hull:
+    """Read what `save_hull` wrote, from a path or open file.
+
+    Raises:
+      UserError: the file is missing or damaged.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as f:
+            counts, energies = f["counts"].astype(np.int32), f["energies"]
+            return Hull(counts, energies, str(f["potential_digest"]))
+    except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
+        raise UserError(f"{path} cannot be read as a hull: {error}") from error
+
+
+def load_hull(
+    potential: Potential,
+    dataset: Dataset | None = None,
+    cache_dir: str | os.PathLike | None = None,
+) -> Hull:
+    """The hull whose entries `potential` itself has evaluated.
+
+    CHGNet's hull of the embedded crystals is embedded. Any other hull takes one energy
+    per crystal of the data set, once: it is kept in `cache_dir` under a name made of
+    the digests of data set and potential. Elements that the data set does not hold as
+    pure crystals have no reference: the energy above hull of their compounds is NaN.
+
+    Args:
+      potential: of the crystals to be judged.
+      dataset: of the references; None for the embedded crystals.
+      cache_dir: by default ~/.cache/chemeleon_jax.
+
+    Raises:
+      UserError: a file was altered or cannot be read.
+    """
+    if dataset is None and potential.name == "chgnet":
+        return _embedded_hull(potential)
+    dataset = dataset or load_dataset("mp_mini")
+    folder = Path(cache_dir or Path.home() / ".cache" / "chemeleon_jax")
+    path = folder / f"hull_{dataset.digest[:16]}_{potential.digest[:16]}.npz"
+    if path.is_file():
+        return read_hull(path)
+    energies, status = evaluate(potential, dataset.crystals)
+    energies = np.where(status == OK, energies, np.nan)
+    counts = composition_counts(dataset.crystals.atom_types)
+    hull = Hull(counts, energies, potential.digest)
+    folder.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(f".{os.getpid()}.npz")  # a reader never sees half a file
+    save_hull(part, hull)
+    part.replace(path)
+    return hull
+
+
+@cache
+def _embedded_hull(potential: Potential) -> Hull:
+    content = HULL.read_bytes()
+    if hashlib.sha256(content).hexdigest() != HULL_SHA256:
+        raise UserError(f"{HULL} was altered: install chemeleon_jax again")
+    hull = read_hull(io.BytesIO(content))
+    if hull.potential_digest != potential.digest:
+        raise UserError(f"{HULL} is of another CHGNet: run tools/build_hull.py")
+    return hull

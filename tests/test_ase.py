@@ -1,0 +1,77 @@
+"""ASE calculators in the place of CHGNet."""
+
+import jax
+import numpy as np
+import pytest
+from ase.build import bulk
+from ase.calculators.calculator import Calculator
+from ase.calculators.emt import EMT
+from pymatgen.core import Lattice, Structure
+
+from chemeleon_jax.crystals import from_structures
+from chemeleon_jax.errors import UserError
+from chemeleon_jax.potentials import FAILED, OK, STATUS, TOO_DENSE, load_potential
+
+
+def copper(length):
+    return Structure(
+        Lattice([[0, 0.5, 0.5], [0.5, 0, 0.5], [0.5, 0.5, 0]]).scale(length**3 / 4),
+        ["Cu"],
+        [[0, 0, 0]],
+    )
+
+
+def test_emt_energies_and_failures():
+    """EMT knows copper and not sodium."""
+    atoms = bulk("Cu", "fcc", 3.6)
+    atoms.calc = EMT()
+    crystals = from_structures(
+        [copper(3.6), Structure(Lattice.cubic(4), ["Na"], [[0, 0, 0]]), copper(0.2)]
+    )
+    energies = jax.jit(load_potential("ase:ase.calculators.emt:EMT").energies)
+    energy, status = energies(crystals)
+    np.testing.assert_array_equal(status, [OK, FAILED, TOO_DENSE])
+    np.testing.assert_allclose(energy[0], atoms.get_potential_energy(), atol=1e-5)
+    assert np.isnan(energy[1:]).all()
+    assert len(STATUS) > FAILED
+
+
+def test_settings_reach_the_calculator():
+    name = "ase:ase.calculators.lj:LennardJones"
+    crystals = from_structures([copper(3.6)])
+    weak, strong = (load_potential(name, sigma=2.3, epsilon=e) for e in (1.0, 2.0))
+    np.testing.assert_allclose(
+        strong.energies(crystals)[0], 2 * weak.energies(crystals)[0], rtol=1e-5
+    )
+    assert weak.digest != strong.digest
+    assert weak.digest == load_potential(name, epsilon=1.0, sigma=2.3).digest
+
+
+class Infinite(Calculator):
+    implemented_properties = ["energy"]
+
+    def calculate(self, *args, **kwargs):
+        self.results = {"energy": np.inf}
+
+
+def test_an_energy_that_is_not_finite_is_a_failure():
+    energy, status = load_potential(f"ase:{__name__}:Infinite").energies(
+        from_structures([copper(3.6)])
+    )
+    assert np.isnan(energy[0]) and status[0] == FAILED
+
+
+@pytest.mark.parametrize(
+    "name, settings, message",
+    [
+        ("mace", {}, "unknown potential 'mace'"),
+        ("chgnet", {"device": "cpu"}, r"unknown potential 'chgnet' with settings"),
+        ("ase:mace", {}, "'ase:mace' is not of the form"),
+        ("ase:no_such_module:f", {}, "module 'no_such_module' cannot be imported"),
+        ("ase:ase.calculators.emt:Emt", {}, "has no callable 'Emt'"),
+        ("ase:ase.build:bulk", {"x": 1}, "bulk.* failed: TypeError"),
+    ],
+)
+def test_what_is_wrong_is_said(name, settings, message):
+    with pytest.raises(UserError, match=message):
+        load_potential(name, **settings)
