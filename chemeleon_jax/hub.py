@@ -34,13 +34,18 @@ def fetch(name: str) -> Path:
             + ", ".join(f"hub:{m}" for m in FILES)
         )
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    directory = cache / "chemeleon_jax" / name
-    if (directory / "config.json").is_file():
+    models = cache / "chemeleon_jax"
+    directory = models / Path(FILES[name]).stem
+    if (directory / "config.json").is_file():  # the last file to be written
         return directory
-    file = _download(name)
     from convert_checkpoints import convert  # only here: most runs never convert
 
-    convert([file], directory, weights="raw")  # writes config.json last
+    if name.endswith("_vae"):
+        convert([_download(name)], directory)
+    else:
+        # An LDM's file holds its VAE, but not that one's head counts.
+        vae = name.partition("_ldm_")[0] + "_vae"
+        convert([_download(name), _download(vae)], models)
     return directory
 
 

@@ -1,6 +1,7 @@
 import json
 import sys
 import types
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -188,19 +189,27 @@ def test_hub_out_of_reach_is_said_at_once(empty_cache):
 
 
 def test_hub_models_are_converted_once(empty_cache, monkeypatch):
+    """An LDM is converted beside its VAE, whose head counts only the VAE's file has."""
     converted = []
 
-    def convert(paths, out_dir, weights):
-        converted.append((paths, weights))
-        save_model(out_dir, small_params(), CONFIG)
+    def convert(paths, out_dir):
+        converted.append([str(path) for path in paths])
+        for path in paths:
+            folder = out_dir / path.stem if len(paths) > 1 else out_dir
+            save_model(folder, small_params(), CONFIG)
 
-    monkeypatch.setattr(hub, "_download", lambda name: f"{name}.ckpt")
+    monkeypatch.setattr(hub, "_download", lambda name: Path(Path(hub.FILES[name]).name))
     monkeypatch.setitem(
         sys.modules, "convert_checkpoints", types.SimpleNamespace(convert=convert)
     )
     for _ in range(2):
         assert_identical(load("hub:alex_mp_20_ldm_rl").params, small_params())
-    assert converted == [(["alex_mp_20_ldm_rl.ckpt"], "raw")]
+    load("hub:alex_mp_20_vae")
+    load("hub:mp_20_vae")
+    assert converted == [
+        ["ldm_rl_dng_tuor5vgd.ckpt", "dng_j1jgz9t0_v1.ckpt"],
+        ["dng_m4owq4i5_v0.ckpt"],
+    ]
 
 
 # -------------------------------------------------------------------- run directories
