@@ -21,14 +21,23 @@ Denoiser = Callable[[jax.Array, jax.Array], jax.Array]
 
 @struct.dataclass
 class Schedule:
-    """A respaced noise schedule of T steps. Step 0 is the last one to be taken."""
+    """A respaced noise schedule of T steps. Step 0 is the last one to be taken.
+
+    With a the cumulative product of alphas, and a' that of the next step to be taken (1
+    at step 0). Tables, because 1 - a would lose its digits in float32.
+    """
 
     timesteps: jax.Array  # [T] int, in the unrespaced schedule: what the model sees
-    betas: jax.Array  # [T]
-    alphas_cumprod: jax.Array  # [T]
-    alphas_cumprod_prev: jax.Array  # [T], 1 at step 0
-    posterior_variance: jax.Array  # [T]
+    signal: jax.Array  # [T]  sqrt(a)
+    noise: jax.Array  # [T]  sqrt(1 - a)
+    clean_from_z: jax.Array  # [T]  sqrt(1 / a)
+    clean_from_eps: jax.Array  # [T]  sqrt(1 / a - 1)
+    mean_from_clean: jax.Array  # [T]  of the DDPM posterior
+    mean_from_z: jax.Array  # [T]
+    log_beta: jax.Array  # [T]
     posterior_log_variance: jax.Array  # [T], step 0 has that of step 1
+    cumprod_prev: jax.Array  # [T]  a'
+    ddim_std: jax.Array  # [T]  of a DDIM step with eta 1
     sampler: str = struct.field(pytree_node=False, default="ddim")
 
     @property
@@ -71,21 +80,40 @@ def respaced_timesteps(sampler: str, steps: int, total: int = NUM_TIMESTEPS):
 def make_schedule(sampler: str = "ddim", steps: int = 50) -> Schedule:
     """A respaced schedule; `make_schedule("ddpm", 1000)` is the one models train on.
 
-    The kept cumulative products give the new betas. All in float64, then float32.
+    The kept cumulative products give the new betas.
     """
     timesteps = respaced_timesteps(sampler, steps)
-    cumprod = np.cumprod(1 - linear_betas())[timesteps]
-    cumprod_prev = np.append(1.0, cumprod[:-1])
-    betas = 1 - cumprod / cumprod_prev
-    variance = betas * (1 - cumprod_prev) / (1 - cumprod)
-    first = variance[1] if steps > 1 else betas[0]
-    log_variance = np.log(np.append(first, variance[1:]))
-    tables = (betas, cumprod, cumprod_prev, variance, log_variance)
+    a = np.cumprod(1 - linear_betas())[timesteps]
+    a_prev = np.append(1.0, a[:-1])
+    beta = 1 - a / a_prev
+    variance = beta * (1 - a_prev) / (1 - a)
+    first = variance[1] if steps > 1 else beta[0]
+    tables = {
+        "signal": np.sqrt(a),
+        "noise": np.sqrt(1 - a),
+        "clean_from_z": np.sqrt(1 / a),
+        "clean_from_eps": np.sqrt(1 / a - 1),
+        "mean_from_clean": beta * np.sqrt(a_prev) / (1 - a),
+        "mean_from_z": (1 - a_prev) * np.sqrt(1 - beta) / (1 - a),
+        "log_beta": np.log(beta),
+        "posterior_log_variance": np.log(np.append(first, variance[1:])),
+        "cumprod_prev": a_prev,
+        "ddim_std": _ddim_std(a.astype(np.float32), a_prev.astype(np.float32)),
+    }
     return Schedule(
-        jnp.asarray(timesteps, jnp.int32),
-        *(jnp.asarray(table, jnp.float32) for table in tables),
+        timesteps=jnp.asarray(timesteps, jnp.int32),
         sampler=sampler,
+        **{name: jnp.asarray(x, jnp.float32) for name, x in tables.items()},
     )
+
+
+def _ddim_std(a: np.ndarray, a_prev: np.ndarray) -> np.ndarray:
+    """Song et al. eq. 16 with eta 1.
+
+    In float32, as Chemeleon2 has it: the step before the last is off by 1e-4 of itself,
+    which its log-probabilities show.
+    """
+    return np.sqrt((1 - a_prev) / (1 - a)) * np.sqrt(1 - a / a_prev)
 
 
 def _per_crystal(table: jax.Array, index: jax.Array) -> jax.Array:
@@ -104,25 +132,16 @@ def predict_clean(
     schedule: Schedule, z: jax.Array, eps: jax.Array, index: jax.Array
 ) -> jax.Array:
     """The clean latent that the noise prediction implies; never clipped."""
-    a = _per_crystal(schedule.alphas_cumprod, index)
-    return jnp.sqrt(1 / a) * z - jnp.sqrt(1 / a - 1) * eps
+    from_z = _per_crystal(schedule.clean_from_z, index)
+    return from_z * z - _per_crystal(schedule.clean_from_eps, index) * eps
 
 
 def posterior_mean(
     schedule: Schedule, z: jax.Array, z_clean: jax.Array, index: jax.Array
 ) -> jax.Array:
     """Mean of q(z_{t-1} | z_t, z_0), Ho et al. eq. 7."""
-    beta, a, a_prev = (
-        _per_crystal(table, index)
-        for table in (
-            schedule.betas,
-            schedule.alphas_cumprod,
-            schedule.alphas_cumprod_prev,
-        )
-    )
-    return (
-        beta * jnp.sqrt(a_prev) * z_clean + (1 - a_prev) * jnp.sqrt(1 - beta) * z
-    ) / (1 - a)
+    from_clean = _per_crystal(schedule.mean_from_clean, index)
+    return from_clean * z_clean + _per_crystal(schedule.mean_from_z, index) * z
 
 
 def model_log_variance(
@@ -134,17 +153,11 @@ def model_log_variance(
     and Dhariwal, eq. 15). Fixed: beta, but the posterior variance at step 0.
     """
     low = _per_crystal(schedule.posterior_log_variance, index)
-    high = jnp.log(_per_crystal(schedule.betas, index))
+    high = _per_crystal(schedule.log_beta, index)
     if values is None:
         return jnp.where(jnp.reshape(index, (-1, 1, 1)) == 0, low, high)
     fraction = (values + 1) / 2
     return fraction * high + (1 - fraction) * low
-
-
-def ddim_std(schedule: Schedule, index: jax.Array, eta: float) -> jax.Array:
-    """Standard deviation of a DDIM step, [...] as index (Song et al., eq. 16)."""
-    a, a_prev = schedule.alphas_cumprod[index], schedule.alphas_cumprod_prev[index]
-    return eta * jnp.sqrt((1 - a_prev) / (1 - a)) * jnp.sqrt(1 - a / a_prev)
 
 
 def denoise_step(
@@ -174,8 +187,7 @@ def denoise_step(
         mean = posterior_mean(schedule, z, z_clean, index)
         std = jnp.exp(0.5 * model_log_variance(schedule, values, index))
     else:
-        a_prev = schedule.alphas_cumprod_prev[index]
-        std = ddim_std(schedule, index, eta)
+        a_prev, std = schedule.cumprod_prev[index], eta * schedule.ddim_std[index]
         mean = jnp.sqrt(a_prev) * z_clean + jnp.sqrt(1 - a_prev - std**2) * eps
     return mean, jnp.broadcast_to(std, z.shape)
 
@@ -213,8 +225,8 @@ def add_noise(
     schedule: Schedule, z: jax.Array, noise: jax.Array, index: jax.Array
 ) -> jax.Array:
     """z_t from clean latents: q(z_t | z_0) at steps index [B]."""
-    a = _per_crystal(schedule.alphas_cumprod, index)
-    return jnp.sqrt(a) * z + jnp.sqrt(1 - a) * noise
+    signal = _per_crystal(schedule.signal, index)
+    return signal * z + _per_crystal(schedule.noise, index) * noise
 
 
 def ldm_loss(
@@ -237,8 +249,9 @@ def ldm_loss(
       schedule: `make_schedule("ddpm", 1000)`.
 
     Returns:
-      `mse` of epsilon, `vb` (the variational bound's term, in bits, times T / 1000, which
-      trains the variance only; 0 for fixed variances) and their sum `loss`, each [B].
+      `mse` of epsilon, `vb` (the variational bound's term, in bits, times T / 1000,
+      which trains the variance only; 0 for fixed variances) and their sum `loss`, each
+      [B].
     """
     z_noisy = add_noise(schedule, z, noise, index)
     output = denoiser(z_noisy, schedule.timesteps[index])
@@ -255,8 +268,9 @@ def ldm_loss(
 def variational_bound(schedule, z, z_noisy, eps, values, index, mask) -> jax.Array:
     """Bits per coordinate of one step: KL to the true posterior; at step 0 the decoder.
 
-    The decoder likelihood is the discretised Gaussian that image models use (bins of
-    1/255, open at -1 and 1), because that is what the released models were trained with.
+    The decoder's likelihood is the standard normal density of the standardised latent,
+    without the standard deviation in front that would make it a density of the latent:
+    Chemeleon2's, which its models were trained with.
     """
     true_mean = posterior_mean(schedule, z_noisy, z, index)
     z_clean = predict_clean(schedule, z_noisy, eps, index)
@@ -270,26 +284,8 @@ def variational_bound(schedule, z, z_noisy, eps, values, index, mask) -> jax.Arr
         + jnp.exp(true_logvar - logvar)
         + (true_mean - mean) ** 2 * jnp.exp(-logvar)
     )
-    decoder_nll = -discretised_gaussian_log_prob(z, mean, 0.5 * logvar)
+    decoder_nll = 0.5 * ((z - mean) ** 2 * jnp.exp(-logvar) + jnp.log(2 * jnp.pi))
     kl, decoder_nll = (
         masked_mean(term, mask).mean(-1) / jnp.log(2.0) for term in (kl, decoder_nll)
     )
     return jnp.where(index == 0, decoder_nll, kl)
-
-
-def _normal_cdf(x: jax.Array) -> jax.Array:
-    """The tanh approximation of the normal distribution that such bounds use."""
-    return 0.5 * (1 + jnp.tanh(jnp.sqrt(2 / jnp.pi) * (x + 0.044715 * x**3)))
-
-
-def discretised_gaussian_log_prob(
-    x: jax.Array, mean: jax.Array, log_std: jax.Array
-) -> jax.Array:
-    """Log-mass of x's bin of width 2/255 under a Gaussian, elementwise."""
-    centred, inverse_std = x - mean, jnp.exp(-log_std)
-    cdf_high = _normal_cdf(inverse_std * (centred + 1 / 255))
-    cdf_low = _normal_cdf(inverse_std * (centred - 1 / 255))
-    mass = jnp.where(
-        x < -0.999, cdf_high, jnp.where(x > 0.999, 1 - cdf_low, cdf_high - cdf_low)
-    )
-    return jnp.log(jnp.maximum(mass, 1e-12))

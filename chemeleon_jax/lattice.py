@@ -15,8 +15,9 @@ def _array_module(x):
 def lattice_matrix(lengths, angles):
     """Lattice vectors from cell parameters, in the orientation of Chemeleon2.
 
-    c lies along z and a in the xz plane (as in pymatgen's `from_parameters`). Impossible
-    angles do not raise: the cosine of gamma* is clipped to [-1, 1], which flattens the cell.
+    c lies along z and a in the xz plane (as in pymatgen's `from_parameters`).
+    Impossible angles do not raise: the cosine of gamma* is clipped to [-1, 1], which
+    flattens the cell.
 
     Args:
       lengths: [..., 3] a, b, c in Å.

@@ -47,16 +47,16 @@ def grpo_loss(
       model: everything that is not trained here.
       schedule: as in the rollout.
       clip_ratio: the ratio of policies counts within 1 -+ this.
-      kl_weight: of the KL. Without `reference_params` it is Schulman's k3 estimate to the
-        policy that sampled (http://joschu.net/blog/kl-approx.html), which is what the
-        original does; its gradient is zero as long as the ratio is 1.
+      kl_weight: of the KL. Without `reference_params` it is Schulman's k3 estimate to
+        the policy that sampled (http://joschu.net/blog/kl-approx.html), which is what
+        the original does; its gradient is zero as long as the ratio is 1.
       entropy_weight: of minus the log-probability of the action, a one-sample estimate
         of the entropy.
       eta: as in the rollout.
       cfg_scale: as in the rollout.
       condition: preprocessed conditions of each crystal, {name: [B, in]}.
-      reference_params: of the frozen original policy; with them the KL is the closed form
-        between the two Gaussians, the policy's first.
+      reference_params: of the frozen original policy; with them the KL is the closed
+        form between the two Gaussians, the policy's first.
 
     Returns:
       The loss, [], and means over the batch of ratio, KLs and the clipped share.
@@ -103,8 +103,8 @@ def trajectory_gradient(
     """Gradient of the loss over a trajectory, in memory that does not grow with it.
 
     Differentiating inside the scan keeps one step's activations alive; differentiating
-    the scan itself would keep all of them. The loss is summed over the steps and divided
-    by T, the length of the schedule.
+    the scan itself would keep all of them. The loss is summed over the steps and
+    divided by T, the length of the schedule.
 
     Args:
       params: of the policy.
@@ -186,8 +186,8 @@ def update(
 ) -> tuple[Any, Any, dict[str, jax.Array]]:
     """One iteration's optimiser steps.
 
-    The crystals are split into `num_inner_batch` equal parts, in order, and each part is
-    one step, so the later parts see a policy that has already moved.
+    The crystals are split into `num_inner_batch` equal parts, in order, and each part
+    is one step, so the later parts see a policy that has already moved.
 
     Args:
       params: of the policy.
@@ -248,8 +248,8 @@ def reference_kl(
     """KL of the policy from the original one, nats per coordinate and step, [].
 
     The closed form between the two Gaussians of a step, averaged over crystals and over
-    `num_steps` steps of the trajectory at equal distances: two denoiser calls a step, so
-    a few steps cost little beside the update's T.
+    `num_steps` steps of the trajectory at equal distances: two denoiser calls a step,
+    so a few steps cost little beside the update's T.
     """
     total = len(trajectory.steps.index)
     picked = jnp.asarray(

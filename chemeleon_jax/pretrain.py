@@ -8,24 +8,20 @@ same command continues a training that was cut off, and ends where it would have
 """
 
 import functools
+import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
-from absl import app, flags, logging
 from flax import struct
-from ml_collections import config_flags
 
 from chemeleon_jax import checkpoints
-from chemeleon_jax.batching import BucketedBatches
-from chemeleon_jax.data import load_dataset
+from chemeleon_jax.config import run
+from chemeleon_jax.data import BucketedBatches, load_dataset
 from chemeleon_jax.sharding import make_mesh, replicate, shard_batch
 from chemeleon_jax.stages import STAGES, Stage
 from chemeleon_jax.tracking import Tracker
-
-_CONFIG = config_flags.DEFINE_config_file("config", None, "What to train, and how.")
-_WORKDIR = flags.DEFINE_string("workdir", None, "Where the model goes.", required=True)
 
 
 @struct.dataclass
@@ -100,12 +96,11 @@ def pretrain(config, workdir: str) -> None:
     mesh = make_mesh()
     dataset = load_dataset(config.data.dataset)
     train, validation = dataset.select("train"), dataset.select("validation")
-    batches = BucketedBatches(
-        train, config.data.atoms_per_batch, seed=config.seed, multiple_of=mesh.size
-    )
-    held_out = BucketedBatches(
-        validation, config.data.atoms_per_batch // 8, seed=0, multiple_of=mesh.size
-    )
+    # Multiples of 8 crystals, so that 1, 2, 4 and 8 devices see the same batches.
+    multiple_of = math.lcm(8, mesh.size)
+    atoms = config.data.atoms_per_batch
+    batches = BucketedBatches(train, atoms, config.seed, multiple_of)
+    held_out = BucketedBatches(validation, atoms // 8, 0, multiple_of)
     key = jax.random.key(config.seed)
     stage = STAGES[config.stage](config, train, key)
     optimizer = optax.chain(
@@ -124,8 +119,6 @@ def pretrain(config, workdir: str) -> None:
     checkpoints.write_run_info(f"{workdir}/training", config.to_dict())
     saved = checkpoints.RunCheckpoints(f"{workdir}/training")
     state = saved.restore_latest(state) or state
-    if state.step:
-        logging.info("continuing %s at step %d", workdir, state.step)
 
     # ------------------------------------------------------------------------- train
     train_step = make_train_step(stage, optimizer, config.ema_decay)
@@ -156,18 +149,10 @@ def pretrain(config, workdir: str) -> None:
                 )
             saved.save(step + 1, state)
             if int(state.since_best) >= config.patience:
-                logging.info("no better for %d validations: done", config.patience)
                 break
     tracker.close()
     saved.close()
 
 
-def main(argv: list[str]) -> None:
-    """Command line."""
-    del argv
-    pretrain(_CONFIG.value, _WORKDIR.value)
-
-
 if __name__ == "__main__":
-    flags.mark_flag_as_required("config")
-    app.run(main)
+    run(pretrain)

@@ -18,8 +18,9 @@ def crystal_noise(
 ):
     """Standard normal noise on real atoms, zero on padding, [B, N, L].
 
-    Every crystal has its own key and every atom its own counter in it, so that a crystal
-    does not depend on the batch it is in, on the padding or on the number of devices.
+    Every crystal has its own key and every atom its own counter in it, so that a
+    crystal does not depend on the batch it is in, on the padding or on the number of
+    devices.
 
     Args:
       keys: [B] one key per crystal.

@@ -11,8 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from chemeleon_jax import checkpoints
-from chemeleon_jax.batching import augment
-from chemeleon_jax.data import Dataset
+from chemeleon_jax.data import Dataset, augment, corrupt
 from chemeleon_jax.diffusion import ldm_loss, make_schedule
 from chemeleon_jax.errors import UserError
 from chemeleon_jax.models.condition import condition_vectors, make_condition_encoder
@@ -38,12 +37,13 @@ def vae_stage(config, dataset: Dataset, key: jax.Array) -> Stage:
 
     def loss(params, frozen, crystals, labels, key, train):
         del frozen, labels
-        lattice = crystals.lattice
-        augment_key, noise_key = jax.random.split(key)
+        lattice, seen = crystals.lattice, crystals
+        augment_key, corrupt_key, noise_key = jax.random.split(key, 3)
         if train:
             crystals, lattice = augment(augment_key, crystals)
+            seen = corrupt(corrupt_key, crystals, lattice, **config.corrupt)
         variables = {"params": params["vae"]}
-        _, posterior = vae.apply(variables, crystals, lattice, method="encode")
+        _, posterior = vae.apply(variables, seen, lattice, method="encode")
         noise = train * jax.random.normal(noise_key, posterior.mean.shape)
         z = posterior.sample(noise)
         decoded = vae.apply(variables, z, crystals.mask, method="decode")
@@ -116,7 +116,7 @@ def ldm_stage(config, dataset: Dataset, key: jax.Array) -> Stage:
 
 
 def predictor_stage(config, dataset: Dataset, key: jax.Array) -> Stage:
-    """Properties from the features of a frozen VAE encoder; missing labels count not."""
+    """Properties from features of a frozen VAE encoder; missing labels are left out."""
     vae, frozen, vae_config = load_vae(config.vae_ckpt_path)
     if unknown := set(config.targets) - set(dataset.labels):
         raise UserError(

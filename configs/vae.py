@@ -1,6 +1,6 @@
 """The embedded VAE, `mini:vae`.
 
-    python -m chemeleon_jax.pretrain --config=configs/vae.py --workdir=runs/vae
+python -m chemeleon_jax.pretrain --config=configs/vae.py --workdir=runs/vae
 """
 
 from ml_collections import ConfigDict
@@ -11,8 +11,8 @@ def get_config() -> ConfigDict:
     config = ConfigDict()
     config.stage = "vae"
     config.seed = 0
-    config.num_steps = 5000
-    config.validate_every = 500
+    config.num_steps = 4000
+    config.validate_every = 400
     config.patience = 6  # validations without improvement
     config.log_every = 50
     config.ema_decay = 0.999
@@ -20,6 +20,11 @@ def get_config() -> ConfigDict:
     config.data = ConfigDict()
     config.data.dataset = "mp_mini"
     config.data.atoms_per_batch = 1600  # padded; a batch holds one size of crystals
+
+    # Noise on what the encoder sees, not on what is to be decoded.
+    config.corrupt = ConfigDict()
+    config.corrupt.type_rate = 0.0  # share of atoms whose element is hidden
+    config.corrupt.jitter = 0.0  # Å, standard deviation of the atoms' displacements
 
     transformer = {"width": 128, "layers": 4, "heads": 4, "mlp_width": 512}
     config.vae = ConfigDict()

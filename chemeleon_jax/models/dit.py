@@ -40,7 +40,7 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, c: jax.Array, mask: jax.Array) -> jax.Array:
-        """x [B, N, D], c [B, D], mask [B, N] -> [B, N, D]."""
+        """X [B, N, D], c [B, D], mask [B, N] -> [B, N, D]."""
         width = x.shape[-1]
         norm = nn.LayerNorm(1e-6, use_bias=False, use_scale=False)
         modulation = nn.Dense(
@@ -81,8 +81,9 @@ class DiT(nn.Module):
 
         Returns:
           [B, N, L] epsilon, or with learned sigma [B, 2N, L]: epsilon of N atoms, then
-          their variance values. Released weights rely on how that array comes about: the
-          layer's [B, N, 2L] is *reshaped*, not split, so row 2i + h is half h of atom i.
+          their variance values. Released weights rely on how that array comes about:
+          the layer's [B, N, 2L] is *reshaped*, not split, so row 2i + h is half h of
+          atom i.
         """
         x = nn.Dense(self.width, name="latent")(z)
         x = x + index_embedding(atom_index(mask), self.width)

@@ -1,4 +1,4 @@
-"""A latent diffusion model of crystals, assembled: what the policy's parameters move in."""
+"""A latent diffusion model of crystals, assembled."""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,9 +7,11 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from chemeleon_jax.models.condition import ConditionEncoder
+from chemeleon_jax.checkpoints import Checkpoint, params_digest
+from chemeleon_jax.errors import UserError
+from chemeleon_jax.models.condition import ConditionEncoder, make_condition_encoder
 from chemeleon_jax.models.dit import DiT
-from chemeleon_jax.models.vae import VAE, to_crystals
+from chemeleon_jax.models.vae import VAE, make_vae, to_crystals
 from chemeleon_jax.types import CrystalBatch
 
 
@@ -57,7 +59,11 @@ class Generator:
         def guided(z, t):
             t = jnp.broadcast_to(t, len(z))
             out = self.dit.apply(
-                {"params": params["dit"]}, jnp.tile(z, (2, 1, 1)), jnp.tile(t, 2), mask, y
+                {"params": params["dit"]},
+                jnp.tile(z, (2, 1, 1)),
+                jnp.tile(t, 2),
+                mask,
+                y,
             )
             cond, uncond = jnp.split(out, 2)
             return uncond + cfg_scale * (cond - uncond)
@@ -81,3 +87,55 @@ class Generator:
             {"params": self.frozen["vae"]}, z * self.latent_std, mask, method="decode"
         )
         return to_crystals(decoded, mask)
+
+
+def combine_checkpoints(ldm: Checkpoint, vae: Checkpoint) -> Checkpoint:
+    """One checkpoint of a denoiser and the VAE that decodes its latents.
+
+    Raises:
+      UserError: they are not what they are taken for, or do not belong together.
+    """
+    for field, checkpoint, part in (("ldm", ldm, "dit"), ("vae", vae, "vae")):
+        if part not in checkpoint.params:
+            raise UserError(
+                f"config.{field}_ckpt_path: names a checkpoint of kind "
+                f"{checkpoint.config['kind']!r}, which holds no {field.upper()}"
+            )
+    expected = ldm.config.get("vae_sha256")
+    if expected and expected != params_digest(vae.params["vae"]):
+        raise UserError(
+            "config.vae_ckpt_path: not the VAE whose latents the denoiser of "
+            "config.ldm_ckpt_path was trained on (their checksums differ)"
+        )
+    channels = ldm.config["dit"]["latent_channels"]
+    if channels != vae.config["vae"]["latent_channels"]:
+        raise UserError(
+            f"config.vae_ckpt_path: its latents have "
+            f"{vae.config['vae']['latent_channels']} channels, the denoiser of "
+            f"config.ldm_ckpt_path takes {channels}"
+        )
+    return Checkpoint(
+        ldm.params | {"vae": vae.params["vae"]}, ldm.config | {"vae": vae.config["vae"]}
+    )
+
+
+def make_generator(
+    checkpoint: Checkpoint, max_atoms: int
+) -> tuple[Generator, dict[str, Any]]:
+    """A generator and its policy {"dit": ...} from a checkpoint that has all parts.
+
+    Args:
+      checkpoint: of kind "ldm", with its VAE; see `combine_checkpoints`.
+      max_atoms: N, what crystals are padded to.
+    """
+    params, config = checkpoint
+    condition = config.get("condition")
+    model = Generator(
+        dit=DiT(**config["dit"]),
+        vae=make_vae(config["vae"]),
+        condition=make_condition_encoder(condition) if condition else None,
+        frozen={k: params[k] for k in ("vae", "condition") if k in params},
+        latent_std=jnp.float32(config["latent_std"]),
+        max_atoms=max_atoms,
+    )
+    return model, {"dit": params["dit"]}

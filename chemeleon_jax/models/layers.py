@@ -68,15 +68,19 @@ class Mlp(nn.Module):
 
     hidden: int
     width: int
-    activation: str = "gelu"  # tanh approximation, or "silu"
+    activation: str = "gelu"  # tanh approximation, or "gelu_exact", or "silu"
     first_bias: bool = True
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """[..., any] -> [..., width]."""
-        activate = {"gelu": lambda h: nn.gelu(h, approximate=True), "silu": nn.silu}
+        activate = {
+            "gelu": lambda h: nn.gelu(h, approximate=True),
+            "gelu_exact": lambda h: nn.gelu(h, approximate=False),
+            "silu": nn.silu,
+        }[self.activation]
         x = nn.Dense(self.hidden, use_bias=self.first_bias, name="in")(x)
-        return nn.Dense(self.width, name="out")(activate[self.activation](x))
+        return nn.Dense(self.width, name="out")(activate(x))
 
 
 class Transformer(nn.Module):
@@ -85,13 +89,14 @@ class Transformer(nn.Module):
     layers: int
     heads: int
     mlp_width: int
+    activation: str = "gelu"  # of `Mlp`
 
     @nn.compact
     def __call__(self, x: jax.Array, mask: jax.Array) -> jax.Array:
         """[B, N, D], mask [B, N] -> [B, N, D]."""
         for i in range(self.layers):
             attention = Attention(self.heads, name=f"attention_{i}")
-            mlp = Mlp(self.mlp_width, x.shape[-1], name=f"mlp_{i}")
+            mlp = Mlp(self.mlp_width, x.shape[-1], self.activation, name=f"mlp_{i}")
             x = x + attention(nn.LayerNorm(1e-5, name=f"norm1_{i}")(x), mask)
             x = x + mlp(nn.LayerNorm(1e-5, name=f"norm2_{i}")(x))
         return nn.LayerNorm(1e-5, name="norm")(x)

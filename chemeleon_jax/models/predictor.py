@@ -1,4 +1,4 @@
-"""Property predictor on a frozen VAE encoder (Chemeleon2, arXiv:2511.07158)."""
+"""Property predictor on a frozen VAE encoder (arXiv:2511.07158)."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any

@@ -1,4 +1,4 @@
-"""VAE: a crystal as one latent vector per atom, and back (Chemeleon2, arXiv:2511.07158)."""
+"""VAE: a crystal as one latent vector per atom, and back (arXiv:2511.07158)."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -61,13 +61,16 @@ class Encoder(nn.Module):
     layers: int = 8
     heads: int = 8
     mlp_width: int = 2048
+    activation: str = "gelu"  # of `Mlp`; converted Chemeleon2 models have "gelu_exact"
 
     def setup(self):
         """Create the submodules."""
         self.atom_type = nn.Embed(NUM_ATOM_TYPES, self.width)
         self.lattice = Mlp(self.width, self.width, "silu", first_bias=False)
         self.frac_coords = Mlp(self.width, self.width, "silu", first_bias=False)
-        self.transformer = Transformer(self.layers, self.heads, self.mlp_width)
+        self.transformer = Transformer(
+            self.layers, self.heads, self.mlp_width, self.activation
+        )
 
     def __call__(self, atom_types, frac_coords, lattice, mask) -> jax.Array:
         """Types [B, N], coordinates [B, N, 3], lattice [B, 3, 3] -> [B, N, D]."""
@@ -84,15 +87,20 @@ class Decoder(nn.Module):
     layers: int = 8
     heads: int = 8
     mlp_width: int = 2048
+    activation: str = "gelu"
 
     @nn.compact
     def __call__(self, z: jax.Array, mask: jax.Array) -> Decoded:
-        """z [B, N, L], mask [B, N] -> `Decoded`."""
+        """Z [B, N, L], mask [B, N] -> `Decoded`."""
         x = nn.Dense(self.width, use_bias=False, name="latent")(z)
         x = x + index_embedding(atom_index(mask), self.width)
-        x = Transformer(self.layers, self.heads, self.mlp_width, name="transformer")(
-            x, mask
-        )
+        x = Transformer(
+            self.layers,
+            self.heads,
+            self.mlp_width,
+            self.activation,
+            name="transformer",
+        )(x, mask)
         lattice = nn.Dense(6, use_bias=False, name="lattice_head")
         cell = lattice(masked_mean(x, mask))
         return Decoded(

@@ -1,0 +1,291 @@
+"""Program: fine-tune a crystal generator with GRPO.
+
+    python -m chemeleon_jax.train --config=configs/rl_dng.py
+    python -m chemeleon_jax.train --config=configs/rl_dng.py --workdir=runs/mine \
+        --config.rl.clip_ratio=2e-3
+
+Sample groups of crystals, score them, push the policy towards the better ones of each
+group; again. The same command with the same --workdir continues a run.
+"""
+
+import functools
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from chemeleon_jax import checkpoints
+from chemeleon_jax.checkpoints import Checkpoint
+from chemeleon_jax.config import active_components, check_rl, run
+from chemeleon_jax.data import Dataset, load_dataset
+from chemeleon_jax.diffusion import make_schedule
+from chemeleon_jax.models.condition import condition_vectors
+from chemeleon_jax.models.generator import (
+    Generator,
+    combine_checkpoints,
+    make_generator,
+)
+from chemeleon_jax.models.predictor import make_predictor
+from chemeleon_jax.models.vae import make_vae
+from chemeleon_jax.objective import make_optimizer, reference_kl, update
+from chemeleon_jax.rewards import Reward, RewardOutput, compute_rewards, make_reward
+from chemeleon_jax.rollout import sample_group
+from chemeleon_jax.sharding import make_mesh, replicate, shard_batch
+from chemeleon_jax.tracking import Tracker
+from chemeleon_jax.types import CrystalBatch, TrainState, Trajectory
+
+KL_EVERY = 12  # steps of a trajectory per one at which the KL to the original is taken
+
+
+def train(config, workdir: str) -> None:
+    """Run, or continue, one RL fine-tuning; see the module's docstring."""
+    # ---------------------------------------------------------- policy, data, reward
+    mesh = make_mesh()
+    check_rl(config, mesh.size)
+    start_model = combine_checkpoints(
+        checkpoints.load(config.ldm_ckpt_path),
+        checkpoints.load(config.vae_ckpt_path),
+    )
+    dataset = load_dataset(config.data.dataset)
+    model, policy = make_generator(start_model, dataset.crystals.mask.shape[1])
+    draw_crystals = make_prompts(model, dataset)
+    checkpoints.write_run_info(workdir, config.to_dict(), start_model)
+    reward = load_reward(config, model)
+
+    # ------------------------------------------------------------------------- state
+    optimizer = make_optimizer(**config.optimizer)
+    state = TrainState(
+        iteration=jnp.array(0),
+        params=policy,
+        opt_state=optimizer.init(policy),
+        ema_params=jax.tree.map(jnp.array, policy),
+    )
+    reference = jax.tree.map(jnp.array, policy)
+    state, reference, model = replicate((state, reference, model), mesh)
+    saved = checkpoints.RunCheckpoints(workdir)
+    state = saved.restore_latest(state) or state
+    start = int(state.iteration)
+
+    # ---------------------------------------------------------- what is compiled
+    group_size, num_groups = config.rl.num_group_samples, config.data.batch_size
+    sampling = {
+        "model": model,
+        "schedule": make_schedule(
+            config.sampling.sampler, config.sampling.sampling_steps
+        ),
+        "eta": config.sampling.eta,
+        "cfg_scale": config.sampling.cfg_scale if model.condition else None,
+    }
+    rollout = jax.jit(sample_group, static_argnames="group_size")
+    score = jax.jit(
+        functools.partial(
+            compute_rewards,
+            reward=reward,
+            group_size=group_size * (1 if config.rl.group_reward_norm else num_groups),
+        ),
+        static_argnames="with_energies",
+    )
+    improve = jax.jit(
+        functools.partial(
+            improve_policy,
+            optimizer=optimizer,
+            kl_target=config.rl.kl_target,
+            ema_decay=config.rl.ema_decay,
+            num_inner_batch=config.rl.num_inner_batch,
+            grad_accum=config.rl.grad_accum,
+            clip_ratio=config.rl.clip_ratio,
+            kl_weight=config.rl.kl_weight,
+            entropy_weight=config.rl.entropy_weight,
+        ),
+        donate_argnums=0,
+    )
+
+    def sample_and_score(params, key, groups: int, size: int, with_energies: bool):
+        """Crystals on the host, their trajectory on the mesh, rewards, seconds."""
+        began = time.perf_counter()
+        num_atoms, condition = draw_crystals(jax.random.fold_in(key, 0), groups)
+        num_atoms, condition = jax.tree.map(
+            lambda x: jnp.repeat(x, size, 0), (num_atoms, condition)
+        )
+        with jax.set_mesh(mesh):
+            # Groups are laid out above and go in as groups of one, so that validation,
+            # where every crystal has an atom count of its own, is the same program.
+            crystals, trajectory = rollout(
+                params,
+                jax.random.fold_in(key, 1),
+                num_atoms,
+                condition=condition,
+                group_size=1,
+                **sampling,
+            )
+        crystals = jax.device_get(crystals)
+        sampled = time.perf_counter()
+        # Rewards are host work, and small on the device: one device computes them.
+        rewards = jax.device_get(score(crystals, with_energies=with_energies))
+        seconds = {
+            "sample": sampled - began,
+            "reward": time.perf_counter() - sampled,
+        }
+        return crystals, trajectory, rewards, seconds
+
+    def validate(params) -> dict[str, float]:
+        """Mean metrics of crystals that nobody trains on; the same noise every time."""
+        batch = group_size * num_groups
+        keys = jax.random.split(
+            jax.random.key(config.seed + 1), -(-config.validation_samples // batch)
+        )
+        found = [sample_and_score(params, k, batch, 1, True)[2].metrics for k in keys]
+        return {name: np.mean([m[name] for m in found]) for name in found[0]}
+
+    # ---------------------------------------------------------------------- the loop
+    seed = jax.random.key(config.seed)
+    with_energies = "energy" in active_components(config)
+    tracker = Tracker(workdir, config.num_iterations, start=start)
+    for iteration in range(start, config.num_iterations):
+        key = jax.random.fold_in(seed, iteration)
+        crystals, trajectory, rewards, seconds = sample_and_score(
+            state.params, key, num_groups, group_size, with_energies
+        )
+        began = time.perf_counter()
+        with jax.set_mesh(mesh):
+            advantage = shard_batch(rewards.advantage, mesh)
+            state, metrics = improve(
+                state, trajectory, advantage, reference, **sampling
+            )
+        metrics = jax.device_get(metrics)
+        seconds["update"] = time.perf_counter() - began
+
+        # --------------------------------------------------- log, validate, save
+        metrics |= rewards.metrics | {"reward": rewards.raw.mean()}
+        tracker.log(iteration, {f"train/{k}": v for k, v in metrics.items()})
+        tracker.log(iteration, {f"time/{k}": v for k, v in seconds.items()})
+        tracker.progress(iteration, reward=metrics["reward"], KL=metrics["kl_div"])
+        save_crystals(workdir, iteration, crystals, rewards)
+        done, value = iteration + 1, None
+        last = done == config.num_iterations
+        if config.validate_every and (done % config.validate_every == 0 or last):
+            validation = validate(state.params)
+            value = validation["reward"] = validation.pop("raw_reward")
+            tracker.log(iteration, {f"val/{k}": v for k, v in validation.items()})
+        if done % config.checkpoint_every == 0 or last:
+            saved.save(done, state, score=value)
+    tracker.close()
+    saved.close()
+    reward.close()
+
+
+def improve_policy(
+    state: TrainState,
+    trajectory: Trajectory,
+    advantage: jax.Array,
+    reference: Any,
+    *,
+    model: Generator,
+    kl_target: str,
+    ema_decay: float,
+    **update_kwargs,
+) -> tuple[TrainState, dict[str, jax.Array]]:
+    """One iteration's updates, the average of policies, and the KL from the original.
+
+    `kl_div` is measured where the loss does not need it, at every twelfth step of the
+    trajectory, and before the update: of the policy that sampled.
+    """
+    sampling = {k: update_kwargs[k] for k in ("schedule", "eta", "cfg_scale")}
+    in_loss = kl_target == "reference"
+    measured = {}
+    if not in_loss:
+        measured["kl_div"] = reference_kl(
+            state.params,
+            reference,
+            trajectory,
+            model=model,
+            num_steps=max(len(trajectory.steps.index) // KL_EVERY, 1),
+            **sampling,
+        )
+    params, opt_state, metrics = update(
+        state.params,
+        state.opt_state,
+        trajectory,
+        advantage,
+        model=model,
+        reference_params=reference if in_loss else None,
+        **update_kwargs,
+    )
+    state = state.replace(
+        iteration=state.iteration + 1,
+        params=params,
+        opt_state=opt_state,
+        ema_params=optax.incremental_update(params, state.ema_params, 1 - ema_decay),
+    )
+    return state, metrics | measured
+
+
+def make_prompts(model: Generator, dataset: Dataset) -> Callable:
+    """What the policy is asked for: (key, groups) -> num_atoms [G], conditions.
+
+    Atom counts, and with a conditional model its conditions, are those of crystals
+    drawn from the data set.
+    """
+    num_atoms, condition = jnp.asarray(dataset.crystals.mask.sum(-1)), None
+    if model.condition is not None:
+        condition, known = condition_vectors(
+            model.condition.specs,
+            jax.tree.map(jnp.asarray, dataset.crystals),
+            dataset.labels,
+        )
+        num_atoms, condition = jax.tree.map(lambda x: x[known], (num_atoms, condition))
+
+    def draw(key: jax.Array, groups: int):
+        picked = jax.random.randint(key, (groups,), 0, len(num_atoms))
+        return jax.tree.map(lambda x: x[picked], (num_atoms, condition))
+
+    return draw
+
+
+def load_reward(config, model: Generator) -> Reward:
+    """The reward of a config, with the models that its components need."""
+    references = load_dataset(config.reward.reference_dataset)
+    components, predictor = active_components(config), None
+    if "predictor" in components:
+        checkpoint = checkpoints.load(config.reward.components.predictor.ckpt_path)
+        vae = load_predictor_vae(config, checkpoint)
+        predictor = (
+            make_vae(vae.config["vae"]),
+            make_predictor(checkpoint.config["predictor"]),
+            {"vae": vae.params["vae"], "predictor": checkpoint.params["predictor"]},
+        )
+    return make_reward(
+        config.reward.to_dict() | {"components": components},
+        dataset=references,
+        vae=(model.vae, model.frozen["vae"]),
+        predictor=predictor,
+    )
+
+
+def load_predictor_vae(config, predictor: Checkpoint) -> Checkpoint:
+    """The VAE whose features a predictor reads: in its file, or the run's own."""
+    if "vae" in predictor.params:
+        return predictor
+    return checkpoints.load(config.vae_ckpt_path)
+
+
+def save_crystals(
+    workdir: str, iteration: int, crystals: CrystalBatch, rewards: RewardOutput
+) -> None:
+    """Keep an iteration's crystals and what they were worth, as npz."""
+    folder = Path(workdir, "crystals")
+    folder.mkdir(exist_ok=True)
+    scores = {f"component_{k}": v for k, v in rewards.components.items()}
+    scores |= {k: getattr(rewards, k) for k in ("total", "advantage", "valid")}
+    np.savez_compressed(
+        folder / f"iteration_{iteration:06d}.npz", **vars(crystals), **scores
+    )
+
+
+if __name__ == "__main__":
+    run(train)
