@@ -187,6 +187,10 @@ def vae_config(tensors: Flat, heads: dict[str, int]) -> dict[str, Any]:
             "layers": count(tensors, layers),
             "heads": heads[part],
             "mlp_width": mlp_width,
+            # The layers say tanh-GELU, but in evaluation mode torch runs its fused
+            # encoder layer, which has the exact one: so has every number of the original
+            # that starts from a trained VAE.
+            "activation": "gelu_exact",
         }
     return config
 
@@ -233,7 +237,7 @@ def check_diffusion(settings: Any) -> dict[str, Any]:
                 f"diffusion setting {name}={settings[name]!r} is not supported, only "
                 f"{supported!r}"
             )
-    return {"num_timesteps": 1000, "schedule": "linear"}
+    return {"timesteps": 1000, "schedule": "linear"}
 
 
 def condition_config(tensors: Flat, settings: Any) -> dict[str, Any]:

@@ -100,7 +100,7 @@ def read_source(path: str | os.PathLike) -> Source:
         if latent_std is not None and not (latent_std.size == 1 and latent_std > 0):
             raise CheckpointError("latent_std must be one positive number")
         hyper = content.get("hyper_parameters", {})
-        # An RL checkpoint pickles them as Lightning's own class, a dict with attributes.
+        # An RL checkpoint pickles them as a class of Lightning's, a kind of dict.
         hyper = hyper.pairs if isinstance(hyper, Record) else hyper
         ema = content.get("ema_state")
         return Source(

@@ -1,8 +1,8 @@
 """One table from PyTorch module names to this project's parameter paths, per model.
 
 A row says: the tensors of that PyTorch module become the parameters of that Flax
-module, by a rule. `{i}` stands for a number and `{name}` for a condition's name. What is
-converted is a weight or anything of a weight's shape, such as its gradient.
+module, by a rule. `{i}` stands for a number and `{name}` for a condition's name. What
+is converted is a weight or anything of a weight's shape, such as its gradient.
 """
 
 import re

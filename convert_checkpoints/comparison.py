@@ -1,0 +1,129 @@
+"""The table of a verification: recorded arrays against recomputed ones."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from convert_checkpoints.opcodes import CheckpointError
+
+FORWARD = 2e-5  # relative to the array's largest magnitude
+GRADIENT = 2e-4
+TRAJECTORY = 1e-3
+
+
+@dataclass
+class Row:
+    """One array of the recording."""
+
+    key: str
+    max_abs: float | None  # largest difference; None where nothing was compared
+    max_rel: float | None  # relative to the array's largest magnitude, or to `scale`
+    tolerance: float | None  # of max_rel
+    ok: bool
+    note: str = ""
+
+    def __str__(self) -> str:
+        numbers = [
+            f"{x:.1e}" if x is not None else "-"
+            for x in (self.max_abs, self.max_rel, self.tolerance)
+        ]
+        columns = " ".join(f"{n:>8}" for n in numbers)
+        return f"{self.key:<58} {columns}  {'ok' if self.ok else 'FAIL':<4} {self.note}"
+
+
+HEADER = f"{'key':<58} {'abs':>8} {'rel':>8} {'tol':>8}  ok"
+
+
+class Recording:
+    """The arrays of `golden.npz`, and what became of each."""
+
+    def __init__(self, path: Path):
+        try:
+            with np.load(path, allow_pickle=False) as archive:
+                self.arrays = {key: archive[key] for key in archive.files}
+        except Exception as error:  # zip, npy header or pickled objects
+            raise CheckpointError(
+                f"{path}: not a readable npz file ({error})"
+            ) from None
+        self.rows: dict[str, Row] = {}
+        self.inputs: set[str] = set()
+
+    def keys(self, prefix: str) -> list[str]:
+        """Keys that begin with a prefix."""
+        return [key for key in self.arrays if key.startswith(prefix)]
+
+    def input(self, key: str) -> np.ndarray:
+        """An array that the recomputation starts from.
+
+        What is computed from it is compared, so a changed input shows there.
+        """
+        if key not in self.arrays:
+            raise CheckpointError(f"golden.npz lacks {key!r}")
+        array = self.arrays[key]
+        self.inputs.add(key)
+        if array.dtype.kind == "f" and array.dtype.itemsize == 8 and array.ndim:
+            return array.astype(np.float32)
+        return array
+
+    def integers(self, key: str) -> np.ndarray:
+        """An input of whole numbers, which a cast must not hide a change of."""
+        array = self.input(key)
+        if array.dtype.kind not in "iu":
+            self.rows[key] = Row(key, None, None, None, False, "not integers")
+        return array.astype(np.int32)
+
+    def compare(
+        self,
+        key: str,
+        actual,
+        tolerance: float = FORWARD,
+        *,
+        scale: float | None = None,
+        note: str = "",
+    ) -> None:
+        """Compare one recorded array with the recomputed one.
+
+        Args:
+          key: of the recording; nothing happens if it is not there.
+          actual: what this project computes.
+          tolerance: of the largest difference, relative to `scale`.
+          scale: the recorded array's largest magnitude, where not given.
+          note: why the tolerance is what it is.
+        """
+        if key not in self.arrays:
+            return
+        if key in self.rows and not self.rows[key].ok:
+            return  # a failure stays one
+        expected = np.asarray(self.arrays[key], np.float64)
+        actual = np.asarray(actual, np.float64)
+        if expected.shape != actual.shape:
+            note = f"shape {actual.shape}, recorded {expected.shape}"
+            self.rows[key] = Row(key, None, None, tolerance, False, note)
+            return
+        finite = np.isfinite(expected)
+        if not np.array_equal(finite, np.isfinite(actual)):
+            note = "not finite at other places than in the recording"
+            self.rows[key] = Row(key, None, None, tolerance, False, note)
+            return
+        expected, actual = expected[finite], actual[finite]
+        difference = float(np.abs(actual - expected).max(initial=0.0))
+        scale = float(np.abs(expected).max(initial=0.0)) if scale is None else scale
+        relative = difference / scale if scale else (np.inf if difference else 0.0)
+        ok = relative <= tolerance
+        self.rows[key] = Row(key, difference, relative, tolerance, ok, note)
+
+    def exact(self, key: str, actual, note: str = "") -> None:
+        """Compare integers, masks and choices: no tolerance."""
+        self.compare(key, actual, 0.0, note=note)
+
+    def table(self) -> list[Row]:
+        """One row per array, in the recording's order."""
+        return [self.rows.get(key) or self._uncompared(key) for key in self.arrays]
+
+    def _uncompared(self, key: str) -> Row:
+        if key in self.inputs:
+            finite = bool(np.isfinite(self.arrays[key]).all())
+            note = "input: compared through what is computed from it"
+            return Row(key, None, None, None, finite, note)
+        return Row(key, None, None, None, False, "not compared")

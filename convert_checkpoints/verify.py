@@ -1,0 +1,89 @@
+"""Verify against recorded numbers: `python -m convert_checkpoints.verify DIR`.
+
+DIR holds Chemeleon2 checkpoints, `golden.npz` (what the original computes with them)
+and `meta.json`. Every array of the recording is computed again from the converted
+parameters and compared; the exit status is 0 only if all agree.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from convert_checkpoints.comparison import HEADER, Recording, Row
+from convert_checkpoints.opcodes import CheckpointError
+
+
+def verify(directory: str | Path) -> list[Row]:
+    """Recompute a recording.
+
+    Args:
+      directory: with `*.ckpt`, `golden.npz`, `meta.json`.
+
+    Returns:
+      One row per array of the recording; `ok` is False where it differs or where
+      nothing compares it.
+
+    Raises:
+      CheckpointError: a file is missing or cannot be converted.
+    """
+    import jax
+    from flax.traverse_util import unflatten_dict
+
+    from convert_checkpoints import recompute
+    from convert_checkpoints.conversion import convert_source, read_source
+
+    directory = Path(directory)
+    recording = Recording(directory / "golden.npz")
+    try:
+        meta = json.loads((directory / "meta.json").read_text())
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{directory / 'meta.json'}: {error}") from None
+    sources = [read_source(path) for path in sorted(directory.glob("*.ckpt"))]
+    with jax.default_matmul_precision("highest"):
+        batch = recompute.check_batch(recording, meta)
+        for source in sources:
+            config, params = convert_source(source, others=sources)
+            model = (
+                config,
+                jax.tree.map(jax.numpy.asarray, unflatten_dict(params, sep="/")),
+            )
+            if source.kind == "vae":
+                recompute.check_vae(recording, model, batch)
+            elif source.kind == "predictor":
+                recompute.check_predictor(recording, model, batch)
+            else:
+                recompute.check_ldm(
+                    recording, source.path.stem, model, batch.mask, meta
+                )
+        recompute.check_rewards(recording)
+    return recording.table()
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m convert_checkpoints.verify",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("directory", metavar="DIR")
+    args = parser.parse_args(argv)
+    try:
+        rows = verify(args.directory)
+    except CheckpointError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(HEADER)
+    for row in rows:
+        print(row)
+    failed = [row for row in rows if not row.ok]
+    compared = sum(row.max_rel is not None for row in rows)
+    print(f"{len(rows)} arrays, {compared} compared directly, {len(failed)} failed")
+    for row in failed:
+        print(f"failed: {row.key}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
