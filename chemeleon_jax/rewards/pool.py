@@ -31,6 +31,7 @@ _SINGLE_THREADED = (
     "NUMEXPR_NUM_THREADS",
 )
 _GRACE = 120.0  # s, for workers to start, beyond what the tasks may take
+_PATIENCE = 10.0  # s, for workers to end
 _ATTEMPTS = 3
 _main_spec = threading.Lock()
 
@@ -114,10 +115,11 @@ class WorkerPool:
 
     def close(self) -> None:
         """Ends the workers, busy or not. Harmless when called twice."""
-        atexit.unregister(self.close)
         with self._lock:
-            self._closed = True
-            self._stop(self._processes)
+            if not self._closed:
+                self._closed = True
+                self._stop(self._processes)
+        atexit.unregister(self.close)
 
     def __enter__(self) -> "WorkerPool":
         return self
@@ -184,7 +186,11 @@ class WorkerPool:
     @staticmethod
     def _stop(processes: ProcessPool) -> None:
         processes.stop()
-        processes.join()
+        # A Ctrl-C that hit the queue of tasks can leave pebble's thread asleep on it,
+        # and joining it would then never end. The workers are gone before that.
+        joining = threading.Thread(target=processes.join, daemon=True)
+        joining.start()
+        joining.join(_PATIENCE)
 
 
 def _cpu_count() -> int:
