@@ -11,6 +11,7 @@ from pymatgen.core import Lattice, Structure
 from chemeleon_jax.crystals import from_structures
 from chemeleon_jax.errors import UserError
 from chemeleon_jax.potentials import FAILED, OK, STATUS, TOO_DENSE, load_potential
+from chemeleon_jax.sharding import make_mesh, shard_batch
 
 
 def copper(length):
@@ -34,6 +35,20 @@ def test_emt_energies_and_failures():
     np.testing.assert_allclose(energy[0], atoms.get_potential_energy(), atol=1e-5)
     assert np.isnan(energy[1:]).all()
     assert len(STATUS) > FAILED
+
+
+def test_each_device_evaluates_its_own_crystals():
+    devices = len(jax.devices())
+    lengths = np.linspace(3.4, 3.9, 2 * devices)
+    crystals = from_structures([copper(length) for length in lengths])
+    potential = load_potential("ase:ase.calculators.emt:EMT")
+    alone = potential.energies(crystals)[0]
+    mesh = make_mesh()
+    with jax.set_mesh(mesh):
+        energy, status = jax.jit(potential.energies)(shard_batch(crystals, mesh))
+    np.testing.assert_array_equal(energy, alone)
+    assert len(energy.sharding.device_set) == devices
+    assert not status.any()
 
 
 def test_settings_reach_the_calculator():

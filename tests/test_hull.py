@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from pymatgen.analysis.phase_diagram import PDEntry, PhaseDiagram
-from pymatgen.core import Composition, Element
+from pymatgen.core import Composition, Element, Lattice, Structure
 
 from chemeleon_jax.crystals import from_structures
 from chemeleon_jax.data import Dataset
@@ -127,25 +127,37 @@ def toy_potential(name="toy"):
     return Potential(name, name * 8, energies)
 
 
-def test_hull_of_another_potential_is_evaluated_once(tmp_path, monkeypatch):
-    from pymatgen.core import Lattice, Structure
-
+@pytest.fixture
+def salt():
     cell = Lattice.cubic(4.0)
     structures = [
         Structure(cell, ["Na"], [[0, 0, 0]]),
         Structure(cell, ["Cl"], [[0, 0, 0]]),
         Structure(cell, ["Na", "Cl"], [[0, 0, 0], [0.5, 0.5, 0.5]]),
     ]
-    crystals = from_structures(structures)
-    dataset = Dataset(crystals, {}, np.array(["a", "b", "c"]), np.zeros(3, np.int8))
-    first = load_hull(toy_potential(), dataset, tmp_path)
+    ids, split = np.array(["a", "b", "c"]), np.zeros(3, np.int8)
+    return Dataset(from_structures(structures), {}, ids, split)
+
+
+def test_hull_of_another_potential_is_evaluated_once(salt, tmp_path, monkeypatch):
+    first = load_hull(toy_potential(), salt, tmp_path)
     assert first.hull_energy([11, 17]) == -14.0  # (11 + 17) / 2
     monkeypatch.setattr(hull, "evaluate", None)  # not called again
-    again = load_hull(toy_potential(), dataset, tmp_path)
+    again = load_hull(toy_potential(), salt, tmp_path)
     np.testing.assert_array_equal(again.energies, first.energies)
     assert again.potential_digest == "toy" * 8
     with pytest.raises(TypeError):
-        load_hull(toy_potential("another"), dataset, tmp_path)
+        load_hull(toy_potential("another"), salt, tmp_path)
+
+
+def test_chgnet_hull_of_a_data_set_adds_to_the_embedded(
+    salt, embedded, tmp_path, monkeypatch
+):
+    energies = np.array([-1.0, -1.0, -9.0]), np.array([0, 0, 0])
+    monkeypatch.setattr(hull, "evaluate", lambda *_: energies)
+    both = load_hull(load_potential("chgnet"), salt, tmp_path)
+    assert both.hull_energy([11, 17]) == -9.0
+    assert both.hull_energy([14]) == embedded.hull_energy([14])
 
 
 def test_damaged_files_are_named(tmp_path, monkeypatch):

@@ -7,6 +7,7 @@ Run by `tools.build_assets` after the crystals and the weights; 2 minutes on 2 c
 """
 
 import gzip
+import hashlib
 import json
 import zipfile
 from pathlib import Path
@@ -53,6 +54,7 @@ def build_hull(packages: Path, out: Path) -> None:
     hull = Hull(np.concatenate(counts), np.concatenate(energies), potential.digest)
     save_hull(out, hull)
     print(f"{len(hull)} compositions")
+    print(f'HULL_SHA256 = "{hashlib.sha256(out.read_bytes()).hexdigest()}"')
     report(hull, dataset, counts[0], energies[0])
 
 

@@ -36,6 +36,31 @@ class Potential:
     energies: Callable[[Any], tuple[Any, Any]] = field(repr=False)
 
 
+def per_device(energies):
+    """Lets every device of the mesh evaluate its own crystals.
+
+    A callback gathers its arguments on one device, and XLA would then repeat on every
+    device what follows. Without a mesh (`jax.set_mesh`), and for a batch that it does
+    not divide, it does nothing.
+
+    Args:
+      energies: of a `Potential`.
+    """
+    import jax  # a process without JAX may read STATUS
+
+    def sharded(crystals):
+        mesh = jax.sharding.get_abstract_mesh()
+        if mesh.empty or len(crystals.atom_types) % mesh.size:
+            return energies(crystals)
+        rows = jax.sharding.PartitionSpec(mesh.axis_names)
+        # Loops of different length on each device: nothing here is replicated.
+        return jax.shard_map(energies, in_specs=rows, out_specs=rows, check_vma=False)(
+            crystals
+        )
+
+    return sharded
+
+
 def load_potential(name: str, **kwargs) -> Potential:
     """The potential that a config names.
 

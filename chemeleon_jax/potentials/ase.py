@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from chemeleon_jax.errors import UserError
-from chemeleon_jax.potentials import FAILED, OK, Potential
+from chemeleon_jax.potentials import FAILED, OK, Potential, per_device
 from chemeleon_jax.potentials.graph import screen
 from chemeleon_jax.types import CrystalBatch
 
@@ -70,7 +70,7 @@ def potential(name: str, settings: dict) -> Potential:
     return Potential(
         name,
         hashlib.sha256(identity.encode()).hexdigest(),
-        partial(_energies, host),
+        per_device(partial(_energies, host)),
     )
 
 

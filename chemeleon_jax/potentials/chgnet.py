@@ -21,7 +21,7 @@ from jax import lax
 from safetensors.numpy import load
 
 from chemeleon_jax.errors import UserError
-from chemeleon_jax.potentials import FAILED, OK, Potential
+from chemeleon_jax.potentials import FAILED, OK, Potential, per_device
 from chemeleon_jax.potentials.graph import (
     BOND_CUTOFF,
     EDGE_CUTOFF,
@@ -60,7 +60,9 @@ def load_params() -> dict[str, Any]:
 
 def potential() -> Potential:
     """CHGNet 0.3.0 with the embedded weights."""
-    return Potential("chgnet", WEIGHTS_SHA256, partial(energies, load_params()))
+    return Potential(
+        "chgnet", WEIGHTS_SHA256, per_device(partial(energies, load_params()))
+    )
 
 
 # ---------------------------------------------------------------- geometry
@@ -179,7 +181,8 @@ def _angle_update(p, atoms, bonds, angles, graph: Graph, centre_of_bond):
     x = _angle_input(
         *_first_layer(p, "output"), atoms, bonds, angles, graph, centre_of_bond
     )
-    return angles + _gate(*jnp.split(x, 2, axis=-1), p)
+    core, gate = jnp.split(x, 2, axis=-1)
+    return angles + _gate(core, gate, p)
 
 
 # ------------------------------------------------------------------- model

@@ -216,8 +216,9 @@ def load_hull(
 
     CHGNet's hull of the embedded crystals is embedded. Any other hull takes one energy
     per crystal of the data set, once: it is kept in `cache_dir` under a name made of
-    the digests of data set and potential. Elements that the data set does not hold as
-    pure crystals have no reference: the energy above hull of their compounds is NaN.
+    the digests of data set and potential. CHGNet's own embedded entries are added to
+    it. For another potential, elements that the data set does not hold as pure crystals
+    have no reference: the energy above hull of their compounds is NaN.
 
     Args:
       potential: of the crystals to be judged.
@@ -227,8 +228,9 @@ def load_hull(
     Raises:
       UserError: a file was altered or cannot be read.
     """
-    if dataset is None and potential.name == "chgnet":
-        return _embedded_hull(potential)
+    embedded = _embedded_hull(potential) if potential.name == "chgnet" else None
+    if dataset is None and embedded is not None:
+        return embedded
     dataset = dataset or load_dataset("mp_mini")
     folder = Path(cache_dir or Path.home() / ".cache" / "chemeleon_jax")
     path = folder / f"hull_{dataset.digest[:16]}_{potential.digest[:16]}.npz"
@@ -237,6 +239,9 @@ def load_hull(
     energies, status = evaluate(potential, dataset.crystals)
     energies = np.where(status == OK, energies, np.nan)
     counts = composition_counts(dataset.crystals.atom_types)
+    if embedded is not None:
+        counts = np.concatenate([counts, embedded.counts])
+        energies = np.concatenate([energies, embedded.energies])
     hull = Hull(counts, energies, potential.digest)
     folder.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(f".{os.getpid()}.npz")  # a reader never sees half a file
