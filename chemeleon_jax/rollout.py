@@ -62,7 +62,8 @@ def sample_group(
       B = G * K crystals, groups contiguous, and their trajectory. Steps without noise
       (the last of DDIM) are taken but not part of it: they have no log-probability.
     """
-    mask = jnp.arange(model.max_atoms) < jnp.repeat(num_atoms, group_size)[:, None]
+    counts = jnp.repeat(num_atoms, group_size)
+    mask = jnp.arange(model.max_atoms)[None] < counts[:, None]
     mask = constrain(mask)
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(len(mask)))
     condition = repeat_condition(condition, group_size)

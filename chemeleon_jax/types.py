@@ -20,7 +20,7 @@ from chemeleon_jax.lattice import lattice_matrix
 
 @struct.dataclass
 class CrystalBatch:
-    """Crystals, padded to N atoms. Real atoms come first; padding has atomic number 0."""
+    """Crystals, padded to N atoms: real atoms first, then atomic number 0."""
 
     atom_types: jax.Array  # [B, N]     atomic numbers, 1..99
     frac_coords: jax.Array  # [B, N, 3]  fractional coordinates

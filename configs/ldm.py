@@ -1,6 +1,6 @@
 """The embedded latent diffusion model, `mini:ldm`, on latents of `mini:vae`.
 
-    python -m chemeleon_jax.pretrain --config=configs/ldm.py --workdir=runs/ldm
+python -m chemeleon_jax.pretrain --config=configs/ldm.py --workdir=runs/ldm
 """
 
 from ml_collections import ConfigDict

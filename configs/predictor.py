@@ -1,6 +1,6 @@
 """The embedded property predictor, `mini:predictor`, on features of `mini:vae`.
 
-    python -m chemeleon_jax.pretrain --config=configs/predictor.py --workdir=runs/predictor
+python -m chemeleon_jax.pretrain --config=configs/predictor.py --workdir=runs/predictor
 """
 
 from ml_collections import ConfigDict

@@ -1,0 +1,145 @@
+import json
+
+import jax
+import numpy as np
+import pytest
+import tiny
+from ml_collections import ConfigDict
+
+from chemeleon_jax import checkpoints
+from chemeleon_jax.data import load_dataset, save_npz
+from chemeleon_jax.errors import UserError
+from chemeleon_jax.pretrain import pretrain
+from chemeleon_jax.stages import measure_latent_std
+from chemeleon_jax.tracking import read_scalars
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A small data set and a VAE."""
+    folder = tmp_path_factory.mktemp("pretrain")
+    dataset = load_dataset("mp_mini")
+    small = dataset.crystals.mask.sum(-1) <= 4
+    labelled = ~np.isnan(dataset.labels["band_gap"])
+    picked = np.concatenate(
+        [
+            np.flatnonzero(small & labelled & (dataset.split == s))[:count]
+            for s, count in ((0, 60), (1, 8))
+        ]
+    )
+    save_npz(folder / "few.npz", dataset.subset(picked))
+    checkpoints.save_model(folder / "vae", *tiny.vae_checkpoint())
+    return folder
+
+
+def config(folder, stage, **changes):
+    base = ConfigDict(
+        {
+            "stage": stage,
+            "seed": 0,
+            "num_steps": 4,
+            "validate_every": 2,
+            "patience": 6,
+            "log_every": 1,
+            "ema_decay": 0.9,
+            "vae_ckpt_path": str(folder / "vae"),
+            "data": {"dataset": str(folder / "few.npz"), "atoms_per_batch": 64},
+            "vae": tiny.VAE,
+            "corrupt": {"type_rate": 0.1, "jitter": 0.05},
+            "loss_weights": {
+                "atom_types": 1.0,
+                "lengths": 1.0,
+                "angles": 10.0,
+                "frac_coords": 10.0,
+                "kl": 1e-5,
+            },
+            "dit": {"depth": 1, "width": 16, "heads": 2, "learn_sigma": True},
+            "conditions": {},
+            "drop_prob": 0.1,
+            "targets": ("band_gap",),
+            "optimizer": {
+                "lr": 1e-3,
+                "warmup_steps": 1,
+                "weight_decay": 0.0,
+                "max_grad_norm": 1.0,
+            },
+        }
+    )
+    base.update(changes)
+    return base
+
+
+@pytest.mark.parametrize("stage", ["vae", "ldm", "predictor"])
+def test_a_stage_leaves_a_model_that_loads(folder, tmp_path, stage):
+    pretrain(config(folder, stage), str(tmp_path))
+    model = checkpoints.load(tmp_path)
+    assert model.config["kind"] == stage
+    assert np.isfinite(model.config["training"]["validation"]["loss"])
+    curves = read_scalars(tmp_path / "training")
+    np.testing.assert_array_equal(curves["train/loss"][0], [0, 1, 2, 3])
+    np.testing.assert_array_equal(curves["val/loss"][0], [1, 3])
+
+
+def test_a_conditional_ldm_trains_its_encoders(folder, tmp_path):
+    conditions = {
+        "gap": {"name": "band_gap", "kind": "float"},
+        "formula": {"name": "formula", "kind": "composition"},
+    }
+    pretrain(config(folder, "ldm", conditions=conditions), str(tmp_path))
+    model = checkpoints.load(tmp_path)
+    assert set(model.params["condition"]) >= {"band_gap", "formula", "band_gap_null"}
+    assert model.config["condition"]["specs"][0]["std"] > 0
+
+
+class CutOffError(Exception):
+    pass
+
+
+def test_a_training_cut_off_ends_where_it_would_have_ended(
+    folder, tmp_path, monkeypatch
+):
+    whole, halves = tmp_path / "whole", tmp_path / "halves"
+    pretrain(config(folder, "vae"), str(whole))
+    save = checkpoints.RunCheckpoints.save
+
+    def save_and_die(self, step, state, **kwargs):
+        save(self, step, state, **kwargs)
+        raise CutOffError
+
+    with monkeypatch.context() as patch, pytest.raises(CutOffError):
+        patch.setattr(checkpoints.RunCheckpoints, "save", save_and_die)
+        pretrain(config(folder, "vae"), str(halves))
+    assert json.loads((halves / "config.json").read_text())["training"]["step"] == 2
+    pretrain(config(folder, "vae"), str(halves))
+    for a, b in zip(
+        jax.tree.leaves(checkpoints.load(whole).params),
+        jax.tree.leaves(checkpoints.load(halves).params),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_early_stopping(folder, tmp_path):
+    stuck = config(folder, "vae", num_steps=20, patience=1)
+    stuck.optimizer.lr = 0.0  # never better than the first validation
+    stuck.ema_decay = 0.0
+    pretrain(stuck, str(tmp_path))
+    assert read_scalars(tmp_path / "training")["train/loss"][0][-1] == 3
+
+
+def test_unknown_label_is_named(folder, tmp_path):
+    with pytest.raises(UserError, match="no label 'hardness'.*band_gap"):
+        pretrain(config(folder, "predictor", targets=("hardness",)), str(tmp_path))
+
+
+def test_scaled_latents_have_unit_variance(folder):
+    dataset = load_dataset(folder / "few.npz")
+    module = tiny.make_vae(tiny.VAE)
+    params = tiny.vae_checkpoint().params["vae"]
+    std = measure_latent_std(module, params, dataset, batch=50)
+    encode = jax.jit(lambda c: module.apply({"params": params}, c, method="encode")[1])
+    posterior = encode(dataset.crystals)
+    noise = jax.random.normal(jax.random.key(0), (200, *posterior.mean.shape))
+    z = np.asarray(posterior.mean + posterior.std * noise)
+    sampled = z[:, dataset.crystals.mask].std()
+    np.testing.assert_allclose(std, sampled, rtol=0.02)

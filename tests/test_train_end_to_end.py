@@ -1,0 +1,98 @@
+"""The main job on the embedded models: few crystals, few steps, all the parts."""
+
+import importlib
+
+import jax
+import numpy as np
+import pytest
+
+from chemeleon_jax import checkpoints
+from chemeleon_jax.tracking import read_scalars
+from chemeleon_jax.train import train
+
+
+def config(name="rl_dng", **changes):
+    small = importlib.import_module(f"configs.{name}").get_config("mini")
+    small.update(
+        {
+            "num_iterations": 3,
+            "checkpoint_every": 1,
+            "validate_every": 2,
+            "validation_samples": 4,
+            "rl": {"num_group_samples": 4, "num_inner_batch": 1},
+            "data": {"batch_size": 2},
+            "sampling": {"sampling_steps": 5},
+            "reward": {"workers": 1},
+        }
+    )
+    small.update(changes)
+    return small
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A finished run of the main job."""
+    workdir = tmp_path_factory.mktemp("dng")
+    train(config(), str(workdir))
+    return workdir
+
+
+def test_the_promised_tags_are_written(run):
+    curves = read_scalars(run)
+    for tag in (
+        "reward kl_div kl_old clip_fraction loss grad_norm ratio_first ratio_max "
+        "creativity energy structure_diversity composition_diversity "
+        "valid unique novel metastable msun"
+    ).split():
+        steps, values = curves[f"train/{tag}"]
+        np.testing.assert_array_equal(steps, [0, 1, 2], err_msg=tag)
+        assert np.isfinite(values).all(), tag
+    np.testing.assert_array_equal(curves["val/msun"][0], [1, 2])
+    assert {"time/sample", "time/reward", "time/update"} <= set(curves)
+    np.testing.assert_allclose(curves["train/ratio_first"][1], 1.0, atol=1e-6)
+    # The policy moves away from the original, from nothing.
+    kl = curves["train/kl_div"][1]
+    assert kl[0] < 1e-7 < kl[-1]
+
+
+def test_a_run_holds_what_it_was_and_what_it_made(run):
+    base, tuned = checkpoints.load("mini:ldm"), checkpoints.load(run)
+    assert tuned.config["kind"] == "ldm" and "vae" in tuned.params
+    moved = jax.tree.map(
+        lambda a, b: float(np.abs(a - b).max()), base.params["dit"], tuned.params["dit"]
+    )
+    assert max(jax.tree.leaves(moved)) > 1e-6
+    with np.load(run / "crystals" / "iteration_000002.npz") as crystals:
+        assert crystals["atom_types"].shape == (8, 20)
+        assert np.isfinite(crystals["component_energy"]).all()
+
+
+class CutOffError(Exception):
+    pass
+
+
+def test_a_run_cut_off_ends_where_it_would_have_ended(run, tmp_path, monkeypatch):
+    save = checkpoints.RunCheckpoints.save
+
+    def save_and_die(self, step, state, **kwargs):
+        save(self, step, state, **kwargs)
+        raise CutOffError
+
+    with monkeypatch.context() as patch, pytest.raises(CutOffError):
+        patch.setattr(checkpoints.RunCheckpoints, "save", save_and_die)
+        train(config(), str(tmp_path))
+    train(config(), str(tmp_path))
+    whole, resumed = checkpoints.load(run).params, checkpoints.load(tmp_path).params
+    jax.tree.map(np.testing.assert_array_equal, whole, resumed)
+    before, after = read_scalars(run), read_scalars(tmp_path)
+    for tag in before:
+        if not tag.startswith("time/"):
+            np.testing.assert_array_equal(before[tag], after[tag], err_msg=tag)
+
+
+@pytest.mark.parametrize("function", ["raises", "one_number"])
+def test_a_faulty_custom_reward_does_not_end_the_run(function, tmp_path):
+    faulty = config("rl_custom_reward", num_iterations=1, validate_every=0)
+    faulty.reward.components.custom.function = f"custom_rewards:{function}"
+    train(faulty, str(tmp_path))
+    assert np.isfinite(read_scalars(tmp_path)["train/custom"][1]).all()
