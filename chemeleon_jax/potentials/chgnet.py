@@ -12,7 +12,7 @@ split by rows here: each part is multiplied once per atom or bond, not per messa
 import hashlib
 from functools import cache, partial
 from importlib.resources import files
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -156,36 +156,69 @@ def _atom_conv(p, atoms, edges, edge_weight, graph: Graph):
     return atoms + total @ p["mix"]["kernel"]
 
 
-def _angle_input(kernel, bias, atoms, bonds, angles, graph: Graph, centre_of_bond):
-    """First layer of the MLPs that read an angle, [P, n]."""
+def _angle_input(kernel, bias, bonds, angles, graph: Graph, atoms, centre):
+    """First layer of the MLPs that read an angle, [P, n].
+
+    Args:
+      kernel: [4 W, n], of left bond, right bond, angle and central atom.
+      bias: [1, n].
+      bonds: [S, W].
+      angles: [P, W].
+      graph: `Graph`.
+      atoms: [A, W].
+      centre: [2 S] the atom that each directed bond leaves.
+    """
     from_left, from_right, from_angle, from_centre = _split_rows(kernel)
     left = bonds @ from_left + bias
-    left = jnp.concatenate([left, left]) + (atoms @ from_centre)[centre_of_bond]
+    left = jnp.concatenate([left, left]) + (atoms @ from_centre)[centre]
     right = (bonds @ from_right)[graph.angle_right % len(bonds)]
     return left[graph.angle_left] + right + angles @ from_angle
 
 
-def _bond_conv(p, atoms, bonds, angles, bond_weight, graph: Graph, centre_of_bond):
-    """Messages to each bond from the bonds it forms angles with: bonds [S, W]."""
-    x = _angle_input(
-        *_first_layer(p, "hidden"), atoms, bonds, angles, graph, centre_of_bond
-    )
+def _bond_conv(p, bonds, angles, bond_weight, graph: Graph, atoms, centre):
+    """Messages to each bond from the bonds it forms angles with, [S, W]."""
+    x = _angle_input(*_first_layer(p, "hidden"), bonds, angles, graph, atoms, centre)
     left, right = graph.angle_left % len(bonds), graph.angle_right % len(bonds)
     message = _gated_mlp(x, p) * bond_weight[right]
     total = jax.ops.segment_sum(message, left, num_segments=len(bonds))
     return (total * bond_weight) @ p["mix"]["kernel"]
 
 
-def _angle_update(p, atoms, bonds, angles, graph: Graph, centre_of_bond):
+def _angle_update(p, bonds, angles, graph: Graph, atoms, centre):
     """Angles [P, W] from themselves, their two bonds and the atom between."""
-    x = _angle_input(
-        *_first_layer(p, "output"), atoms, bonds, angles, graph, centre_of_bond
-    )
+    x = _angle_input(*_first_layer(p, "output"), bonds, angles, graph, atoms, centre)
     core, gate = jnp.split(x, 2, axis=-1)
     return angles + _gate(core, gate, p)
 
 
 # ------------------------------------------------------------------- model
+
+
+class _Geometry(NamedTuple):
+    """What the positions decide; constant under message passing."""
+
+    edge_basis: jax.Array  # [E, R]
+    bond_basis: jax.Array  # [S, R]
+    angle_basis: jax.Array  # [P, 2 F + 1]
+
+
+def _geometry(params, graph: Graph, frac_coords, lattice) -> _Geometry:
+    cell = lattice[graph.atom_crystal[graph.edge_first]]
+    shift = frac_coords[graph.edge_second] - frac_coords[graph.edge_first]
+    vector = jnp.einsum("ei,eij->ej", shift + graph.edge_image, cell)
+    distance = jnp.sqrt((vector * vector).sum(-1))
+    direction = (vector / distance[:, None])[graph.bond_edge]
+    direction = jnp.concatenate([direction, -direction])
+    bond_length = distance[graph.bond_edge]
+    return _Geometry(
+        _radial_basis(distance, params["edge_frequencies"], EDGE_CUTOFF),
+        _radial_basis(bond_length, params["bond_frequencies"], BOND_CUTOFF),
+        _angle_basis(
+            direction[graph.angle_left],
+            direction[graph.angle_right],
+            params["angle_frequencies"],
+        ),
+    )
 
 
 def graph_energy(params, graph: Graph, frac_coords, lattice):
@@ -202,69 +235,40 @@ def graph_energy(params, graph: Graph, frac_coords, lattice):
       [C], eV/atom. Differentiable in `frac_coords` and `lattice`. Slots without a
       crystal hold zero, except the last, which holds the padding's energy.
     """
-    cell = lattice[graph.atom_crystal[graph.edge_first]]
-    shift = frac_coords[graph.edge_second] - frac_coords[graph.edge_first]
-    vector = jnp.einsum("ei,eij->ej", shift + graph.edge_image, cell)
-    distance = jnp.sqrt((vector * vector).sum(-1))
-    unit = vector / distance[:, None]
-
-    edge_basis = _radial_basis(distance, params["edge_frequencies"], EDGE_CUTOFF)
-    bond_basis = _radial_basis(
-        distance[graph.bond_edge], params["bond_frequencies"], BOND_CUTOFF
-    )
-    direction = unit[graph.bond_edge]
-    direction = jnp.concatenate([direction, -direction])
-    centre_of_bond = jnp.concatenate(
+    geometry = _geometry(params, graph, frac_coords, lattice)
+    atoms = jnp.asarray(params["atom_embedding"])[graph.atom_types - 1]
+    edges = geometry.edge_basis @ params["edge_embedding"]["kernel"]
+    edge_weight = geometry.edge_basis @ params["edge_weight"]["kernel"]
+    bond_weight = geometry.bond_basis @ params["bond_weight"]["kernel"]
+    angles = geometry.angle_basis @ params["angle_embedding"]["kernel"]
+    centre = jnp.concatenate(
         [graph.edge_first[graph.bond_edge], graph.edge_second[graph.bond_edge]]
     )
-    angle_basis = _angle_basis(
-        direction[graph.angle_left],
-        direction[graph.angle_right],
-        params["angle_frequencies"],
-    )
 
-    atoms = jnp.asarray(params["atom_embedding"])[graph.atom_types - 1]
-    edges = edge_basis @ params["edge_embedding"]["kernel"]
-    edge_weight = edge_basis @ params["edge_weight"]["kernel"]
-    bond_weight = bond_basis @ params["bond_weight"]["kernel"]
-    angles = angle_basis @ params["angle_embedding"]["kernel"]
-
-    for i in ("0", "1", "2"):
+    for i in "012":
         atoms = _atom_conv(params["atom_conv"][i], atoms, edges, edge_weight, graph)
-        bonds = edges[graph.bond_edge]
+        bonds, at = edges[graph.bond_edge], (graph, atoms, centre)
+        update = _bond_conv(params["bond_conv"][i], bonds, angles, bond_weight, *at)
         # Padding bonds share an edge, but what they add is zero.
-        edges = edges.at[graph.bond_edge].add(
-            _bond_conv(
-                params["bond_conv"][i],
-                atoms,
-                bonds,
-                angles,
-                bond_weight,
-                graph,
-                centre_of_bond,
-            )
-        )
-        if i != "2":  # nothing reads the angles after the last bond convolution
-            angles = _angle_update(
-                params["angle"][i],
-                atoms,
-                edges[graph.bond_edge],
-                angles,
-                graph,
-                centre_of_bond,
-            )
+        edges = edges.at[graph.bond_edge].add(update)
+        if i != "2":  # the last angles have no reader
+            angles = _angle_update(params["angle"][i], bonds + update, angles, *at)
     atoms = _atom_conv(params["atom_conv"]["3"], atoms, edges, edge_weight, graph)
+    site = _readout(params, atoms, graph)
 
+    def sum_by_crystal(x):
+        return jax.ops.segment_sum(x, graph.atom_crystal, num_segments=len(lattice))
+
+    return sum_by_crystal(site) / jnp.maximum(sum_by_crystal(jnp.ones_like(site)), 1)
+
+
+def _readout(params, atoms, graph: Graph):
+    """Energy of each atom [A] in eV, that of its element included."""
     x = _layer_norm(atoms, params["readout_norm"])
-    for i in ("0", "2", "4"):
+    for i in "024":
         x = jax.nn.silu(_dense(x, params["readout"][i]))
-    site = _dense(x, params["readout"]["7"])[:, 0]
-    site += jnp.asarray(params["atom_reference"])[graph.atom_types - 1]
-    total = jax.ops.segment_sum(site, graph.atom_crystal, num_segments=len(lattice))
-    count = jax.ops.segment_sum(
-        jnp.ones_like(site), graph.atom_crystal, num_segments=len(lattice)
-    )
-    return total / jnp.maximum(count, 1)
+    element = jnp.asarray(params["atom_reference"])[graph.atom_types - 1]
+    return _dense(x, params["readout"]["7"])[:, 0] + element
 
 
 # ------------------------------------------------------------------ batches
