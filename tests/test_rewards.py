@@ -1,0 +1,364 @@
+"""compute_rewards: what holds for every component, and for a whole batch."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+from pymatgen.core import Lattice, Structure
+
+from chemeleon_jax.crystals import VALIDITY_REASONS, from_structures, take
+from chemeleon_jax.data import Dataset
+from chemeleon_jax.errors import UserError
+from chemeleon_jax.models.predictor import Predictor
+from chemeleon_jax.models.vae import make_vae
+from chemeleon_jax.potentials import FAILED, Potential
+from chemeleon_jax.potentials.hull import Hull, composition_counts
+from chemeleon_jax.rewards import compute_rewards, make_reward
+from chemeleon_jax.rewards.energy import REASONS
+from chemeleon_jax.rewards.features import encode_references, mean_latent
+from chemeleon_jax.rewards.pool import WorkerPool
+from chemeleon_jax.rewards.predictor import property_reward
+from chemeleon_jax.types import CrystalBatch
+
+ELEMENTS = [3, 8, 11, 17, 26]
+SIZE = {"width": 8, "layers": 1, "heads": 2, "mlp_width": 16}
+VAE = make_vae({"encoder": SIZE, "decoder": SIZE, "latent_channels": 4})
+PREDICTOR = Predictor(("band_gap", "density"), (1.0, 2.0), (0.5, 3.0))
+DENSITY = "chemeleon_jax.rewards.custom:atomic_density"
+COMPONENTS = {
+    "creativity": {"weight": 1.0, "normalize_fn": "none"},
+    "energy": {"weight": 1.0, "normalize_fn": "norm"},
+    "structure_diversity": {"weight": 0.1, "normalize_fn": "norm"},
+    "composition_diversity": {"weight": 1.0, "normalize_fn": "norm"},
+    "predictor": {"weight": 1.0, "property": "density", "target": 3.0},
+    "custom": {
+        "weight": 0.5,
+        "function": "chemeleon_jax.rewards.custom:atomic_density",
+    },
+}
+
+
+def random_crystals(count, seed, width=6):
+    rng = np.random.default_rng(seed)
+    structures = []
+    for _ in range(count):
+        n = int(rng.integers(1, 4))
+        places = rng.permutation(np.mgrid[:2, :2, :2].reshape(3, -1).T)[:n] / 2
+        lattice = Lattice.from_parameters(*rng.uniform(4, 7, 3), 90, 95, 100)
+        structures.append(Structure(lattice, rng.choice(ELEMENTS, n), places))
+    return from_structures(structures, width)
+
+
+def make_dataset(crystals):
+    count = len(crystals.mask)
+    ids = np.array([f"known-{i}" for i in range(count)])
+    return Dataset(crystals, {}, ids, np.zeros(count, np.int8))
+
+
+def stub_energies(crystals):
+    """-n eV/atom for n atoms; no energy for those with lithium."""
+    energy = -crystals.mask.sum(-1).astype(jnp.float32)
+    lithium = (crystals.atom_types == 3).any(-1)
+    status = jnp.where(lithium, FAILED, 0)
+    return jnp.where(lithium, jnp.nan, energy), status
+
+
+PURE = composition_counts(np.array(ELEMENTS)[:, None])
+HULL = Hull(PURE[:4], [-1.5] * 4)  # iron has no reference
+KNOWN = make_dataset(random_crystals(30, seed=100))
+BATCH = random_crystals(16, seed=0)
+
+
+@pytest.fixture(scope="module")
+def pool():
+    with WorkerPool(2) as pool:
+        yield pool
+
+
+@pytest.fixture(scope="module")
+def models():
+    crystals = jax.tree.map(jnp.asarray, take(BATCH, np.arange(2)))
+    noise = jnp.zeros((2, 6, 4))
+    init = jax.jit(VAE.init)
+    vae = init(jax.random.key(0), crystals, crystals.lattice, noise)["params"]
+    features, latent = jnp.zeros((2, 6, 8)), jnp.zeros((2, 6, 4))
+    init = jax.jit(PREDICTOR.init)
+    predictor = init(jax.random.key(1), features, latent, crystals.mask)
+    predictor = {"vae": vae, "predictor": predictor["params"]}
+    return {"vae": (VAE, vae), "predictor": (VAE, PREDICTOR, predictor)}
+
+
+def build(models, pool, components=None, **config):
+    config = {"normalize_fn": "std", "eps": 1e-4} | config
+    config["components"] = COMPONENTS if components is None else components
+    return make_reward(
+        config,
+        dataset=KNOWN,
+        potential=Potential("stub", "stub", stub_energies),
+        hull=HULL,
+        pool=pool,
+        **models,
+    )
+
+
+@pytest.fixture(scope="module")
+def reward(models, pool):
+    return build(models, pool)
+
+
+score = jax.jit(compute_rewards, static_argnames=("group_size", "with_energies"))
+
+
+def check_finite(output):
+    for name, values in output.components.items():
+        assert np.isfinite(values).all(), name
+    for array in (output.total, output.advantage, output.raw):
+        assert np.isfinite(array).all()
+    assert all(np.isfinite(v) for v in output.metrics.values())
+
+
+def assert_same(one, other, **tolerance):
+    jax.tree.map(partial(np.testing.assert_allclose, **tolerance), one, other)
+
+
+def test_total_and_advantage(reward):
+    output = score(BATCH, reward=reward, group_size=4)
+    norm = lambda x: (x - x.min()) / (x.max() - x.min() + 1e-4)  # noqa: E731
+    parts = {k: np.asarray(v, np.float64) for k, v in output.components.items()}
+    total = (
+        parts["creativity"]
+        + norm(parts["energy"])
+        + 0.1
+        * norm(parts["structure_diversity"])
+        * (np.ptp(parts["structure_diversity"]) >= 1e-4)
+        + norm(parts["composition_diversity"])
+        * (np.ptp(parts["composition_diversity"]) >= 1e-4)
+        + parts["predictor"]
+        + 0.5 * parts["custom"]
+    )
+    np.testing.assert_allclose(output.total, total, atol=1e-5)
+    groups = total.reshape(4, 4)
+    deviation = groups - groups.mean(1, keepdims=True)
+    advantage = deviation / (groups.std(1, ddof=1, keepdims=True) + 1e-4)
+    np.testing.assert_allclose(output.advantage, advantage.ravel(), atol=1e-4)
+    weights = {k: c["weight"] for k, c in COMPONENTS.items()}
+    raw = sum(weights[k] * parts[k] for k in parts)
+    np.testing.assert_allclose(output.raw, raw, atol=1e-5)
+    for name in ("creativity", "energy", "predictor", "custom"):
+        assert output.metrics[name] == pytest.approx(parts[name].mean(), abs=1e-6)
+
+
+def test_jit_or_not_argument_or_closed_over(reward):
+    before = score._cache_size()
+    jitted = score(BATCH, reward=reward, group_size=4)
+    score(random_crystals(16, seed=5), reward=reward, group_size=4)
+    assert score._cache_size() - before <= 1
+    eager = compute_rewards(BATCH, reward=reward, group_size=4)
+    assert_same(jitted, eager, atol=1e-5)
+    closed = jax.jit(partial(compute_rewards, reward=reward, group_size=4))
+    assert_same(closed(BATCH), eager, atol=1e-5)
+
+
+def test_energy_above_hull_and_what_has_none(reward):
+    output = score(BATCH, reward=reward, group_size=16)
+    lithium = (BATCH.atom_types == 3).any(-1)
+    iron = (BATCH.atom_types == 26).any(-1) & ~lithium
+    expected = np.where(lithium | iron, np.nan, 1.5 - BATCH.mask.sum(-1))
+    np.testing.assert_allclose(output.e_above_hull, expected)
+    clipped = -np.clip(np.nan_to_num(expected, nan=1.0), 0, 1)
+    np.testing.assert_allclose(output.components["energy"], clipped)
+    reasons = np.array(REASONS)[output.status["energy"]]
+    assert set(reasons[lithium]) == {"failed"} and set(reasons[iron]) == {"no_hull"}
+    assert output.metrics["failures/energy/failed"] == lithium.sum()
+    assert output.metrics["failures/energy/no_hull"] == iron.sum()
+    metastable = expected <= 0.1
+    assert output.metrics["metastable"] == pytest.approx(metastable.mean())
+    msun = metastable & np.asarray(output.unique & output.novel)
+    assert 0 < msun.sum() < 16
+    assert output.metrics["msun"] == pytest.approx(msun.mean())
+
+
+def test_energies_on_request_only(models, pool):
+    reward = build(models, pool, {"custom": COMPONENTS["custom"]})
+    output = score(BATCH, reward=reward, group_size=4)
+    assert output.e_above_hull is None and "msun" not in output.metrics
+    asked = score(BATCH, reward=reward, group_size=4, with_energies=True)
+    assert "msun" in asked.metrics
+    np.testing.assert_array_equal(asked.total, output.total)
+
+
+def test_components_alone_are_those_in_company(reward, models, pool):
+    together = score(BATCH, reward=reward, group_size=4)
+    for name, fields in COMPONENTS.items():
+        alone = build(models, pool, {name: fields})
+        output = score(BATCH, reward=alone, group_size=4)
+        np.testing.assert_allclose(
+            output.components[name], together.components[name], atol=1e-6
+        )
+
+
+def test_padding_changes_nothing(reward):
+    extra = [(0, 0), (0, 5)]
+    padded = CrystalBatch(
+        np.pad(BATCH.atom_types, extra),
+        np.pad(BATCH.frac_coords, [*extra, (0, 0)], constant_values=0.3),
+        BATCH.lengths,
+        BATCH.angles,
+        np.pad(BATCH.mask, extra),
+    )
+    narrow = score(BATCH, reward=reward, group_size=4)
+    wide = score(padded, reward=reward, group_size=4)
+    assert_same(wide, narrow, atol=1e-4)
+
+
+def test_the_order_of_atoms_and_the_origin_change_nothing_but_the_models(models, pool):
+    """The VAE is told the index of an atom, so what it computes may change."""
+    names = ("creativity", "energy", "composition_diversity", "custom")
+    reward = build(models, pool, {name: COMPONENTS[name] for name in names})
+    moved = jax.tree.map(np.copy, BATCH)
+    rng = np.random.default_rng(0)
+    for i, n in enumerate(BATCH.mask.sum(-1)):
+        order = rng.permutation(n)
+        moved.atom_types[i, :n] = BATCH.atom_types[i, order]
+        moved.frac_coords[i, :n] = BATCH.frac_coords[i, order] + rng.random(3)
+    before = score(BATCH, reward=reward, group_size=4)
+    after = score(moved, reward=reward, group_size=4)
+    assert_same(after, before, atol=1e-4)
+
+
+def test_the_number_of_workers_changes_nothing(reward, models):
+    with WorkerPool(1) as single:
+        one = score(BATCH, reward=build(models, single), group_size=4)
+    two = score(BATCH, reward=reward, group_size=4)
+    assert_same(one, two, rtol=0)
+
+
+def degenerate_crystals():
+    """One hopeless crystal per row; what makes it so is in the name."""
+    names = (
+        ["fine", "overlapping", "one atom", "flat", "huge", "NaN", "infinite cell"]
+        + ["zero cell", "impossible angles", "no atom", "unknown element"]
+        + ["identical", "negative", "far outside", "dense", "sparse"]
+    )
+    crystals = jax.tree.map(np.copy, random_crystals(len(names), seed=1, width=20))
+    at = {name: i for i, name in enumerate(names)}
+    types, frac, lengths, angles, mask = vars(crystals).values()
+    frac[at["overlapping"]] = 0
+    mask[at["one atom"], 1:] = False
+    angles[at["flat"]] = [30, 60, 90]
+    lengths[at["huge"]] = 1e6
+    frac[at["NaN"], 0, 0] = np.nan
+    lengths[at["infinite cell"], 0] = np.inf
+    lengths[at["zero cell"]] = 0
+    angles[at["impossible angles"]] = [10, 10, 170]
+    mask[at["no atom"]] = False
+    types[at["unknown element"], 0] = 118
+    for name in ("overlapping", "identical"):
+        types[at[name]], mask[at[name]] = 26, True
+    frac[at["identical"]] = 0.5
+    lengths[at["negative"]] = -5
+    frac[at["far outside"]] += 1e5
+    lengths[at["dense"]] = 0.3
+    lengths[at["sparse"]] = 200
+    return crystals.replace(atom_types=np.where(mask, types, 0)), at
+
+
+def test_degenerate_crystals_go_through_every_component(reward):
+    crystals, at = degenerate_crystals()
+    output = score(crystals, reward=reward, group_size=4)
+    check_finite(output)
+    assert output.valid[at["fine"]] and output.valid[at["one atom"]]
+    assert output.valid.sum() <= 4
+    assert not (~output.valid & (output.unique | output.novel)).any()
+    counted = [output.metrics[f"invalid/{reason}"] for reason in VALIDITY_REASONS[1:]]
+    assert sum(counted) == (~output.valid).sum()
+    for name, values in output.components.items():
+        assert values[~output.valid].max() <= values[output.valid].min(), name
+
+
+def test_a_batch_without_a_valid_crystal(reward):
+    crystals = BATCH.replace(lengths=np.full_like(BATCH.lengths, np.nan))
+    output = score(crystals, reward=reward, group_size=4)
+    check_finite(output)
+    assert not output.valid.any()
+    np.testing.assert_array_equal(output.advantage, np.zeros(16))
+
+
+def test_invalid_crystals_change_no_other(reward):
+    """Bad rows between the good: each component keeps its values."""
+    crystals, at = degenerate_crystals()
+    bad = take(crystals, np.array([at["NaN"], at["overlapping"], at["flat"]]))
+    wide = random_crystals(16, seed=0, width=20)
+    mixed = jax.tree.map(lambda a, b: np.concatenate([a[:8], b, a[8:]]), wide, bad)
+    rows = np.r_[0:8, 11:19]
+    alone = score(wide, reward=reward, group_size=16)
+    among = score(mixed, reward=reward, group_size=19)
+    for name, values in alone.components.items():
+        np.testing.assert_allclose(
+            among.components[name][rows], values, atol=1e-5, err_msg=name
+        )
+
+
+def test_a_fault_of_a_component_is_not_the_end(reward, models, pool, caplog):
+    reward = build(models, pool, {"energy": COMPONENTS["energy"]})
+
+    class Broken(Hull):
+        def e_above_hull(self, atom_types, energies):
+            raise RuntimeError("no hull today")
+
+    object.__setattr__(reward.context, "hull", Broken(PURE, [0.0] * 5))
+    output = score(BATCH, reward=reward, group_size=4)
+    check_finite(output)
+    assert output.metrics["failures/energy/raised"] == 16
+    assert (output.components["energy"] == -1).all()
+    assert "no hull today" in caplog.text
+
+
+def test_features_of_references_are_those_of_crystals(models):
+    features = encode_references(*models["vae"], KNOWN.crystals)
+    assert features.shape == (30, 4)
+    direct = mean_latent(*models["vae"], take(KNOWN.crystals, np.arange(5)))
+    np.testing.assert_allclose(features[:5], direct, atol=1e-5)
+
+
+def test_property_reward():
+    predicted, valid = np.array([-1.0, 2.0, 7.0, np.nan, 2.0]), np.arange(5) < 4
+    values, status = property_reward(
+        predicted, valid, target=3.0, clip_min=0.0, clip_max=6.0
+    )
+    assert values.tolist() == [-9, -1, -9, 0, 0] and status.tolist() == [0, 0, 0, 5, 1]
+    values, _ = property_reward(predicted, valid, clip_min=0.0)
+    assert values.tolist() == [0, 2, 7, 0, 0]
+
+
+def test_config_dict_and_further_custom_rewards(models, pool):
+    custom = {"weight": 1.0, "function": "custom_rewards:num_sites"}
+    zero = {"weight": 0.0, "function": ""}
+    config = ConfigDict({"packing": custom, "custom": zero}).to_dict()
+    reward = build(models, pool, ConfigDict(config))
+    output = score(BATCH, reward=reward, group_size=4)
+    assert list(output.components) == ["packing"]
+    np.testing.assert_array_equal(output.components["packing"], BATCH.mask.sum(-1))
+
+
+@pytest.mark.parametrize(
+    ("components", "message"),
+    [
+        ({"creativty": {"weight": 1.0}}, "'creativty'; the nearest is 'creativity'"),
+        ({"energy": {"weight": 1.0, "wieght": 2}}, "'wieght'; the nearest is 'weight'"),
+        (
+            {"energy": {"weight": 1.0, "normalize_fn": "nrom"}},
+            "energy.normalize_fn.*nearest is 'norm'",
+        ),
+        (
+            {"predictor": {"weight": 1.0, "property": "gap"}},
+            "'gap': the predictor knows band_gap, density",
+        ),
+    ],
+)
+def test_typing_errors(components, message, models, pool):
+    with pytest.raises(UserError, match=message):
+        build(models, pool, components)
