@@ -20,7 +20,7 @@ from chemeleon_jax import checkpoints
 from chemeleon_jax.config import run
 from chemeleon_jax.data import BucketedBatches, load_dataset
 from chemeleon_jax.sharding import make_mesh, replicate, shard_batch
-from chemeleon_jax.stages import STAGES, Stage
+from chemeleon_jax.stages import STAGES, Stage, relevant_crystals
 from chemeleon_jax.tracking import Tracker
 
 
@@ -94,7 +94,7 @@ def pretrain(config, workdir: str) -> None:
     """Train one stage; see the module's docstring."""
     # ------------------------------------------------------------ data, model, state
     mesh = make_mesh()
-    dataset = load_dataset(config.data.dataset)
+    dataset = relevant_crystals(config, load_dataset(config.data.dataset))
     train, validation = dataset.select("train"), dataset.select("validation")
     # Multiples of 8 crystals, so that 1, 2, 4 and 8 devices see the same batches.
     multiple_of = math.lcm(8, mesh.size)

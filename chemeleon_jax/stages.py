@@ -118,11 +118,6 @@ def ldm_stage(config, dataset: Dataset, key: jax.Array) -> Stage:
 def predictor_stage(config, dataset: Dataset, key: jax.Array) -> Stage:
     """Properties from features of a frozen VAE encoder; missing labels are left out."""
     vae, frozen, vae_config = load_vae(config.vae_ckpt_path)
-    if unknown := set(config.targets) - set(dataset.labels):
-        raise UserError(
-            f"config.targets: the data set has no label {sorted(unknown)[0]!r}; it has "
-            f"{', '.join(sorted(dataset.labels))}"
-        )
     labels = np.stack([dataset.labels[name] for name in config.targets], -1)
     mean, std = np.nanmean(labels, 0), np.nanstd(labels, 0)
     module_config = {
@@ -162,6 +157,19 @@ def predictor_stage(config, dataset: Dataset, key: jax.Array) -> Stage:
         "vae_sha256": checkpoints.params_digest(frozen["vae"]),
     }
     return Stage({"predictor": variables["params"]}, frozen, loss, saved)
+
+
+def relevant_crystals(config, dataset: Dataset) -> Dataset:
+    """The crystals that a stage can learn from; the predictor needs a label."""
+    if config.stage != "predictor":
+        return dataset
+    if unknown := set(config.targets) - set(dataset.labels):
+        raise UserError(
+            f"config.targets: the data set has no label {sorted(unknown)[0]!r}; it has "
+            f"{', '.join(sorted(dataset.labels))}"
+        )
+    labels = np.stack([dataset.labels[name] for name in config.targets])
+    return dataset.subset(~np.isnan(labels).all(0))
 
 
 STAGES = {"vae": vae_stage, "ldm": ldm_stage, "predictor": predictor_stage}

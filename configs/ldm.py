@@ -11,8 +11,8 @@ def get_config() -> ConfigDict:
     config = ConfigDict()
     config.stage = "ldm"
     config.seed = 0
-    config.num_steps = 5000
-    config.validate_every = 500
+    config.num_steps = 3600
+    config.validate_every = 300
     config.patience = 6  # validations without improvement
     config.log_every = 50
     config.ema_decay = 0.999
@@ -20,7 +20,7 @@ def get_config() -> ConfigDict:
 
     config.data = ConfigDict()
     config.data.dataset = "mp_mini"
-    config.data.atoms_per_batch = 1600  # padded; a batch holds one size of crystals
+    config.data.atoms_per_batch = 1024  # padded; a batch holds one size of crystals
 
     config.dit = ConfigDict()
     config.dit.depth = 6
@@ -34,7 +34,7 @@ def get_config() -> ConfigDict:
     config.drop_prob = 0.1  # of a crystal's conditions in training, for guidance
 
     config.optimizer = ConfigDict()
-    config.optimizer.lr = 8e-4
+    config.optimizer.lr = 6e-4
     config.optimizer.warmup_steps = 200
     config.optimizer.weight_decay = 0.0
     config.optimizer.max_grad_norm = 1.0
