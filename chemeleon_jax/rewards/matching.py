@@ -10,6 +10,7 @@ from pymatgen.analysis.structure_matcher import StructureMatcher
 from pymatgen.core import Lattice, Structure
 
 from chemeleon_jax.rewards.amd import average_minimum_distance
+from chemeleon_jax.rewards.prefilter import may_fit
 
 _MATCHER = StructureMatcher()  # the defaults: ltol 0.2, stol 0.3, angle_tol 5
 
@@ -46,15 +47,7 @@ def fits_any(crystals: tuple[Cell, list[Cell], bool]) -> bool:
         of `StructureMatcher.fit`, which is not quite symmetric.
     """
     cell, others, first = crystals
-    # Without `attempt_supercell`, cells of different size never match.
-    others = [c for c in others if len(c.atom_types) == len(cell.atom_types)]
-    if not others:
-        return False
-    one = to_structure(cell)
-    return any(
-        _fit(one, to_structure(c)) if first else _fit(to_structure(c), one)
-        for c in others
-    )
+    return any(fits(cell, c) if first else fits(c, cell) for c in others)
 
 
 def first_of_groups(cells: list[Cell]) -> list[bool]:
@@ -63,20 +56,22 @@ def first_of_groups(cells: list[Cell]) -> list[bool]:
     As `StructureMatcher.group_structures`: a crystal joins the first group whose first
     member it matches.
     """
-    firsts: list[Structure] = []
+    firsts: list[Cell] = []
     flags = []
-    for structure in map(to_structure, cells):
-        same_size = [s for s in firsts if len(s) == len(structure)]
-        flags.append(not any(_fit(s, structure) for s in same_size))
+    for cell in cells:
+        flags.append(not any(fits(first, cell) for first in firsts))
         if flags[-1]:
-            firsts.append(structure)
+            firsts.append(cell)
     return flags
+
+
+def fits(one: Cell, other: Cell) -> bool:
+    """`StructureMatcher().fit` of two reduced cells of the same reduced formula."""
+    return may_fit(one, other) and _MATCHER.fit(
+        to_structure(one), to_structure(other), skip_structure_reduction=True
+    )
 
 
 def amd_of_cell(cell: Cell) -> np.ndarray:
     """AMD vector of a crystal, [100], Å."""
     return average_minimum_distance(cell.matrix, cell.frac_coords)
-
-
-def _fit(one: Structure, other: Structure) -> bool:
-    return _MATCHER.fit(one, other, skip_structure_reduction=True)
