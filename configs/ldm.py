@@ -11,8 +11,8 @@ def get_config() -> ConfigDict:
     config = ConfigDict()
     config.stage = "ldm"
     config.seed = 0
-    config.num_steps = 3600
-    config.validate_every = 300
+    config.num_steps = 5000
+    config.validate_every = 500
     config.patience = 6  # validations without improvement
     config.log_every = 50
     config.ema_decay = 0.999
@@ -24,7 +24,7 @@ def get_config() -> ConfigDict:
 
     config.dit = ConfigDict()
     config.dit.depth = 6
-    config.dit.width = 192
+    config.dit.width = 144
     config.dit.heads = 6
     config.dit.learn_sigma = False
 
