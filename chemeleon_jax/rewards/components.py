@@ -91,12 +91,9 @@ class Facts:
     @cached_property
     def e_above_hull(self) -> tuple[np.ndarray, np.ndarray]:
         """EV/atom [B], NaN where there is none; index into `energy.REASONS` [B]."""
-        return judge_energies(
-            self.context.hull,
-            self.crystals.atom_types,
-            *self.computed["energy"],
-            self.valid,
-        )
+        energy, status = self.computed["energy"]
+        types, hull = self.crystals.atom_types, self.context.hull
+        return judge_energies(hull, types, energy, status, self.valid)
 
 
 # Facts -> values [B], status [B].
