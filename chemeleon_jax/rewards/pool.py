@@ -31,7 +31,7 @@ _SINGLE_THREADED = (
     "NUMEXPR_NUM_THREADS",
 )
 _GRACE = 120.0  # s, for workers to start, beyond what the tasks may take
-_PATIENCE = 10.0  # s, for workers to end
+_PATIENCE = 5.0  # s, for workers to end
 _ATTEMPTS = 3
 _main_spec = threading.Lock()
 
