@@ -5,7 +5,7 @@ from typing import Any
 __all__ = ["CheckpointError", "convert", "read_checkpoint"]
 
 _HOMES = {
-    "CheckpointError": "opcodes",
+    "CheckpointError": "records",
     "convert": "conversion",
     "read_checkpoint": "unpickle",
 }

@@ -5,7 +5,7 @@ import math
 import sys
 from typing import Any
 
-from convert_checkpoints.opcodes import CheckpointError
+from convert_checkpoints.records import CheckpointError
 
 PARTS = ("encoder", "decoder", "dit")
 

@@ -17,7 +17,7 @@ from chemeleon_jax.models.dit import DiT
 from chemeleon_jax.models.predictor import Predictor
 from chemeleon_jax.models.vae import VAE
 from chemeleon_jax.types import CrystalBatch
-from convert_checkpoints.opcodes import CheckpointError, Record
+from convert_checkpoints.records import CheckpointError, Record
 from convert_checkpoints.tables import Flat
 
 # What the original allows and this project's models, so far, do not: setting -> value
@@ -188,8 +188,8 @@ def vae_config(tensors: Flat, heads: dict[str, int]) -> dict[str, Any]:
             "heads": heads[part],
             "mlp_width": mlp_width,
             # The layers say tanh-GELU, but in evaluation mode torch runs its fused
-            # encoder layer, which has the exact one: so has every number of the original
-            # that starts from a trained VAE.
+            # encoder layer, which has the exact one: so has every number of the
+            # original that starts from a trained VAE.
             "activation": "gelu_exact",
         }
     return config

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from convert_checkpoints.opcodes import CheckpointError
+from convert_checkpoints.records import CheckpointError
 
 FORWARD = 2e-5  # relative to the array's largest magnitude
 GRADIENT = 2e-4
@@ -18,7 +18,7 @@ class Row:
 
     key: str
     max_abs: float | None  # largest difference; None where nothing was compared
-    max_rel: float | None  # relative to the array's largest magnitude, or to `scale`
+    max_rel: float | None  # relative to the array's largest magnitude
     tolerance: float | None  # of max_rel
     ok: bool
     note: str = ""
@@ -78,8 +78,6 @@ class Recording:
         key: str,
         actual,
         tolerance: float = FORWARD,
-        *,
-        scale: float | None = None,
         note: str = "",
     ) -> None:
         """Compare one recorded array with the recomputed one.
@@ -87,8 +85,8 @@ class Recording:
         Args:
           key: of the recording; nothing happens if it is not there.
           actual: what this project computes.
-          tolerance: of the largest difference, relative to `scale`.
-          scale: the recorded array's largest magnitude, where not given.
+          tolerance: of the largest difference, relative to the recorded array's largest
+            magnitude.
           note: why the tolerance is what it is.
         """
         if key not in self.arrays:
@@ -108,7 +106,7 @@ class Recording:
             return
         expected, actual = expected[finite], actual[finite]
         difference = float(np.abs(actual - expected).max(initial=0.0))
-        scale = float(np.abs(expected).max(initial=0.0)) if scale is None else scale
+        scale = float(np.abs(expected).max(initial=0.0))
         relative = difference / scale if scale else (np.inf if difference else 0.0)
         ok = relative <= tolerance
         self.rows[key] = Row(key, difference, relative, tolerance, ok, note)

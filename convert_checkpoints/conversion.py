@@ -11,7 +11,7 @@ from flax.traverse_util import unflatten_dict
 
 from chemeleon_jax import checkpoints
 from convert_checkpoints import architecture as arch
-from convert_checkpoints.opcodes import CheckpointError, Record
+from convert_checkpoints.records import CheckpointError, Record
 from convert_checkpoints.tables import Flat, check_complete, convert_tensors
 from convert_checkpoints.unpickle import read_checkpoint
 

@@ -14,85 +14,13 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from chemeleon_jax.errors import UserError
+from convert_checkpoints.records import DATA_TYPES, CheckpointError, Global, Record
 
 MAX_OPCODES = 2_000_000  # a paper-size checkpoint needs about 50,000
-
-
-class CheckpointError(UserError):
-    """A file that is no checkpoint: damaged, hostile or of another kind."""
-
-
-class Global:
-    """The name of a class or function; equal to another of the same name."""
-
-    __slots__ = ("name",)
-
-    def __init__(self, name: str):
-        self.name = name
-
-    def __eq__(self, other):
-        return isinstance(other, Global) and self.name == other.name
-
-    def __hash__(self):
-        return hash(self.name)
-
-    def __repr__(self):
-        return f"<{self.name}>"
-
-
-class Record:
-    """What a file says of an object of any class: never the object itself."""
-
-    __slots__ = ("args", "cls", "items", "pairs", "state")
-
-    def __init__(self, cls: Any, args: Any):
-        self.cls = cls  # Global, or a Record that the file calls
-        self.args = args  # of the constructor
-        self.state: Any = None  # what __setstate__ would get
-        self.items: list = []  # appended or added
-        self.pairs: dict = {}  # set by key
-
-    @property
-    def name(self) -> str:
-        """Full name of the class, for example 'torch.nn.modules.linear.Linear'."""
-        return self.cls.name if isinstance(self.cls, Global) else "?"
-
-    def get(self, key: str, default=None):
-        """An attribute, from the state (a dict, or a pair of dict and slots)."""
-        states = self.state if isinstance(self.state, tuple) else (self.state,)
-        for state in states:
-            if isinstance(state, dict) and key in state:
-                return state[key]
-        return default
-
-    def __repr__(self):
-        return f"<record of {self.name}>"
-
-
-# The standard library's harmless data types. Any other name from the standard library
-# (os.system, builtins.eval, ...) has no business in a checkpoint: it could not run here
-# but shows that the file is hostile.
-DATA_TYPES = {
-    "collections": {"OrderedDict", "defaultdict", "deque", "Counter"},
-    "functools": {"partial"},
-    "pathlib": None,
-    "pathlib._local": None,
-    "typing": None,
-    "datetime": None,
-    "decimal": {"Decimal"},
-    "fractions": {"Fraction"},
-    "uuid": {"UUID"},
-    "argparse": {"Namespace"},
-    "types": {"SimpleNamespace"},
-    "copyreg": {"_reconstructor"},
-    "_codecs": {"encode"},
-    "re": {"_compile"},
-    "builtins": {"set", "frozenset", "dict", "list", "tuple", "object", "int", "float"}
-    | {"bool", "str", "bytes", "bytearray", "complex", "slice", "range", "NoneType"},
-}
-PYTHON_2 = {"__builtin__": "builtins", "copy_reg": "copyreg"}
 TUPLE_KEY_COST = 100  # opcodes; see check_key
+
+
+PYTHON_2 = {"__builtin__": "builtins", "copy_reg": "copyreg"}
 MARK = object()
 
 

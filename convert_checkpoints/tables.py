@@ -10,7 +10,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from convert_checkpoints.opcodes import CheckpointError
+from convert_checkpoints.records import CheckpointError
 
 # Rules: PyTorch tensor of the module -> parameter of the Flax module.
 # A trailing T transposes; "q,k,v" splits the leading axis in three.

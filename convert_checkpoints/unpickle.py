@@ -19,7 +19,7 @@ import ml_dtypes
 import numpy as np
 
 from convert_checkpoints import opcodes
-from convert_checkpoints.opcodes import CheckpointError, Global, Record
+from convert_checkpoints.records import CheckpointError, Global, Record
 
 __all__ = ["CheckpointError", "Global", "Record", "read_checkpoint"]
 

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 from convert_checkpoints.comparison import HEADER, Recording, Row
-from convert_checkpoints.opcodes import CheckpointError
+from convert_checkpoints.records import CheckpointError
 
 
 def verify(directory: str | Path) -> list[Row]:

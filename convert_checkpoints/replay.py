@@ -1,0 +1,295 @@
+"""Recorded sampling runs, replayed: trajectories, GRPO losses, gradients, updates."""
+
+import re
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax.traverse_util import unflatten_dict
+
+from chemeleon_jax import diffusion, objective, rollout
+from chemeleon_jax.models.generator import Generator
+from chemeleon_jax.types import CrystalBatch, Step
+from convert_checkpoints.comparison import FORWARD, GRADIENT, TRAJECTORY, Recording
+from convert_checkpoints.records import CheckpointError
+from convert_checkpoints.tables import DIT, convert_tensor
+
+CFG_SCALE = 2.0
+KL_WEIGHT = 1.0
+ENTROPY_WEIGHT = 1e-5
+LEARNING_RATE = 1e-5
+STEP = 5e-7  # tolerance of weights after a step of LEARNING_RATE
+ROUNDING = 6e-8  # of float32
+CAP = 8e-3  # no tolerance is wider: a change of 1 % must show
+
+
+def pad(flat: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """Flat [atoms, ...] -> padded [B, N, ...], zero on padding."""
+    padded = np.zeros(mask.shape + flat.shape[1:], flat.dtype)
+    padded[mask] = flat
+    return padded
+
+
+def flat(padded, mask) -> np.ndarray:
+    """Padded [B, N, ...] -> flat [atoms, ...]."""
+    return np.asarray(padded)[mask]
+
+
+def compare_crystals(rec: Recording, prefix: str, batch: CrystalBatch, tolerance):
+    """Crystals that the decoder made."""
+    mask = np.asarray(batch.mask)
+    lattice = np.asarray(batch.lattice)
+    rec.exact(f"{prefix}atom_types", flat(batch.atom_types, mask))
+    rec.compare(f"{prefix}frac_coords", flat(batch.frac_coords, mask), tolerance)
+    rec.compare(f"{prefix}lengths", batch.lengths, tolerance)
+    rec.compare(f"{prefix}angles", batch.angles, tolerance)
+    rec.compare(f"{prefix}lattices", lattice, tolerance)
+    cartesian = np.asarray(batch.frac_coords) @ lattice
+    rec.compare(f"{prefix}cart_coords", flat(cartesian, mask), tolerance)
+
+
+class Run(NamedTuple):
+    """What the computations of one run share. All arrays, so that `jit` sees them."""
+
+    ldm: Generator
+    schedule: diffusion.Schedule
+    mask: jax.Array  # [B, N]
+    condition: dict[str, jax.Array] | None
+    eta: float
+
+    def gaussian(self, policy, z, index):
+        """Mean and std of one step, as `grpo_loss` has it."""
+        scale = CFG_SCALE if self.condition else None
+        denoiser = self.ldm.denoiser(policy, self.mask, self.condition, scale)
+        return diffusion.denoise_step(
+            denoiser, z, index, schedule=self.schedule, eta=self.eta
+        )
+
+
+def check_runs(rec: Recording, name, ldm, policy, mask, vectors, clip_ratio) -> None:
+    """Every recorded run of one LDM."""
+    moved = moved_policy(rec, f"{name}/moved_policy/")
+    for folder in sorted({key.split("/")[1] for key in rec.keys(f"{name}/dd")}):
+        match = re.fullmatch(r"(ddim|ddpm)(\d+)_eta([\d.]+)", folder)
+        if match:
+            prefix = f"{name}/{folder}/"
+            schedule = diffusion.make_schedule(match[1], int(match[2]))
+            run = Run(ldm, schedule, jnp.asarray(mask), vectors, float(match[3]))
+            log_probs, noise = check_trajectory(rec, prefix, run, policy)
+            check_grpo(rec, prefix, run, moved, policy, log_probs, clip_ratio, noise)
+
+
+def moved_policy(rec: Recording, prefix: str) -> dict[str, Any]:
+    """The recorded weights of the current policy, as parameters."""
+    params = {}
+    for key in rec.keys(prefix):
+        params |= convert_tensor(DIT, key.removeprefix(prefix), rec.input(key))
+    return {"dit": jax.tree.map(jnp.asarray, unflatten_dict(params, sep="/"))}
+
+
+@jax.jit
+def replay(run: Run, policy, z, noise, recorded):
+    """A trajectory from the recorded noise, and each recorded step by itself.
+
+    Args:
+      run: which.
+      policy: parameters.
+      z: [B, N, L] initial latent.
+      noise: [T, B, N, L] in sampling order.
+      recorded: [T + 1, B, N, L] latents.
+
+    Returns:
+      Latents [T + 1, B, N, L]; crystals of the last; mean, std and log-probability of
+      the recorded steps.
+    """
+    last = run.schedule.num_steps - 1
+    scale = CFG_SCALE if run.condition else None
+    z, steps = rollout.roll_out(
+        run.ldm.denoiser(policy, run.mask, run.condition, scale),
+        z,
+        lambda i: noise[last - i],
+        run.mask,
+        schedule=run.schedule,
+        eta=run.eta,
+    )
+    # A DDIM trajectory has one more step than those that drew noise.
+    zs = jnp.concatenate([steps.z, steps.z_next[-1:], z[None]])[: last + 2]
+
+    def step(_, inputs):
+        index, z, z_next = inputs
+        mean, std = run.gaussian(policy, z, index)
+        log_prob = diffusion.gaussian_log_prob(z_next, mean, std, run.mask)
+        return None, (mean, std, log_prob)
+
+    inputs = jnp.arange(last, -1, -1), recorded[:-1], recorded[1:]
+    return zs, run.ldm.decode(zs[-1], run.mask), jax.lax.scan(step, None, inputs)[1]
+
+
+def check_trajectory(rec, prefix, run: Run, policy) -> tuple[jax.Array, float]:
+    """A run's latents, its crystals, and the Gaussians of its steps.
+
+    Returns:
+      Log-probabilities of the recorded steps [T, B], and what float32 leaves uncertain
+      in a standardised latent: its digits, times the latent over the step's noise.
+    """
+    rec.exact(f"{prefix}timestep_map", run.schedule.timesteps)
+    rec.exact(f"{prefix}mask", run.mask)
+    z = pad(rec.input(f"{prefix}z_init_flat"), np.asarray(run.mask))
+    noise, recorded = rec.input(f"{prefix}noise"), rec.input(f"{prefix}zs")
+    zs, batch, (means, stds, log_probs) = replay(run, policy, z, noise, recorded)
+    rec.compare(f"{prefix}zs", zs, TRAJECTORY)
+    compare_crystals(rec, f"{prefix}gen_", batch, TRAJECTORY)
+    rec.compare(f"{prefix}means", means)
+    rec.compare(f"{prefix}stds", stds)
+    stds = np.asarray(stds)
+    noisy = stds > 0
+    uncertain = float((np.abs(recorded[:-1])[noisy] / stds[noisy]).max()) * ROUNDING
+    largest = np.abs(np.asarray(log_probs)[noisy.any((1, 2, 3))]).max()
+    rec.compare(f"{prefix}log_probs", log_probs, *widen(FORWARD, uncertain / largest))
+    return log_probs, uncertain
+
+
+def widen(tolerance: float, noise: float) -> tuple[float, str]:
+    """A tolerance that leaves room for float32, and the reason if it had to be wider.
+
+    The rounding of a latent, divided by the small noise of a late step, shows in its
+    log-probability, and through the ratio in losses and gradients: a float64 replay
+    differs from the recording as much as this one.
+    """
+    if noise <= tolerance:
+        return tolerance, ""
+    return min(noise, CAP), "float32: latents are large beside the step's noise"
+
+
+@jax.jit
+def update(run: Run, params, steps: Step, advantages, clip_ratio):
+    """The original's loss over a trajectory, its gradient, and an optimiser step.
+
+    Returns:
+      Metrics of each step, the gradient, its norm, and the parameters after the step.
+    """
+    loss_and_grad = jax.value_and_grad(objective.grpo_loss, has_aux=True)
+
+    def add_step(total, step):
+        (loss, metrics), grad = loss_and_grad(
+            params,
+            step,
+            advantages,
+            run.mask,
+            model=run.ldm,
+            schedule=run.schedule,
+            clip_ratio=clip_ratio,
+            kl_weight=KL_WEIGHT,
+            entropy_weight=ENTROPY_WEIGHT,
+            eta=run.eta,
+            cfg_scale=CFG_SCALE if run.condition else None,
+            condition=run.condition,
+        )
+        return jax.tree.map(jnp.add, total, grad), metrics | {"loss": loss}
+
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    total, metrics = jax.lax.scan(add_step, zeros, steps)
+    gradient = jax.tree.map(lambda g: g / run.schedule.num_steps, total)
+    optimizer = objective.make_optimizer(LEARNING_RATE)
+    updates, _ = optimizer.update(gradient, optimizer.init(params), params)
+    after = optax.apply_updates(params, updates)
+    return metrics, gradient, optax.global_norm(gradient), after
+
+
+def check_grpo(rec, prefix, run, params, unmoved, log_probs, clip_ratio, noise) -> None:
+    """Loss of the moved policy on a recorded trajectory, its gradient, one update."""
+    last = run.schedule.num_steps - 1
+    first = 1 if run.schedule.sampler == "ddim" else 0  # DDIM's last step: no density
+    zs = jnp.asarray(rec.input(f"{prefix}zs"))[: last + 2 - first]
+    index = jnp.arange(last, first - 1, -1)
+    steps = Step(index, zs[:-1], zs[1:], log_probs[: len(index)])
+    advantages = rec.input(f"{prefix}advantages")
+    metrics, gradient, norm, after = update(run, params, steps, advantages, clip_ratio)
+    compare_loss(rec, f"{prefix}loss/", metrics, last + 1, noise)
+    rec.compare(f"{prefix}grad_norm", norm, *widen(GRADIENT, 2 * noise))
+    compare_gradient(rec, f"{prefix}grad/", gradient["dit"], float(norm), noise)
+    compare_update(rec, prefix, params, after, unmoved)
+
+
+def compare_loss(rec: Recording, prefix: str, metrics, num_steps: int, noise) -> None:
+    """Sums over the steps; `ratio` and `log_ratio` are the last step's.
+
+    KL and ratio are exponentials of a log-ratio; the other terms feel less of `noise`.
+    """
+    sums = {
+        name: np.asarray(value, np.float64).sum() for name, value in metrics.items()
+    }
+    linear, exponential = widen(FORWARD, noise / 2), widen(FORWARD, 2 * noise)
+    rec.compare(f"{prefix}sorrogate_objective", sums["surrogate"], *linear)
+    rec.compare(f"{prefix}entropy", sums["neg_log_prob"], *linear)
+    rec.compare(f"{prefix}kl_div", sums["kl_old"], *exponential)
+    terms = linear[0] * abs(sums["surrogate"]) + exponential[0] * abs(sums["kl_old"])
+    both = min(terms / abs(sums["loss"]), CAP), exponential[1]
+    rec.compare(f"{prefix}loss", sums["loss"], *both)
+    rec.compare(f"{prefix}scaled_loss", sums["loss"] / num_steps, *both)
+    ratio, log_ratio = (float(metrics[name][-1]) for name in ("ratio", "log_ratio"))
+    rec.compare(f"{prefix}ratio", ratio, *exponential)
+    if abs(log_ratio) < 1e-2 and f"{prefix}ratio" in rec.arrays:
+        # So small a difference of log-probabilities is in their last digits, and better
+        # told from the recorded ratio: exp's curvature leads from one to the other.
+        curvature = ratio - 1 - log_ratio
+        log_ratio = float(rec.input(f"{prefix}ratio")) - 1 - curvature
+        tolerance = FORWARD + 4 * ROUNDING / abs(log_ratio)
+        rec.compare(
+            f"{prefix}log_ratio",
+            log_ratio,
+            min(tolerance, CAP),
+            "from the recorded ratio",
+        )
+        return
+    rec.compare(f"{prefix}log_ratio", log_ratio, *exponential)
+
+
+def compare_gradient(rec: Recording, prefix: str, gradient, norm, noise) -> None:
+    """Gradients under the names of the PyTorch tensors that they belong to.
+
+    Torch clips in place: a recording that kept a reference instead of a copy holds the
+    gradient after the clip to norm 1. Which of the two it is shows in its own norm.
+    """
+    recorded = [rec.arrays[key] for key in rec.keys(prefix)]
+    recorded_norm = np.sqrt(sum(np.square(x, dtype=np.float64).sum() for x in recorded))
+    clipped = norm > 1 and abs(recorded_norm - 1) < abs(recorded_norm - norm)
+    tolerance, note = widen(GRADIENT, 2 * noise)
+    notes = ("recorded after the clip to norm 1" if clipped else "", note)
+    note = "; ".join(filter(None, notes))
+    for key in rec.keys(prefix):
+        converted = convert_tensor(DIT, key.removeprefix(prefix), rec.arrays[key])
+        if not converted:
+            raise CheckpointError(f"golden.npz has {key!r}, which the model has not")
+        parts = [_at(gradient, path) for path in converted]
+        actual = np.concatenate([x.T if x.ndim == 2 else x for x in parts])
+        rec.compare(key, actual / (norm if clipped else 1), tolerance, note)
+
+
+def compare_update(rec: Recording, prefix: str, before, after, unmoved) -> None:
+    """One weight after an optimiser step.
+
+    The tolerance is that of float32 itself, because a step of 1e-5 is small beside the
+    weight. A recording that kept a reference instead of a copy holds what was loaded
+    into that weight later, the policy that the rollout began with.
+    """
+    key = f"{prefix}after_adamw/x_embedder.weight"
+    weight, start, step = (
+        np.asarray(p["dit"]["latent"]["kernel"]).T for p in (unmoved, before, after)
+    )
+    recorded = rec.arrays.get(key)
+    if recorded is not None and recorded.shape == weight.shape:
+        moved_back = np.abs(recorded - weight).max() < np.abs(recorded - start).max()
+        if moved_back:
+            note = "recorded after the weights were set back: compared with those"
+            rec.compare(key, weight, STEP, note=note)
+            return
+    rec.compare(key, step, STEP)
+
+
+def _at(tree, path: str) -> np.ndarray:
+    for name in path.split("/"):
+        tree = tree[name]
+    return np.asarray(tree)
