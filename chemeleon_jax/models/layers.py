@@ -3,6 +3,7 @@
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 
 def index_embedding(positions: jax.Array, width: int) -> jax.Array:
@@ -27,7 +28,10 @@ def index_embedding(positions: jax.Array, width: int) -> jax.Array:
 def timestep_embedding(t: jax.Array, width: int = 256) -> jax.Array:
     """Sinusoidal embedding of timesteps t [B] -> [B, width]: cos, then sin."""
     half = width // 2
-    frequency = jnp.exp(-jnp.log(10000.0) * jnp.arange(half) / half)
+    # On the host, so that it has the same bits everywhere: t multiplies a last digit that
+    # differs by up to 1000.
+    exponent = np.float32(-np.log(10000)) * np.arange(half, dtype=np.float32) / half
+    frequency = np.exp(exponent.astype(np.float64)).astype(np.float32)
     angle = t.astype(jnp.float32)[:, None] * frequency[None]
     return jnp.concatenate([jnp.cos(angle), jnp.sin(angle)], -1)
 
