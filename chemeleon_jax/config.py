@@ -221,7 +221,12 @@ def _check_components(config: Any) -> None:
             lambda x: x in NORMALIZATIONS,
             f"one of {tuple(NORMALIZATIONS)}",
         )
-        _require(config, f"{field}.weight", math.isfinite, "a finite number")
+        _require(
+            config,
+            f"{field}.weight",
+            lambda x: 0 < x < math.inf,
+            "a positive number (for less of something, give a reward of minus it)",
+        )
     if "custom" in active:
         _require(
             config,

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
+from chemeleon_jax.errors import UserError
 from chemeleon_jax.models.layers import masked_mean
 
 NUM_TIMESTEPS = 1000
@@ -60,21 +61,21 @@ def respaced_timesteps(sampler: str, steps: int, total: int = NUM_TIMESTEPS):
     ..., 999).
 
     Raises:
-      ValueError: no stride gives that many steps, or the sampler is unknown.
+      UserError: no stride gives that many steps, or the sampler is unknown.
     """
     if not 1 <= steps <= total:
-        raise ValueError(f"sampling_steps must be 1 .. {total}, not {steps}")
+        raise UserError(f"sampling_steps must be 1 .. {total}, not {steps}")
     if sampler == "ddim":
         for stride in range(1, total + 1):
             if len(range(0, total, stride)) == steps:
                 return np.arange(0, total, stride)
-        raise ValueError(
-            f"DDIM cannot take exactly {steps} of {total} steps with an integer "
-            "stride; try 10, 20, 25, 40, 50, 100, 125, 200 or 250"
+        raise UserError(
+            f"sampling_steps: DDIM cannot take exactly {steps} of {total} steps with an "
+            "integer stride; try 10, 20, 25, 40, 50, 100, 125, 200 or 250"
         )
     if sampler == "ddpm":
         return np.round(np.linspace(0, total - 1, steps)).astype(int)
-    raise ValueError(f"sampler must be 'ddim' or 'ddpm', not {sampler!r}")
+    raise UserError(f"sampler must be 'ddim' or 'ddpm', not {sampler!r}")
 
 
 def make_schedule(sampler: str = "ddim", steps: int = 50) -> Schedule:

@@ -59,8 +59,8 @@ def sample_group(
       condition: preprocessed conditions of each group, {name: [G, in]}.
 
     Returns:
-      B = G * K crystals, groups contiguous, and their trajectory. Steps without noise
-      (the last of DDIM) are taken but not part of it: they have no log-probability.
+      B = G * K crystals, groups contiguous, and their trajectory. The last step of DDIM
+      is taken but not part of it: without noise it has no log-probability.
     """
     counts = jnp.repeat(num_atoms, group_size)
     mask = jnp.arange(model.max_atoms)[None] < counts[:, None]
@@ -98,7 +98,7 @@ def roll_out(
       eta: noise of the DDIM sampler.
 
     Returns:
-      The final latent, and the steps that drew noise, stacked in sampling order.
+      The final latent, and the steps that have a density, stacked in sampling order.
     """
 
     def take_step(z, index):

@@ -154,6 +154,7 @@ def predictor_stage(config, dataset: Dataset, key: jax.Array) -> Stage:
         "kind": "predictor",
         "predictor": module_config,
         "vae": vae_config,
+        "vae_ckpt_path": config.vae_ckpt_path,
         "vae_sha256": checkpoints.params_digest(frozen["vae"]),
     }
     return Stage({"predictor": variables["params"]}, frozen, loss, saved)

@@ -20,10 +20,11 @@ import numpy as np
 import optax
 
 from chemeleon_jax import checkpoints
-from chemeleon_jax.checkpoints import Checkpoint
+from chemeleon_jax.checkpoints import Checkpoint, params_digest
 from chemeleon_jax.config import active_components, check_rl, run
-from chemeleon_jax.data import Dataset, load_dataset
+from chemeleon_jax.data import MP20_ATOM_COUNTS, load_dataset
 from chemeleon_jax.diffusion import make_schedule
+from chemeleon_jax.errors import UserError
 from chemeleon_jax.models.condition import condition_vectors
 from chemeleon_jax.models.generator import (
     Generator,
@@ -39,6 +40,7 @@ from chemeleon_jax.sharding import make_mesh, replicate, shard_batch
 from chemeleon_jax.tracking import Tracker
 from chemeleon_jax.types import CrystalBatch, TrainState, Trajectory
 
+MAX_ATOMS = 20  # N: what crystals are padded to, and the most that data sets here have
 KL_EVERY = 12  # steps of a trajectory per one at which the KL to the original is taken
 
 
@@ -47,13 +49,13 @@ def train(config, workdir: str) -> None:
     # ---------------------------------------------------------- policy, data, reward
     mesh = make_mesh()
     check_rl(config, mesh.size)
+    schedule = make_schedule(config.sampling.sampler, config.sampling.sampling_steps)
     start_model = combine_checkpoints(
         checkpoints.load(config.ldm_ckpt_path),
         checkpoints.load(config.vae_ckpt_path),
     )
-    dataset = load_dataset(config.data.dataset)
-    model, policy = make_generator(start_model, dataset.crystals.mask.shape[1])
-    draw_crystals = make_prompts(model, dataset)
+    model, policy = make_generator(start_model, MAX_ATOMS)
+    draw_prompts = make_prompts(model, config.data.dataset)
     checkpoints.write_run_info(workdir, config.to_dict(), start_model)
     reward = load_reward(config, model)
 
@@ -75,9 +77,7 @@ def train(config, workdir: str) -> None:
     group_size, num_groups = config.rl.num_group_samples, config.data.batch_size
     sampling = {
         "model": model,
-        "schedule": make_schedule(
-            config.sampling.sampler, config.sampling.sampling_steps
-        ),
+        "schedule": schedule,
         "eta": config.sampling.eta,
         "cfg_scale": config.sampling.cfg_scale if model.condition else None,
     }
@@ -108,7 +108,7 @@ def train(config, workdir: str) -> None:
     def sample_and_score(params, key, groups: int, size: int, with_energies: bool):
         """Crystals on the host, their trajectory on the mesh, rewards, seconds."""
         began = time.perf_counter()
-        num_atoms, condition = draw_crystals(jax.random.fold_in(key, 0), groups)
+        num_atoms, condition = draw_prompts(jax.random.fold_in(key, 0), groups)
         num_atoms, condition = jax.tree.map(
             lambda x: jnp.repeat(x, size, 0), (num_atoms, condition)
         )
@@ -161,7 +161,7 @@ def train(config, workdir: str) -> None:
         seconds["update"] = time.perf_counter() - began
 
         # --------------------------------------------------- log, validate, save
-        metrics |= rewards.metrics | {"reward": rewards.raw.mean()}
+        metrics |= rewards.metrics
         tracker.log(iteration, {f"train/{k}": v for k, v in metrics.items()})
         tracker.log(iteration, {f"time/{k}": v for k, v in seconds.items()})
         tracker.progress(iteration, reward=metrics["reward"], KL=metrics["kl_div"])
@@ -170,7 +170,7 @@ def train(config, workdir: str) -> None:
         last = done == config.num_iterations
         if config.validate_every and (done % config.validate_every == 0 or last):
             validation = validate(state.params)
-            value = validation["reward"] = validation.pop("raw_reward")
+            value = validation["reward"]
             tracker.log(iteration, {f"val/{k}": v for k, v in validation.items()})
         if done % config.checkpoint_every == 0 or last:
             saved.save(done, state, score=value)
@@ -192,8 +192,8 @@ def improve_policy(
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """One iteration's updates, the average of policies, and the KL from the original.
 
-    `kl_div` is measured where the loss does not need it, at every twelfth step of the
-    trajectory, and before the update: of the policy that sampled.
+    `kl_div` is the loss's own where the loss needs it. Else it is that of the policy
+    that sampled, at a twelfth of the trajectory's steps, which is cheap.
     """
     sampling = {k: update_kwargs[k] for k in ("schedule", "eta", "cfg_scale")}
     in_loss = kl_target == "reference"
@@ -225,12 +225,25 @@ def improve_policy(
     return state, metrics | measured
 
 
-def make_prompts(model: Generator, dataset: Dataset) -> Callable:
+def make_prompts(model: Generator, source: str) -> Callable:
     """What the policy is asked for: (key, groups) -> num_atoms [G], conditions.
 
     Atom counts, and with a conditional model its conditions, are those of crystals
-    drawn from the data set.
+    drawn from a data set. Of "mp_20" only the histogram of atom counts is known here.
     """
+    if source == "mp_20":
+        if model.condition is not None:
+            raise UserError(
+                "config.data.dataset = 'mp_20': gives atom counts only, and this model "
+                "takes conditions; name a data set that has them"
+            )
+        counts = jnp.arange(1, len(MP20_ATOM_COUNTS) + 1)
+        shares = jnp.asarray(MP20_ATOM_COUNTS)
+        return lambda key, groups: (
+            jax.random.choice(key, counts, (groups,), p=shares),
+            None,
+        )
+    dataset = load_dataset(source)
     num_atoms, condition = jnp.asarray(dataset.crystals.mask.sum(-1)), None
     if model.condition is not None:
         condition, known = condition_vectors(
@@ -253,7 +266,7 @@ def load_reward(config, model: Generator) -> Reward:
     components, predictor = active_components(config), None
     if "predictor" in components:
         checkpoint = checkpoints.load(config.reward.components.predictor.ckpt_path)
-        vae = load_predictor_vae(config, checkpoint)
+        vae = load_predictor_vae(checkpoint)
         predictor = (
             make_vae(vae.config["vae"]),
             make_predictor(checkpoint.config["predictor"]),
@@ -267,11 +280,19 @@ def load_reward(config, model: Generator) -> Reward:
     )
 
 
-def load_predictor_vae(config, predictor: Checkpoint) -> Checkpoint:
-    """The VAE whose features a predictor reads: in its file, or the run's own."""
+def load_predictor_vae(predictor: Checkpoint) -> Checkpoint:
+    """The VAE whose features a predictor reads: in its own file, or named there."""
     if "vae" in predictor.params:
         return predictor
-    return checkpoints.load(config.vae_ckpt_path)
+    name = predictor.config["vae_ckpt_path"]
+    vae = checkpoints.load(name)
+    if params_digest(vae.params["vae"]) != predictor.config["vae_sha256"]:
+        raise UserError(
+            f"config.reward.components.predictor.ckpt_path: the predictor was trained "
+            f"on features of {name}, which has changed since; train it again with "
+            "configs/predictor.py"
+        )
+    return vae
 
 
 def save_crystals(
@@ -281,7 +302,8 @@ def save_crystals(
     folder = Path(workdir, "crystals")
     folder.mkdir(exist_ok=True)
     scores = {f"component_{k}": v for k, v in rewards.components.items()}
-    scores |= {k: getattr(rewards, k) for k in ("total", "advantage", "valid")}
+    names = ("total", "advantage", "valid", "unique", "novel", "e_above_hull")
+    scores |= {k: v for k in names if (v := getattr(rewards, k)) is not None}
     np.savez_compressed(
         folder / f"iteration_{iteration:06d}.npz", **vars(crystals), **scores
     )

@@ -54,9 +54,12 @@ class Step:
 
 @struct.dataclass
 class Trajectory:
-    """What `sample_group` did: the steps that drew noise, in sampling order."""
+    """What `sample_group` did, in sampling order.
 
-    steps: Step  # stacked: [T, ...]
+    S steps: all T but, with DDIM, the last, whose density is a point.
+    """
+
+    steps: Step  # stacked: [S, ...]
     mask: jax.Array  # [B, N]
     condition: Any = None  # {name: [B, ...]} where the model is conditional
 

@@ -51,8 +51,9 @@ def _paper(models: str) -> ConfigDict:
     config.rl.ema_decay = 0.0  # of the averaged policy; 0: no averaging
 
     config.data = ConfigDict()
-    # Atom counts are drawn from it: 'mp_mini' (embedded), or the path of a CSV file.
-    config.data.dataset = "mp_mini"
+    # Where atom counts, and conditions if any, are drawn from: 'mp_mini' (embedded),
+    # 'mp_20' (its histogram of atom counts), or the path of a CSV or npz file.
+    config.data.dataset = "mp_20"
     config.data.batch_size = 5  # G, groups
 
     config.sampling = ConfigDict()
@@ -74,6 +75,7 @@ def _mini() -> ConfigDict:
     config.vae_ckpt_path = "mini:vae"
     config.num_iterations = 100
     config.validation_samples = 80
+    config.data.dataset = "mp_mini"
     config.rl.num_group_samples = 16
     config.rl.kl_target = "reference"
     config.sampling.sampling_steps = 25

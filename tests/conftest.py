@@ -1,9 +1,12 @@
 import os
 
-# Before jax is imported: four CPU devices, so that sharding is really exercised.
+# Before jax is imported: four CPU devices, so that sharding is really exercised, and
+# quick compilation, since tests compile much and compute little.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["XLA_FLAGS"] = (
-    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=4"
+    os.environ.get("XLA_FLAGS", "")
+    + " --xla_force_host_platform_device_count=4"
+    + " --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 )
 
 import jax  # noqa: E402

@@ -152,8 +152,8 @@ def test_conditions_of_crystals_agree_with_those_of_their_formulas():
 def test_dropped_conditions_all_look_alike():
     encoder = make_condition_encoder({"specs": SPECS[:1], "width": 8})
     vectors = {"gap": jnp.array([[1.0], [2.0]])}
-    variables = encoder.init(jax.random.key(0), vectors, jnp.array([True, True]))
-    variables = tiny.stir(variables)
+    params = tiny.random_params(encoder, vectors, jnp.array([True, True]))
+    variables = {"params": params}
     kept = encoder.apply(variables, vectors, jnp.array([True, True]))
     dropped = encoder.apply(variables, vectors, jnp.array([False, False]))
     assert not np.allclose(kept[0], kept[1])
@@ -170,8 +170,8 @@ def test_guidance_at_scale_one_is_the_conditional_model():
     model, policy = tiny.generator()
     encoder = make_condition_encoder({"specs": SPECS[:1], "width": 16})
     vectors = {"gap": jnp.array([[1.0], [2.0]])}
-    variables = encoder.init(jax.random.key(0), vectors, jnp.array([True, True]))
-    frozen = model.frozen | {"condition": tiny.stir(variables)["params"]}
+    params = tiny.random_params(encoder, vectors, jnp.array([True, True]))
+    frozen = model.frozen | {"condition": params}
     model = model.replace(condition=encoder, frozen=frozen)
     mask = tiny.crystals().mask
     z, t = jax.random.normal(jax.random.key(0), (2, 6, 4)), jnp.array([5])

@@ -1,9 +1,13 @@
-"""A generator so small that it compiles in a second, with weights that do something."""
+"""A generator so small that it compiles in a second, with weights that do something.
+
+Everything is drawn with NumPy: JAX would compile each draw.
+"""
 
 from functools import cache
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from chemeleon_jax.checkpoints import Checkpoint
 from chemeleon_jax.models.dit import DiT
@@ -18,40 +22,48 @@ MAX_ATOMS = 6
 
 
 def crystals(num_atoms=(2, 5), width=MAX_ATOMS, seed=0) -> CrystalBatch:
-    """Random crystals of given atom counts."""
-    keys = jax.random.split(jax.random.key(seed), 4)
-    size = len(num_atoms)
-    mask = jnp.arange(width)[None] < jnp.asarray(num_atoms)[:, None]
-    types = jax.random.randint(keys[0], (size, 20), 1, 90)[:, :width]
-    coords = jax.random.uniform(keys[1], (size, 20, 3))[:, :width]
-    return CrystalBatch(
-        atom_types=jnp.where(mask, types, 0),
-        frac_coords=jnp.where(mask[..., None], coords, 0.0),
-        lengths=4 + jax.random.uniform(keys[2], (size, 3)),
-        angles=85 + 10 * jax.random.uniform(keys[3], (size, 3)),
+    """Random crystals of given atom counts, the same for every width."""
+    rng, size = np.random.default_rng(seed), len(num_atoms)
+    mask = np.arange(width)[None] < np.asarray(num_atoms)[:, None]
+    types = rng.integers(1, 90, (size, 20))[:, :width]
+    coords = rng.uniform(size=(size, 20, 3)).astype(np.float32)[:, :width]
+    batch = CrystalBatch(
+        atom_types=np.where(mask, types, 0),
+        frac_coords=np.where(mask[..., None], coords, np.float32(0)),
+        lengths=rng.uniform(4, 5, (size, 3)).astype(np.float32),
+        angles=rng.uniform(85, 95, (size, 3)).astype(np.float32),
         mask=mask,
     )
+    return jax.tree.map(jnp.asarray, batch)
 
 
-def stir(params, key=None, scale=0.1):
-    """Parameters moved at random, so that zero-initialised layers take part."""
-    leaves, tree = jax.tree.flatten(params)
-    keys = jax.random.split(jax.random.key(7) if key is None else key, len(leaves))
-    moved = [
-        leaf + scale * jax.random.normal(k, leaf.shape)
-        for leaf, k in zip(leaves, keys, strict=True)
-    ]
-    return jax.tree.unflatten(tree, moved)
+def random_params(module, *inputs, seed=0):
+    """Parameters of a module: kernels and biases at random, norms near the identity."""
+    shapes = jax.eval_shape(module.init, jax.random.key(0), *inputs)["params"]
+    rng = np.random.default_rng(seed)
+
+    def draw(path, leaf):
+        noise = rng.normal(size=leaf.shape) / np.sqrt(max(leaf.shape[0], 1))
+        centre = 1.0 if path[-1].key == "scale" else 0.0
+        return jnp.asarray(centre + 0.5 * noise, jnp.float32)
+
+    return jax.tree_util.tree_map_with_path(draw, shapes)
+
+
+def stir(params, scale=0.1, seed=7):
+    """Parameters moved at random."""
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(
+        lambda x: x + jnp.asarray(scale * rng.normal(size=x.shape), x.dtype), params
+    )
 
 
 @cache
 def vae_checkpoint() -> Checkpoint:
     """A VAE."""
-    example, vae = crystals(), make_vae(VAE)
+    example = crystals()
     noise = jnp.zeros((*example.mask.shape, 4))
-    params = jax.jit(vae.init)(jax.random.key(1), example, example.lattice, noise)[
-        "params"
-    ]
+    params = random_params(make_vae(VAE), example, example.lattice, noise, seed=1)
     return Checkpoint({"vae": params}, {"kind": "vae", "vae": VAE})
 
 
@@ -61,9 +73,9 @@ def ldm_checkpoint(learn_sigma=False) -> Checkpoint:
     config = DIT | {"learn_sigma": learn_sigma}
     mask = crystals().mask
     z, t = jnp.zeros((*mask.shape, 4)), jnp.zeros(1)
-    params = jax.jit(DiT(**config).init)(jax.random.key(2), z, t, mask)["params"]
+    params = random_params(DiT(**config), z, t, mask, seed=2)
     return Checkpoint(
-        {"dit": stir(params)},
+        {"dit": params},
         {"kind": "ldm", "dit": config, "condition": None, "latent_std": 1.5},
     )
 
@@ -73,5 +85,4 @@ def generator(learn_sigma=False, max_atoms=MAX_ATOMS):
     """A generator and its policy."""
     ldm, vae = ldm_checkpoint(learn_sigma), vae_checkpoint()
     both = Checkpoint(ldm.params | vae.params, ldm.config | {"vae": VAE})
-    model, policy = make_generator(both, max_atoms)
-    return model, jax.tree.map(jnp.asarray, policy)
+    return make_generator(both, max_atoms)

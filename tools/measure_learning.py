@@ -16,11 +16,10 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from chemeleon_jax import checkpoints, compute_rewards, sample_group
-from chemeleon_jax.data import load_dataset
 from chemeleon_jax.diffusion import make_schedule
 from chemeleon_jax.models.generator import make_generator
 from chemeleon_jax.tracking import read_scalars
-from chemeleon_jax.train import load_reward, make_prompts
+from chemeleon_jax.train import MAX_ATOMS, load_reward, make_prompts
 
 BATCH = 64
 SEED = 2026
@@ -28,9 +27,8 @@ SEED = 2026
 
 def sample(config, checkpoint, num_samples: int):
     """Crystals of a checkpoint with a run's settings, and the reward to score them."""
-    dataset = load_dataset(config.data.dataset)
-    model, policy = make_generator(checkpoint, dataset.crystals.mask.shape[1])
-    draw = make_prompts(model, dataset)
+    model, policy = make_generator(checkpoint, MAX_ATOMS)
+    draw = make_prompts(model, config.data.dataset)
     rollout = jax.jit(sample_group, static_argnames="group_size")
     schedule = make_schedule(config.sampling.sampler, config.sampling.sampling_steps)
     parts = []

@@ -273,7 +273,7 @@ def _metrics(reward: Reward, found, raw, with_energies: bool) -> dict[str, jax.A
         shares["metastable"] = found["e_above_hull"] <= METASTABLE  # not for NaN
         shares["msun"] = shares["metastable"] & found["unique"] & found["novel"]
     metrics = {name: share.mean(dtype=jnp.float32) for name, share in shares.items()}
-    metrics["raw_reward"] = raw.mean()
+    metrics["reward"] = raw.mean()
     for code, reason in enumerate(VALIDITY_REASONS[1:], 1):
         metrics[f"invalid/{reason}"] = (found["validity"] == code).sum()
     for term in reward.terms:
