@@ -95,14 +95,14 @@ class _Machine:
     def number(self, size: int) -> int:
         return int.from_bytes(self.take(size), "little")
 
-    def line(self) -> str:
+    def line(self, encoding: str = "utf-8") -> str:
         # The text opcodes of protocol 0: short in practice, so a cap keeps this linear.
         chunk = bytes(self.data[self.at : self.at + 4096])
         end = chunk.find(b"\n")
         if end < 0:
             raise self.error("damaged pickle")
         self.at += end + 1
-        return chunk[:end].decode()
+        return chunk[:end].decode(encoding)
 
     def push(self, value):
         self.stack.append(value)
@@ -343,7 +343,7 @@ OPCODES: dict[int, Callable[[_Machine], Any]] = {
     ord("I"): _integer_line,
     ord("L"): lambda m: m.push(int(m.line().rstrip("L"))),
     ord("F"): lambda m: m.push(float(m.line())),
-    ord("V"): lambda m: m.push(m.line()),
+    ord("V"): lambda m: m.push(m.line("raw-unicode-escape")),
     ord("J"): _unpack("<i"),
     ord("K"): _unpack("<B"),
     ord("M"): _unpack("<H"),

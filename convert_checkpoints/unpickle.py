@@ -127,8 +127,10 @@ class _Archive:
         for entry in sorted(entries, key=lambda e: e.header_offset):
             name = entry.filename
             folder, slash, rest = name.partition("/")
-            if not slash or ".." in name.split("/") or "\\" in name:
+            if not slash or ".." in name.split("/") or "\\" in name or not folder:
                 raise CheckpointError(f"hostile zip: entry named {name[:80]!r}")
+            if folder != entries[0].filename.partition("/")[0]:
+                raise CheckpointError("a zip of several folders: not from torch.save")
             if entry.compress_type != zipfile.ZIP_STORED or entry.flag_bits & 1:
                 raise CheckpointError(
                     f"entry {name[:80]!r} is compressed or encrypted, which torch.save "
