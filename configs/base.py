@@ -77,7 +77,6 @@ def _mini() -> ConfigDict:
     config.validation_samples = 80
     config.data.dataset = "mp_mini"
     config.rl.num_group_samples = 16
-    config.rl.kl_target = "reference"
     config.sampling.sampling_steps = 25
     config.optimizer.lr = 1e-4
     return config
@@ -101,8 +100,8 @@ def _reward() -> ConfigDict:
         # 1: unique and novel, 0: neither, else the distance to the nearest crystal, at
         # most max_amd (inf: as the original has it)
         "creativity": {"weight": 0.0, "normalize_fn": "none", "max_amd": 1.0},
-        # minus the energy above the hull, eV/atom, within [-1, 0]
-        "energy": {"weight": 0.0, "normalize_fn": "norm"},
+        # minus the energy above the hull, eV/atom, within [-clip_max, 0]
+        "energy": {"weight": 0.0, "normalize_fn": "norm", "clip_max": 1.0},
         # what a crystal adds to the diversity of the batch
         "structure_diversity": {"weight": 0.0, "normalize_fn": "norm"},
         "composition_diversity": {"weight": 0.0, "normalize_fn": "norm"},

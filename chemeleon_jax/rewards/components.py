@@ -32,7 +32,6 @@ from chemeleon_jax.rewards.diversity import (
     kernel_mean,
 )
 from chemeleon_jax.rewards.energy import (
-    FAILED_ENERGY,
     REASONS,
     energy_reward,
     judge_energies,
@@ -119,14 +118,14 @@ def _creativity(context: Context, *, max_amd: float | None = 1.0) -> Component:
     return Component(evaluate, penalty=0.0)
 
 
-def _energy(context: Context) -> Component:
+def _energy(context: Context, *, clip_max: float = 1.0) -> Component:
     del context
 
     def evaluate(facts):
         above, status = facts.e_above_hull
-        return energy_reward(above), status
+        return energy_reward(above, clip_max), status
 
-    return Component(evaluate, "energy", penalty=-FAILED_ENERGY, reasons=REASONS)
+    return Component(evaluate, "energy", penalty=-clip_max, reasons=REASONS)
 
 
 def _structure_diversity(context: Context) -> Component:

@@ -3,8 +3,6 @@
 import numpy as np
 
 METASTABLE = 0.1  # eV/atom above the hull
-FAILED_ENERGY = 1.0  # eV/atom, what a crystal without an energy counts as
-
 # What became of a crystal: the statuses of `potentials`, then those added here.
 REASONS = ("ok", "not_finite", "unknown_element", "isolated", "too_dense")
 REASONS += ("bad_cell", "failed", "no_hull", "invalid", "raised")
@@ -31,14 +29,15 @@ def judge_energies(hull, atom_types, energy, status, valid):
     return above, status
 
 
-def energy_reward(e_above_hull: np.ndarray) -> np.ndarray:
-    """Minus the energy above the hull, clipped to [0, 1] eV/atom.
+def energy_reward(e_above_hull: np.ndarray, clip_max: float = 1.0) -> np.ndarray:
+    """Minus the energy above the hull, clipped to [0, clip_max] eV/atom.
 
     Args:
-      e_above_hull: [B] eV/atom; NaN where there is none, which counts as 1.
+      e_above_hull: [B] eV/atom; NaN where there is none, which counts as `clip_max`.
+      clip_max: eV/atom; crystals above it are all alike to the reward. The published
+        value is 1; a weak model, whose crystals mostly lie higher, learns from more.
 
     Returns:
-      [B], -1 to 0.
+      [B], -clip_max to 0.
     """
-    energy = np.nan_to_num(e_above_hull, nan=FAILED_ENERGY)
-    return -np.clip(energy, 0.0, FAILED_ENERGY)
+    return -np.clip(np.nan_to_num(e_above_hull, nan=clip_max), 0.0, clip_max)
