@@ -79,6 +79,8 @@ class Recording:
         actual,
         tolerance: float = FORWARD,
         note: str = "",
+        *,
+        wider: tuple[float, str] = (0.0, ""),
     ) -> None:
         """Compare one recorded array with the recomputed one.
 
@@ -87,7 +89,8 @@ class Recording:
           actual: what this project computes.
           tolerance: of the largest difference, relative to the recorded array's largest
             magnitude.
-          note: why the tolerance is what it is.
+          note: why the tolerance is what it is, or what is compared.
+          wider: a tolerance for where the first is too strict, and why it may be.
         """
         if key not in self.arrays:
             return
@@ -108,6 +111,8 @@ class Recording:
         difference = float(np.abs(actual - expected).max(initial=0.0))
         scale = float(np.abs(expected).max(initial=0.0))
         relative = difference / scale if scale else (np.inf if difference else 0.0)
+        if tolerance < relative <= wider[0]:
+            tolerance, note = wider[0], "; ".join(filter(None, (note, wider[1])))
         ok = relative <= tolerance
         self.rows[key] = Row(key, difference, relative, tolerance, ok, note)
 

@@ -181,8 +181,8 @@ def check_rewards(rec: Recording) -> None:
         ("mmd_r", -mmd),
         ("mmd_r_indiv", leave_one_out_mmd(generated, means)),
     ):
-        tolerance = FORWARD + lost / np.abs(value).max()
-        rec.compare(f"reward/{key}", value, min(tolerance, replay.CAP), note)
+        digits = min(FORWARD + lost / np.abs(value).max(), replay.CAP)
+        rec.compare(f"reward/{key}", value, wider=(digits, note))
 
 
 def _mean_off_diagonal(kernel: np.ndarray) -> float:

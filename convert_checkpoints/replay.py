@@ -14,7 +14,7 @@ from chemeleon_jax.models.generator import Generator
 from chemeleon_jax.types import CrystalBatch, Step
 from convert_checkpoints.comparison import FORWARD, GRADIENT, TRAJECTORY, Recording
 from convert_checkpoints.records import CheckpointError
-from convert_checkpoints.tables import DIT, convert_tensor
+from convert_checkpoints.tables import DIT, Flat, convert_tensor
 
 CFG_SCALE = 2.0
 KL_WEIGHT = 1.0
@@ -127,6 +127,29 @@ def replay(run: Run, policy, z, noise, recorded):
     return zs, run.ldm.decode(zs[-1], run.mask), jax.lax.scan(step, None, inputs)[1]
 
 
+def check_moves(rec: Recording, names: list[str], weights: dict[str, Flat]) -> None:
+    """The moved policies, where the recording moves each of its LDMs alike.
+
+    Args:
+      rec: the recording.
+      names: of its LDMs.
+      weights: their denoisers' tensors, by PyTorch name.
+    """
+    for name in names:
+        others = [weights[other] for other in names if other != name]
+        for key, start in weights[name].items():
+            if any(key in w and w[key].shape != start.shape for w in others):
+                break  # from here on the moves were drawn differently
+            moves = [
+                rec.input(f"{other}/moved_policy/{key}") - weights[other][key]
+                for other in names
+                if other != name and key in weights[other]
+            ]
+            if len(moves) > 1 and np.ptp(moves, axis=0).max() < 1e-6:
+                note = "moved as in the other LDMs of the recording"
+                rec.compare(f"{name}/moved_policy/{key}", start + moves[0], STEP, note)
+
+
 def check_trajectory(rec, prefix, run: Run, policy) -> tuple[jax.Array, float]:
     """A run's latents, its crystals, and the Gaussians of its steps.
 
@@ -147,19 +170,32 @@ def check_trajectory(rec, prefix, run: Run, policy) -> tuple[jax.Array, float]:
     noisy = stds > 0
     uncertain = float((np.abs(recorded[:-1])[noisy] / stds[noisy]).max()) * ROUNDING
     largest = np.abs(np.asarray(log_probs)[noisy.any((1, 2, 3))]).max()
-    rec.compare(f"{prefix}log_probs", log_probs, *widen(FORWARD, uncertain / largest))
+    rec.compare(f"{prefix}log_probs", log_probs, wider=room(uncertain / largest))
+    if rec.rows[f"{prefix}zs"].ok:
+        check_noise(rec, prefix, run, means, stds, uncertain)
     return log_probs, uncertain
 
 
-def widen(tolerance: float, noise: float) -> tuple[float, str]:
-    """A tolerance that leaves room for float32, and the reason if it had to be wider.
+def check_noise(rec, prefix, run: Run, means, stds, uncertain) -> None:
+    """The random inputs of a run, from the latents that they led to."""
+    mask, zs = np.asarray(run.mask), rec.input(f"{prefix}zs")
+    rec.compare(f"{prefix}z_init_flat", flat(zs[0], mask))
+    noise = rec.input(f"{prefix}noise")
+    drawn = (stds > 0) & mask[None, ..., None]
+    if run.schedule.sampler == "ddpm":
+        drawn[-1] = False  # the last noise is drawn but not used
+    implied = np.divide(zs[1:] - means, stds, where=drawn, out=noise.copy())
+    tolerance = room(TRAJECTORY + uncertain / np.abs(noise).max())
+    rec.compare(f"{prefix}noise", implied, TRAJECTORY, wider=tolerance)
+
+
+def room(noise: float) -> tuple[float, str]:
+    """A tolerance that leaves room for float32, and the reason.
 
     The rounding of a latent, divided by the small noise of a late step, shows in its
-    log-probability, and through the ratio in losses and gradients: a float64 replay
+    log-probability, and through the ratio in losses and gradients: a replay in float64
     differs from the recording as much as this one.
     """
-    if noise <= tolerance:
-        return tolerance, ""
     return min(noise, CAP), "float32: latents are large beside the step's noise"
 
 
@@ -208,7 +244,7 @@ def check_grpo(rec, prefix, run, params, unmoved, log_probs, clip_ratio, noise) 
     advantages = rec.input(f"{prefix}advantages")
     metrics, gradient, norm, after = update(run, params, steps, advantages, clip_ratio)
     compare_loss(rec, f"{prefix}loss/", metrics, last + 1, noise)
-    rec.compare(f"{prefix}grad_norm", norm, *widen(GRADIENT, 2 * noise))
+    rec.compare(f"{prefix}grad_norm", norm, GRADIENT, wider=room(2 * noise))
     compare_gradient(rec, f"{prefix}grad/", gradient["dit"], float(norm), noise)
     compare_update(rec, prefix, params, after, unmoved)
 
@@ -221,30 +257,24 @@ def compare_loss(rec: Recording, prefix: str, metrics, num_steps: int, noise) ->
     sums = {
         name: np.asarray(value, np.float64).sum() for name, value in metrics.items()
     }
-    linear, exponential = widen(FORWARD, noise / 2), widen(FORWARD, 2 * noise)
-    rec.compare(f"{prefix}sorrogate_objective", sums["surrogate"], *linear)
-    rec.compare(f"{prefix}entropy", sums["neg_log_prob"], *linear)
-    rec.compare(f"{prefix}kl_div", sums["kl_old"], *exponential)
+    linear, exponential = room(noise / 2), room(2 * noise)
+    rec.compare(f"{prefix}sorrogate_objective", sums["surrogate"], wider=linear)
+    rec.compare(f"{prefix}entropy", sums["neg_log_prob"], wider=linear)
+    rec.compare(f"{prefix}kl_div", sums["kl_old"], wider=exponential)
     terms = linear[0] * abs(sums["surrogate"]) + exponential[0] * abs(sums["kl_old"])
-    both = min(terms / abs(sums["loss"]), CAP), exponential[1]
-    rec.compare(f"{prefix}loss", sums["loss"], *both)
-    rec.compare(f"{prefix}scaled_loss", sums["loss"] / num_steps, *both)
+    both = room(terms / abs(sums["loss"]))
+    rec.compare(f"{prefix}loss", sums["loss"], wider=both)
+    rec.compare(f"{prefix}scaled_loss", sums["loss"] / num_steps, wider=both)
     ratio, log_ratio = (float(metrics[name][-1]) for name in ("ratio", "log_ratio"))
-    rec.compare(f"{prefix}ratio", ratio, *exponential)
+    rec.compare(f"{prefix}ratio", ratio, wider=exponential)
     if abs(log_ratio) < 1e-2 and f"{prefix}ratio" in rec.arrays:
         # So small a difference of log-probabilities is in their last digits, and better
         # told from the recorded ratio: exp's curvature leads from one to the other.
         curvature = ratio - 1 - log_ratio
         log_ratio = float(rec.input(f"{prefix}ratio")) - 1 - curvature
-        tolerance = FORWARD + 4 * ROUNDING / abs(log_ratio)
-        rec.compare(
-            f"{prefix}log_ratio",
-            log_ratio,
-            min(tolerance, CAP),
-            "from the recorded ratio",
-        )
-        return
-    rec.compare(f"{prefix}log_ratio", log_ratio, *exponential)
+        digits = min(FORWARD + 4 * ROUNDING / abs(log_ratio), CAP)
+        exponential = digits, "the last digits of log-probabilities"
+    rec.compare(f"{prefix}log_ratio", log_ratio, wider=exponential)
 
 
 def compare_gradient(rec: Recording, prefix: str, gradient, norm, noise) -> None:
@@ -256,16 +286,15 @@ def compare_gradient(rec: Recording, prefix: str, gradient, norm, noise) -> None
     recorded = [rec.arrays[key] for key in rec.keys(prefix)]
     recorded_norm = np.sqrt(sum(np.square(x, dtype=np.float64).sum() for x in recorded))
     clipped = norm > 1 and abs(recorded_norm - 1) < abs(recorded_norm - norm)
-    tolerance, note = widen(GRADIENT, 2 * noise)
-    notes = ("recorded after the clip to norm 1" if clipped else "", note)
-    note = "; ".join(filter(None, notes))
+    note = "recorded after the clip to norm 1" if clipped else ""
     for key in rec.keys(prefix):
         converted = convert_tensor(DIT, key.removeprefix(prefix), rec.arrays[key])
         if not converted:
             raise CheckpointError(f"golden.npz has {key!r}, which the model has not")
         parts = [_at(gradient, path) for path in converted]
         actual = np.concatenate([x.T if x.ndim == 2 else x for x in parts])
-        rec.compare(key, actual / (norm if clipped else 1), tolerance, note)
+        actual = actual / (norm if clipped else 1)
+        rec.compare(key, actual, GRADIENT, note, wider=room(2 * noise))
 
 
 def compare_update(rec: Recording, prefix: str, before, after, unmoved) -> None:
