@@ -20,8 +20,13 @@ def get_config(preset: str = "mini"):
     components.composition_diversity.weight = 1.0
     if preset == "mini":
         # Most crystals of the mini model lie several eV/atom above the hull, where the
-        # published clip at 1 eV/atom would tell them nothing.
+        # published clip at 1 eV/atom would tell them nothing; and few good crystals
+        # in a group are easier to tell from luck when groups are large.
         components.energy.clip_max = 10.0
         components.energy.weight = 2.0
-        config.optimizer.lr = 3e-4
+        components.composition_diversity.weight = 0.3
+        config.data.batch_size = 8
+        config.rl.num_group_samples = 24
+        config.sampling.sampling_steps = 10
+        config.optimizer.lr = 2e-4
     return config
