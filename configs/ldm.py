@@ -1,8 +1,8 @@
 """The embedded latent diffusion model, `mini:ldm`, on latents of `mini:vae`.
 
-32 minutes on one busy core, 2026-11-22; validation mse 0.113. A first model: of its crystals
-88 % are valid (no contact under 0.5 Å), but most lie several eV/atom above the hull.
-Stored as float16.
+32 minutes on one busy core, 2026-11-22; validation mse 0.113. A first model: of its
+crystals 88 % are valid (no contact under 0.5 Å), but most lie several eV/atom above the
+hull. Stored as float16.
 
 python -m chemeleon_jax.pretrain --config=configs/ldm.py --workdir=runs/ldm
 """

@@ -1,8 +1,8 @@
 """The embedded property predictor, `mini:predictor`, on features of `mini:vae`.
 
-10 minutes on one busy core, 2026-11-22, best after 1,000 steps. Mean absolute error on the
-validation split, and that of always guessing the training mean: band gap 0.57 (1.07) eV,
-formation energy 0.44 (0.81) eV/atom, bulk modulus 27 (49) GPa.
+10 minutes on one busy core, 2026-11-22, best after 1,000 steps. Mean absolute error on
+the validation split, and that of always guessing the training mean: band gap 0.57
+(1.07) eV, formation energy 0.44 (0.81) eV/atom, bulk modulus 27 (49) GPa.
 
 python -m chemeleon_jax.pretrain --config=configs/predictor.py --workdir=runs/predictor
 """

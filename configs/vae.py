@@ -1,7 +1,7 @@
 """The embedded VAE, `mini:vae`: 35 minutes on one busy core, 2026-11-22.
 
-Validation: loss 0.037, 99.98 % of elements right. Of the 720 test crystals 85.1 % are given
-back under StructureMatcher (`python tools/measure_reconstruction.py mini:vae`).
+Validation: loss 0.037, 99.98 % of elements right. Of the 720 test crystals 85.1 % are
+given back under StructureMatcher (`python tools/measure_reconstruction.py mini:vae`).
 
 python -m chemeleon_jax.pretrain --config=configs/vae.py --workdir=runs/vae
 """
