@@ -143,7 +143,10 @@ class _Machine:
         if not isinstance(args, tuple) or not isinstance(function, Global | Record):
             raise self.error("damaged pickle")
         if isinstance(function, Global) and function.name in self.functions:
-            self.spend(sum(len(x) for x in args if hasattr(x, "__len__")))
+            copied = (
+                x for x in args if isinstance(x, list | tuple | dict | str | bytes)
+            )
+            self.spend(sum(map(len, copied)))
             return self.functions[function.name](args)
         return Record(function, args)
 
@@ -234,16 +237,17 @@ def _unpack(code: str) -> Callable[[_Machine], None]:
     return lambda m: m.push(struct.unpack(code, m.take(size))[0])
 
 
-def _text(size: int) -> Callable[[_Machine], None]:
-    return lambda m: m.push(str(m.take(m.number(size)), "utf-8", "surrogatepass"))
+def _counted(size: int, decode: Callable[[memoryview], Any]):
+    """Bytes behind their own length, of `size` bytes."""
+    return lambda m: m.push(decode(m.take(m.number(size))))
 
 
-def _bytes(size: int) -> Callable[[_Machine], None]:
-    return lambda m: m.push(bytes(m.take(m.number(size))))
+def _utf8(data: memoryview) -> str:
+    return str(data, "utf-8", "surrogatepass")
 
 
-def _python2_string(size: int) -> Callable[[_Machine], None]:
-    return lambda m: m.push(str(m.take(m.number(size)), "latin1"))
+def _latin1(data: memoryview) -> str:  # strings of Python 2
+    return str(data, "latin1")
 
 
 def _long(size: int) -> Callable[[_Machine], None]:
@@ -304,25 +308,10 @@ def _set_one(m: _Machine):
     m.set_items([key, value])
 
 
-def _set_many(m: _Machine):
-    pairs = m.pop_mark()
-    m.set_items(pairs)
-
-
 def _new_dict(m: _Machine):
     pairs = m.pop_mark()
     m.push({})
     m.set_items(pairs)
-
-
-def _append_one(m: _Machine):
-    value = m.pop()
-    m.append([value])
-
-
-def _append_many(m: _Machine):
-    values = m.pop_mark()
-    m.append(values)
 
 
 def _integer_line(m: _Machine):  # INT: also how protocol 0 writes booleans
@@ -351,15 +340,15 @@ OPCODES: dict[int, Callable[[_Machine], Any]] = {
     0x8A: _long(1),
     0x8B: _long(4),
     # text and bytes
-    ord("X"): _text(4),
-    0x8C: _text(1),
-    0x8D: _text(8),
-    ord("B"): _bytes(4),
-    ord("C"): _bytes(1),
-    0x8E: _bytes(8),
-    0x96: _bytes(8),
-    ord("T"): _python2_string(4),
-    ord("U"): _python2_string(1),
+    ord("X"): _counted(4, _utf8),
+    0x8C: _counted(1, _utf8),
+    0x8D: _counted(8, _utf8),
+    ord("B"): _counted(4, bytes),
+    ord("C"): _counted(1, bytes),
+    0x8E: _counted(8, bytes),
+    0x96: _counted(8, bytes),
+    ord("T"): _counted(4, _latin1),
+    ord("U"): _counted(1, _latin1),
     # containers
     ord("("): _constant(MARK),
     ord(")"): _constant(()),
@@ -369,14 +358,14 @@ OPCODES: dict[int, Callable[[_Machine], Any]] = {
     0x87: _tuple(3),
     ord("]"): lambda m: m.push([]),
     ord("l"): lambda m: m.push(m.pop_mark()),
-    ord("a"): _append_one,
-    ord("e"): _append_many,
+    ord("a"): lambda m: m.append([m.pop()]),
+    ord("e"): lambda m: m.append(m.pop_mark()),
     ord("}"): lambda m: m.push({}),
     ord("d"): _new_dict,
     ord("s"): _set_one,
-    ord("u"): _set_many,
+    ord("u"): lambda m: m.set_items(m.pop_mark()),
     0x8F: lambda m: m.push(_collection(())),
-    0x90: _append_many,
+    0x90: lambda m: m.append(m.pop_mark()),
     0x91: lambda m: m.push(_collection((m.pop_mark(),))),
     # objects
     ord("c"): lambda m: m.push(m.find_global(m.line(), m.line())),
