@@ -70,8 +70,8 @@ def respaced_timesteps(sampler: str, steps: int, total: int = NUM_TIMESTEPS):
             if len(range(0, total, stride)) == steps:
                 return np.arange(0, total, stride)
         raise UserError(
-            f"sampling_steps: DDIM cannot take exactly {steps} of {total} steps with an "
-            "integer stride; try 10, 20, 25, 40, 50, 100, 125, 200 or 250"
+            f"sampling_steps: DDIM cannot take exactly {steps} of {total} steps with "
+            "an integer stride; try 10, 20, 25, 40, 50, 100, 125, 200 or 250"
         )
     if sampler == "ddpm":
         return np.round(np.linspace(0, total - 1, steps)).astype(int)

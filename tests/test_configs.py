@@ -197,12 +197,12 @@ def test_a_value_out_of_range_is_named(field, value, rule):
 
 
 def test_a_batch_that_cannot_be_split_names_every_field():
-    message = error_of("--config.rl.num_inner_batch=3", "--config.rl.grad_accum=2")
+    message = error_of("--config.rl.num_inner_batch=5", "--config.rl.grad_accum=2")
     for name in ("data.batch_size", "rl.num_group_samples", "rl.num_inner_batch"):
         assert f"config.{name}" in message
-    assert "3 * 2 * 1 = 6" in message
-    with pytest.raises(UserError, match="devices = 2 \\* 1 \\* 3 = 6"):
-        check_rl(parsed(), num_devices=3)
+    assert "5 * 2 * 1 = 10" in message
+    with pytest.raises(UserError, match="devices = 2 \\* 1 \\* 5 = 10"):
+        check_rl(parsed(), num_devices=5)
 
 
 def test_a_custom_reward_joins_any_config():

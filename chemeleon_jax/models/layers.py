@@ -28,8 +28,8 @@ def index_embedding(positions: jax.Array, width: int) -> jax.Array:
 def timestep_embedding(t: jax.Array, width: int = 256) -> jax.Array:
     """Sinusoidal embedding of timesteps t [B] -> [B, width]: cos, then sin."""
     half = width // 2
-    # On the host, so that it has the same bits everywhere: t multiplies a last digit that
-    # differs by up to 1000.
+    # On the host, so that it has the same bits everywhere: t multiplies a last digit
+    # that differs by up to 1000.
     exponent = np.float32(-np.log(10000)) * np.arange(half, dtype=np.float32) / half
     frequency = np.exp(exponent.astype(np.float64)).astype(np.float32)
     angle = t.astype(jnp.float32)[:, None] * frequency[None]
