@@ -225,7 +225,7 @@ def _check_components(config: Any) -> None:
             config,
             f"{field}.weight",
             lambda x: 0 < x < math.inf,
-            "a positive number (for less of something, give a reward of minus it)",
+            "a finite number above 0 (for less of a thing, reward minus it)",
         )
     if "custom" in active:
         _require(
