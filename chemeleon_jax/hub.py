@@ -4,9 +4,12 @@ A file is fetched once and converted once, into the user's cache directory. It i
 unpickled as a whole: see `convert_checkpoints.unpickle`.
 """
 
+import hashlib
+import json
 import os
 import urllib.error
 import urllib.request
+from importlib.resources import files
 from pathlib import Path
 
 from chemeleon_jax.errors import UserError
@@ -20,6 +23,9 @@ FILES = {
     "mp_20_ldm_rl": "v0.0.1/mp_20/ldm/ldm_rl_dng_xxq3a0mn.ckpt",
     "alex_mp_20_ldm_rl": "v0.0.1/alex_mp_20/ldm/ldm_rl_dng_tuor5vgd.ckpt",
 }
+# {name: {"size": bytes, "sha256": hex}} of the files that are known; others are taken
+# as the hub gives them, and config.json keeps their checksum.
+PINS = files("chemeleon_jax") / "assets" / "hub_pins.json"
 
 
 def fetch(name: str) -> Path:
@@ -41,12 +47,34 @@ def fetch(name: str) -> Path:
     from convert_checkpoints import convert  # only here: most runs never convert
 
     if name.endswith("_vae"):
-        convert([_download(name)], directory)
+        convert([_checked(name)], directory)
     else:
         # An LDM's file holds its VAE, but not that one's head counts.
         vae = name.partition("_ldm_")[0] + "_vae"
-        convert([_download(name), _download(vae)], models)
+        convert([_checked(name), _checked(vae)], models)
     return directory
+
+
+def _checked(name: str) -> Path:
+    """The file of a hub name, after a look at its size and checksum, where known.
+
+    Raises:
+      UserError: it is another file.
+    """
+    path = _download(name)
+    pin = json.loads(PINS.read_text()).get(name)
+    if pin is None:
+        return path
+    digest = ""
+    if path.stat().st_size == pin["size"]:
+        with open(path, "rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if digest != pin["sha256"]:
+        raise UserError(
+            f"hub:{name}: {path} is not the file that is known under this name (size "
+            "or SHA-256 differ): delete it to fetch it anew"
+        )
+    return path
 
 
 def _download(name: str) -> Path:

@@ -73,8 +73,8 @@ def attribute(module: Any, *path: str) -> Any:
         if not isinstance(module, Record):
             return None
         modules = module.get("_modules")
-        inside = isinstance(modules, dict) and name in modules
-        module = modules[name] if inside else module.get(name)
+        modules = modules if isinstance(modules, dict) else {}
+        module = modules[name] if name in modules else module.get(name)
     return module
 
 

@@ -152,7 +152,9 @@ class _Machine:
 
     def set_items(self, pairs: list):
         target = self.top()
-        target = target.pairs if isinstance(target, Record) else target
+        if isinstance(target, Record):
+            target.pairs = {} if target.pairs is None else target.pairs
+            target = target.pairs
         if not isinstance(target, dict):
             raise self.error("damaged pickle")
         for key, value in zip(pairs[::2], pairs[1::2], strict=True):
@@ -164,7 +166,9 @@ class _Machine:
 
     def append(self, values: list):
         target = self.top()
-        target = target.items if isinstance(target, Record) else target
+        if isinstance(target, Record):
+            target.items = [] if target.items is None else target.items
+            target = target.items
         if not isinstance(target, list):
             raise self.error("damaged pickle")
         target.extend(values)
@@ -189,7 +193,7 @@ def check_key(key: Any) -> Any:
     large integers are easily made to collide, which turns a dictionary into a trap.
     """
     small = isinstance(key, int) and abs(key) < 2**60
-    if not small and not isinstance(key, str | bytes | Global | Record | None):
+    if not small and not isinstance(key, str | bytes | float | Global | Record | None):
         raise CheckpointError("damaged pickle: a dictionary key of an unexpected type")
     return key
 

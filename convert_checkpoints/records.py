@@ -36,8 +36,8 @@ class Record:
         self.cls = cls  # Global, or a Record that the file calls
         self.args = args  # of the constructor
         self.state: Any = None  # what __setstate__ would get
-        self.items: list = []  # appended or added
-        self.pairs: dict = {}  # set by key
+        self.items: list | None = None  # appended or added
+        self.pairs: dict | None = None  # set by key
 
     @property
     def name(self) -> str:

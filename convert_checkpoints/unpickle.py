@@ -175,7 +175,7 @@ class _Archive:
             raise CheckpointError(f"damaged: checksum of entry {name!r} differs")
         return content
 
-    def storage(self, persistent_id: Any) -> np.ndarray:
+    def storage(self, persistent_id: Any) -> np.ndarray | Record:
         """The flat array that `("storage", type, key, device, count)` refers to."""
         match persistent_id:
             case ("storage", Global() as kind, str(key), str(), int(count)):
@@ -184,8 +184,8 @@ class _Archive:
                 raise CheckpointError("damaged pickle: not a storage reference")
         kind_name = kind.name.removeprefix("torch.").removeprefix("storage.")
         dtype = STORAGE_TYPES.get(kind_name)
-        if dtype is None:
-            raise CheckpointError(f"storage of unknown type {kind.name[:80]}")
+        if dtype is None:  # quantised, float8, ...: no number type of NumPy's
+            return Record(kind, (key, count))
         if key not in self.storages:
             content = self.read(f"data/{key}", len(self.bytes))
             dtype = np.dtype(dtype).newbyteorder(self.byte_order)
@@ -212,9 +212,11 @@ class _BoundedFile(io.FileIO):
         return super().read(size)
 
 
-def _tensor(args: tuple) -> np.ndarray:
+def _tensor(args: tuple) -> np.ndarray | Record:
     """`torch._utils._rebuild_tensor_v2(storage, offset, size, stride, ...)`."""
     storage, offset, size, stride = args[:4]
+    if isinstance(storage, Record):
+        return Record(Global("torch._utils._rebuild_tensor_v2"), args)
     if not isinstance(storage, np.ndarray) or len(size) != len(stride):
         raise CheckpointError("damaged pickle: a tensor without a storage")
     if any(not isinstance(n, int) or n < 0 for n in (offset, *size, *stride)):
@@ -223,7 +225,9 @@ def _tensor(args: tuple) -> np.ndarray:
         raise CheckpointError("damaged pickle: a tensor of more than 16 axes")
     count = int(np.prod([int(n) for n in size], dtype=object)) if size else 1
     last = offset + sum((n - 1) * s for n, s in zip(size, stride, strict=True))
-    if count and (last >= len(storage) or count > len(storage)):
+    # An expanded tensor (stride 0) may be larger than its storage, within a limit:
+    # whoever copies it pays.
+    if count and (last >= len(storage) or count > max(len(storage), 1 << 16)):
         raise CheckpointError(
             f"a tensor of shape {str(tuple(size))[:80]} reaches outside its storage of "
             f"{len(storage)} numbers"

@@ -42,8 +42,9 @@ def verify(directory: str | Path) -> list[Row]:
     recording = Recording(directory / "golden.npz")
     try:
         meta = json.loads((directory / "meta.json").read_text())
-        meta["structures"], meta["conditions"], meta["cfg"]["clip"]  # noqa: B018
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        if not meta.keys() >= {"structures", "conditions", "cfg"}:
+            raise KeyError("structures, conditions and cfg should be in it")
+    except (OSError, ValueError, KeyError, AttributeError) as error:
         raise CheckpointError(f"{directory / 'meta.json'}: {error!r}") from None
     sources = [read_source(path) for path in sorted(directory.glob("*.ckpt"))]
     with jax.default_matmul_precision("highest"):
