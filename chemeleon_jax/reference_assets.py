@@ -82,7 +82,9 @@ def _read_entry(entry: Record) -> tuple[np.ndarray, float]:
             "its energy is corrected, and a hull of corrected energies "
             "does not go with a potential's own"
         )
-    composition = entry.get("composition") or entry.get("_composition")
+    composition = entry.get("composition", entry.get("_composition"))
+    if not isinstance(composition, Record):
+        raise ValueError("it has no composition")
     energy = entry.get("energy")
     energy = float(entry.get("_energy") if energy is None else energy)
     counts = np.zeros(NUM_ELEMENTS, np.int64)
@@ -119,6 +121,7 @@ def read_archive(path: Path) -> dict[str, bytes]:
                 wanted = name == STRUCTURES or name.startswith(PHASE_DIAGRAM_PREFIX)
                 if member.isreg() and wanted and name.endswith(".gz"):
                     file = archive.extractfile(member)
+                    assert file is not None  # a regular file has one
                     found[name] = _gunzip(file.read(MAX_MEMBER_BYTES), name)
     except (OSError, EOFError, tarfile.TarError, zlib.error) as error:
         raise UserError(f"{path}: damaged, or no tar.gz archive ({error})") from error
