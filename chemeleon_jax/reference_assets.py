@@ -88,7 +88,7 @@ def _read_entry(entry: Record) -> tuple[np.ndarray, float]:
     energy = entry.get("energy")
     energy = float(entry.get("_energy") if energy is None else energy)
     counts = np.zeros(NUM_ELEMENTS, np.int64)
-    for element, amount in composition.get("_data").items():
+    for element, amount in composition.get("_data", {}).items():
         (symbol,) = element.args
         counts[Element(symbol).Z - 1] = round(amount)
         if abs(amount - round(amount)) > 1e-6:

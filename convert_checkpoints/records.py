@@ -44,7 +44,7 @@ class Record:
         """Full name of the class, for example 'torch.nn.modules.linear.Linear'."""
         return self.cls.name if isinstance(self.cls, Global) else "?"
 
-    def get(self, key: str, default=None):
+    def get(self, key: str, default: Any = None) -> Any:
         """An attribute, from the state (a dict, or a pair of dict and slots)."""
         states = self.state if isinstance(self.state, tuple) else (self.state,)
         for state in states:

@@ -267,7 +267,8 @@ def compare_loss(rec: Recording, prefix: str, metrics, num_steps: int, noise) ->
     rec.compare(f"{prefix}scaled_loss", sums["loss"] / num_steps, wider=both)
     ratio, log_ratio = (float(metrics[name][-1]) for name in ("ratio", "log_ratio"))
     rec.compare(f"{prefix}ratio", ratio, wider=exponential)
-    if abs(log_ratio) < 1e-2 and f"{prefix}ratio" in rec.arrays:
+    recorded_ratio = rec.rows.get(f"{prefix}ratio")
+    if abs(log_ratio) < 1e-2 and recorded_ratio and recorded_ratio.ok:
         # So small a difference of log-probabilities is in their last digits, and better
         # told from the recorded ratio: exp's curvature leads from one to the other.
         curvature = ratio - 1 - log_ratio

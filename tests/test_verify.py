@@ -4,9 +4,12 @@ import json
 import shutil
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
+from chemeleon_jax.objective import make_optimizer
 from convert_checkpoints import CheckpointError
 from convert_checkpoints.comparison import Recording
 from convert_checkpoints.verify import main, verify
@@ -77,6 +80,23 @@ def test_changes_show_where_they_should(short, tmp_path, capsys):
 @pytest.mark.slow
 def test_the_whole_recording_agrees():
     assert main([str(FIXTURES)]) == 0
+
+
+def test_optimiser_steps_as_torch_takes_them():
+    """Clip to norm 1, then AdamW: numbers by torch 2.13 (the recording has none).
+
+    First gradient (3, 4), which is clipped; then (0.3, -0.1), which is not.
+    """
+    weights = jnp.array([1.0, -2.0])
+    optimizer = make_optimizer(1e-2)
+    state = optimizer.init(weights)
+    for gradient, expected in (
+        ((3.0, 4.0), (0.99000001, -2.00999999)),
+        ((0.3, -0.1), (0.980678201, -2.015725374)),
+    ):
+        updates, state = optimizer.update(jnp.array(gradient), state, weights)
+        weights = optax.apply_updates(weights, updates)
+        np.testing.assert_allclose(weights, expected, rtol=1e-6)
 
 
 # ------------------------------------------------------------------------ the recording
