@@ -124,34 +124,36 @@ def pretrain(config, workdir: str) -> None:
     train_step = make_train_step(stage, optimizer, config.ema_decay)
     validate = make_validate(stage, held_out, frozen, mesh)
     done = int(state.since_best) >= config.patience
-    tracker = Tracker(f"{workdir}/training", config.num_steps, start=int(state.step))
-    for step in range(int(state.step), 0 if done else config.num_steps):
-        crystals, labels = shard_batch(batches.at(step), mesh)
-        state, metrics = train_step(state, frozen, crystals, labels, key)
-        if step % config.log_every == 0:
-            tracker.log(step, {f"train/{k}": v for k, v in metrics.items()})
+    start = int(state.step)
+    with (
+        saved,
+        Tracker(f"{workdir}/training", config.num_steps, start=start) as tracker,
+    ):
+        for step in range(start, 0 if done else config.num_steps):
+            crystals, labels = shard_batch(batches.at(step), mesh)
+            state, metrics = train_step(state, frozen, crystals, labels, key)
+            if step % config.log_every == 0:
+                tracker.log(step, {f"train/{k}": v for k, v in metrics.items()})
 
-        # ---------------------------------------------------------------- validate
-        last = step + 1 == config.num_steps
-        if (step + 1) % config.validate_every == 0 or last:
-            scores = validate(state.ema_params)
-            tracker.log(step, {f"val/{k}": v for k, v in scores.items()})
-            tracker.progress(step, loss=metrics["loss"], val_loss=scores["loss"])
-            improved = scores["loss"] < float(state.best)
-            state = state.replace(
-                best=jnp.minimum(state.best, scores["loss"]),
-                since_best=jnp.where(improved, 0, state.since_best + 1),
-            )
-            if improved:
-                summary = {"step": step + 1, "validation": scores}
-                checkpoints.save_model(
-                    workdir, state.ema_params, {**stage.config, "training": summary}
+            # ---------------------------------------------------------------- validate
+            last = step + 1 == config.num_steps
+            if (step + 1) % config.validate_every == 0 or last:
+                scores = validate(state.ema_params)
+                tracker.log(step, {f"val/{k}": v for k, v in scores.items()})
+                tracker.progress(step, loss=metrics["loss"], val_loss=scores["loss"])
+                improved = scores["loss"] < float(state.best)
+                state = state.replace(
+                    best=jnp.minimum(state.best, scores["loss"]),
+                    since_best=jnp.where(improved, 0, state.since_best + 1),
                 )
-            saved.save(step + 1, state)
-            if int(state.since_best) >= config.patience:
-                break
-    tracker.close()
-    saved.close()
+                if improved:
+                    summary = {"step": step + 1, "validation": scores}
+                    checkpoints.save_model(
+                        workdir, state.ema_params, {**stage.config, "training": summary}
+                    )
+                saved.save(step + 1, state)
+                if int(state.since_best) >= config.patience:
+                    break
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ Sample groups of crystals, score them, push the policy towards the better ones o
 group; again. The same command with the same --workdir continues a run.
 """
 
+import contextlib
 import functools
 import time
 from collections.abc import Callable
@@ -145,38 +146,39 @@ def train(config, workdir: str) -> None:
     # ---------------------------------------------------------------------- the loop
     seed = jax.random.key(config.seed)
     with_energies = "energy" in active_components(config)
-    tracker = Tracker(workdir, config.num_iterations, start=start)
-    for iteration in range(start, config.num_iterations):
-        key = jax.random.fold_in(seed, iteration)
-        crystals, trajectory, rewards, seconds = sample_and_score(
-            state.params, key, num_groups, group_size, with_energies
-        )
-        began = time.perf_counter()
-        with jax.set_mesh(mesh):
-            advantage = shard_batch(rewards.advantage, mesh)
-            state, metrics = improve(
-                state, trajectory, advantage, reference, **sampling
+    with (
+        saved,
+        contextlib.closing(reward),
+        Tracker(workdir, config.num_iterations, start=start) as tracker,
+    ):
+        for iteration in range(start, config.num_iterations):
+            key = jax.random.fold_in(seed, iteration)
+            crystals, trajectory, rewards, seconds = sample_and_score(
+                state.params, key, num_groups, group_size, with_energies
             )
-        metrics = jax.device_get(metrics)
-        seconds["update"] = time.perf_counter() - began
+            began = time.perf_counter()
+            with jax.set_mesh(mesh):
+                advantage = shard_batch(rewards.advantage, mesh)
+                state, metrics = improve(
+                    state, trajectory, advantage, reference, **sampling
+                )
+            metrics = jax.device_get(metrics)
+            seconds["update"] = time.perf_counter() - began
 
-        # --------------------------------------------------- log, validate, save
-        metrics |= rewards.metrics
-        tracker.log(iteration, {f"train/{k}": v for k, v in metrics.items()})
-        tracker.log(iteration, {f"time/{k}": v for k, v in seconds.items()})
-        tracker.progress(iteration, reward=metrics["reward"], KL=metrics["kl_div"])
-        save_crystals(workdir, iteration, crystals, rewards)
-        done, value = iteration + 1, None
-        last = done == config.num_iterations
-        if config.validate_every and (done % config.validate_every == 0 or last):
-            validation = validate(state.params)
-            value = validation["reward"]
-            tracker.log(iteration, {f"val/{k}": v for k, v in validation.items()})
-        if done % config.checkpoint_every == 0 or last:
-            saved.save(done, state, score=value)
-    tracker.close()
-    saved.close()
-    reward.close()
+            # --------------------------------------------------- log, validate, save
+            metrics |= rewards.metrics
+            tracker.log(iteration, {f"train/{k}": v for k, v in metrics.items()})
+            tracker.log(iteration, {f"time/{k}": v for k, v in seconds.items()})
+            tracker.progress(iteration, reward=metrics["reward"], KL=metrics["kl_div"])
+            save_crystals(workdir, iteration, crystals, rewards)
+            done, value = iteration + 1, None
+            last = done == config.num_iterations
+            if config.validate_every and (done % config.validate_every == 0 or last):
+                validation = validate(state.params)
+                value = validation["reward"]
+                tracker.log(iteration, {f"val/{k}": v for k, v in validation.items()})
+            if done % config.checkpoint_every == 0 or last:
+                saved.save(done, state, score=value)
 
 
 def improve_policy(

@@ -71,7 +71,9 @@ class CutOffError(Exception):
     pass
 
 
-def test_a_run_cut_off_ends_where_it_would_have_ended(run, tmp_path, monkeypatch):
+def test_a_run_cut_off_ends_where_it_would_have_ended(tmp_path, monkeypatch):
+    short = config("rl_atomic_density", num_iterations=2, validate_every=0)
+    train(short, str(tmp_path / "whole"))
     save = checkpoints.RunCheckpoints.save
 
     def save_and_die(self, step, state, **kwargs):
@@ -80,11 +82,13 @@ def test_a_run_cut_off_ends_where_it_would_have_ended(run, tmp_path, monkeypatch
 
     with monkeypatch.context() as patch, pytest.raises(CutOffError):
         patch.setattr(checkpoints.RunCheckpoints, "save", save_and_die)
-        train(config(), str(tmp_path))
-    train(config(), str(tmp_path))
-    whole, resumed = checkpoints.load(run).params, checkpoints.load(tmp_path).params
+        train(short, str(tmp_path / "cut"))
+    train(short, str(tmp_path / "cut"))
+    whole, resumed = (
+        checkpoints.load(tmp_path / run).params for run in ("whole", "cut")
+    )
     jax.tree.map(np.testing.assert_array_equal, whole, resumed)
-    before, after = read_scalars(run), read_scalars(tmp_path)
+    before, after = (read_scalars(tmp_path / run) for run in ("whole", "cut"))
     for tag in before:
         if not tag.startswith("time/"):
             np.testing.assert_array_equal(before[tag], after[tag], err_msg=tag)
