@@ -9,7 +9,7 @@ from flax import struct
 
 from chemeleon_jax.checkpoints import Checkpoint, params_digest
 from chemeleon_jax.errors import UserError
-from chemeleon_jax.models.condition import ConditionEncoder, make_condition_encoder
+from chemeleon_jax.models.condition import make_condition_encoder
 from chemeleon_jax.models.dit import DiT
 from chemeleon_jax.models.vae import VAE, make_vae, to_crystals
 from chemeleon_jax.types import CrystalBatch
@@ -26,7 +26,7 @@ class Generator:
 
     dit: DiT = struct.field(pytree_node=False)
     vae: VAE = struct.field(pytree_node=False)
-    condition: ConditionEncoder | None = struct.field(pytree_node=False)
+    condition: Any = struct.field(pytree_node=False)  # ConditionEncoder, or None
     frozen: Any  # {"vae": ..., "condition": ...}, parameters
     latent_std: jax.Array  # []  latents are divided by it before diffusion
     max_atoms: int = struct.field(pytree_node=False, default=20)
