@@ -189,8 +189,9 @@ def vae_config(tensors: Flat, heads: dict[str, int]) -> dict[str, Any]:
             "mlp_width": mlp_width,
             # The layers say tanh-GELU, but in evaluation mode torch runs its fused
             # encoder layer, which has the exact one: so has every number of the
-            # original that starts from a trained VAE.
-            "activation": "gelu_exact",
+            # original that starts from a trained VAE. (With odd head counts torch has
+            # no fused layer.)
+            "activation": "gelu" if heads[part] % 2 else "gelu_exact",
         }
     return config
 
