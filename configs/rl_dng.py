@@ -6,8 +6,8 @@
 The paper's multi-objective reward. The first command takes the embedded mini model and
 needs no network; `mp_20` and `alex_mp_20` take the released models.
 
-`mini`: 17 minutes on one core (2026-11-22). Mean raw reward of 512 fresh crystals -15.1 to
--6.3, valid 87 to 98 %; the share of metastable, unique and novel ones does not rise
+`mini`: 17 minutes on one core (2026-11-22). Mean raw reward of 512 fresh crystals -15.1
+to -6.3, valid 87 to 98 %; the share of metastable, unique and novel ones does not rise
 (0.6 to 1.0 %): `python tools/measure_learning.py runs/rl_dng`.
 """
 
