@@ -14,7 +14,6 @@ from chemeleon_jax.models.layers import (
 
 # depth, width, heads
 SIZES = {
-    "mini": (6, 192, 6),
     "S": (6, 384, 6),
     "B": (12, 768, 12),
     "L": (24, 1024, 16),
