@@ -13,12 +13,13 @@ import functools
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import Mesh
 
 from chemeleon_jax import checkpoints
 from chemeleon_jax.checkpoints import Checkpoint, params_digest
@@ -45,12 +46,20 @@ MAX_ATOMS = 20  # N: what crystals are padded to, and the most that data sets he
 KL_EVERY = 12  # steps of a trajectory per one at which the KL to the original is taken
 
 
+class Batch(NamedTuple):
+    """Crystals that were sampled and scored."""
+
+    crystals: CrystalBatch  # on the host
+    trajectory: Trajectory  # on the mesh
+    rewards: RewardOutput  # on the host
+    seconds: dict[str, float]
+
+
 def train(config, workdir: str) -> None:
     """Run, or continue, one RL fine-tuning; see the module's docstring."""
-    # ---------------------------------------------------------- policy, data, reward
+    # ------------------------------------------------------- policy, reward, state
     mesh = make_mesh()
     check_rl(config, mesh.size)
-    schedule = make_schedule(config.sampling.sampler, config.sampling.sampling_steps)
     start_model = combine_checkpoints(
         checkpoints.load(config.ldm_ckpt_path),
         checkpoints.load(config.vae_ckpt_path),
@@ -59,59 +68,90 @@ def train(config, workdir: str) -> None:
     draw_prompts = make_prompts(model, config.data.dataset)
     checkpoints.write_run_info(workdir, config.to_dict(), start_model)
     reward = load_reward(config, model)
-
-    # ------------------------------------------------------------------------- state
     optimizer = make_optimizer(**config.optimizer)
-    state = TrainState(
-        iteration=jnp.array(0),
-        params=policy,
-        opt_state=optimizer.init(policy),
-        ema_params=jax.tree.map(jnp.array, policy),
+    state, reference, model = replicate(
+        (init_state(policy, optimizer), jax.tree.map(jnp.array, policy), model), mesh
     )
-    reference = jax.tree.map(jnp.array, policy)
-    state, reference, model = replicate((state, reference, model), mesh)
     saved = checkpoints.RunCheckpoints(workdir)
     state = saved.restore_latest(state) or state
     start = int(state.iteration)
 
     # ---------------------------------------------------------- what is compiled
-    group_size, num_groups = config.rl.num_group_samples, config.data.batch_size
     sampling = {
         "model": model,
-        "schedule": schedule,
+        "schedule": make_schedule(
+            config.sampling.sampler, config.sampling.sampling_steps
+        ),
         "eta": config.sampling.eta,
         "cfg_scale": config.sampling.cfg_scale if model.condition else None,
     }
-    rollout = jax.jit(sample_group, static_argnames="group_size")
-    score = jax.jit(
-        functools.partial(
-            compute_rewards,
-            reward=reward,
-            group_size=group_size * (1 if config.rl.group_reward_norm else num_groups),
-        ),
-        static_argnames="with_energies",
+    sample_and_score = make_sample_and_score(
+        config, draw_prompts, reward, sampling, mesh
     )
-    improve = jax.jit(
-        functools.partial(
-            improve_policy,
-            optimizer=optimizer,
-            kl_target=config.rl.kl_target,
-            ema_decay=config.rl.ema_decay,
-            num_inner_batch=config.rl.num_inner_batch,
-            grad_accum=config.rl.grad_accum,
-            clip_ratio=config.rl.clip_ratio,
-            kl_weight=config.rl.kl_weight,
-            entropy_weight=config.rl.entropy_weight,
-        ),
-        donate_argnums=0,
+    improve = make_improve(config, optimizer, reference, sampling, mesh)
+
+    # ---------------------------------------------------------------------- the loop
+    seed = jax.random.key(config.seed)
+    with (
+        saved,
+        contextlib.closing(reward),
+        Tracker(workdir, config.num_iterations, start=start) as tracker,
+    ):
+        for iteration in range(start, config.num_iterations):
+            batch = sample_and_score(
+                state.params,
+                jax.random.fold_in(seed, iteration),
+                num_groups=config.data.batch_size,
+                group_size=config.rl.num_group_samples,
+                with_energies="energy" in active_components(config),
+            )
+            state, metrics, seconds = improve(state, batch)
+
+            # --------------------------------------------------- log, validate, save
+            metrics |= batch.rewards.metrics
+            seconds |= batch.seconds
+            tracker.log(iteration, {f"train/{k}": v for k, v in metrics.items()})
+            tracker.log(iteration, {f"time/{k}": v for k, v in seconds.items()})
+            tracker.progress(iteration, reward=metrics["reward"], KL=metrics["kl_div"])
+            save_crystals(workdir, iteration, batch)
+            done, score = iteration + 1, None
+            last = done == config.num_iterations
+            if config.validate_every and (done % config.validate_every == 0 or last):
+                found = validate(config, state.params, sample_and_score)
+                score = found["reward"]
+                tracker.log(iteration, {f"val/{k}": v for k, v in found.items()})
+            if done % config.checkpoint_every == 0 or last:
+                saved.save(done, state, score=score)
+
+
+def init_state(policy: Any, optimizer: optax.GradientTransformation) -> TrainState:
+    """The state before the first iteration."""
+    return TrainState(
+        iteration=jnp.array(0),
+        params=policy,
+        opt_state=optimizer.init(policy),
+        ema_params=jax.tree.map(jnp.array, policy),
     )
 
-    def sample_and_score(params, key, groups: int, size: int, with_energies: bool):
-        """Crystals on the host, their trajectory on the mesh, rewards, seconds."""
+
+def make_sample_and_score(
+    config, draw_prompts: Callable, reward: Reward, sampling: dict, mesh: Mesh
+) -> Callable[..., Batch]:
+    """Compiles the first half of an iteration, on the devices and the host."""
+    rollout = jax.jit(sample_group, static_argnames="group_size")
+    normalised = config.rl.num_group_samples
+    if not config.rl.group_reward_norm:
+        normalised *= config.data.batch_size
+    score = jax.jit(
+        functools.partial(compute_rewards, reward=reward, group_size=normalised),
+        static_argnames="with_energies",
+    )
+
+    def sample_and_score(params, key, *, num_groups, group_size, with_energies):
         began = time.perf_counter()
-        num_atoms, condition = draw_prompts(jax.random.fold_in(key, 0), groups)
+        num_atoms, condition = draw_prompts(jax.random.fold_in(key, 0), num_groups)
         num_atoms, condition = jax.tree.map(
-            lambda x: jnp.repeat(x, size, 0), (num_atoms, condition)
+            lambda x: jnp.repeat(x, group_size, 0), (num_atoms, condition)
         )
         with jax.set_mesh(mesh):
             # Groups are laid out above and go in as groups of one, so that validation,
@@ -132,53 +172,52 @@ def train(config, workdir: str) -> None:
             "sample": sampled - began,
             "reward": time.perf_counter() - sampled,
         }
-        return crystals, trajectory, rewards, seconds
+        return Batch(crystals, trajectory, rewards, seconds)
 
-    def validate(params) -> dict[str, float]:
-        """Mean metrics of crystals that nobody trains on; the same noise every time."""
-        batch = group_size * num_groups
-        keys = jax.random.split(
-            jax.random.key(config.seed + 1), -(-config.validation_samples // batch)
-        )
-        found = [sample_and_score(params, k, batch, 1, True)[2].metrics for k in keys]
-        return {name: np.mean([m[name] for m in found]) for name in found[0]}
+    return sample_and_score
 
-    # ---------------------------------------------------------------------- the loop
-    seed = jax.random.key(config.seed)
-    with_energies = "energy" in active_components(config)
-    with (
-        saved,
-        contextlib.closing(reward),
-        Tracker(workdir, config.num_iterations, start=start) as tracker,
-    ):
-        for iteration in range(start, config.num_iterations):
-            key = jax.random.fold_in(seed, iteration)
-            crystals, trajectory, rewards, seconds = sample_and_score(
-                state.params, key, num_groups, group_size, with_energies
+
+def validate(config, params, sample_and_score: Callable) -> dict[str, float]:
+    """Mean metrics of crystals that nobody trains on; the same noise every time."""
+    size = config.data.batch_size * config.rl.num_group_samples
+    keys = jax.random.split(
+        jax.random.key(config.seed + 1), -(-config.validation_samples // size)
+    )
+    found = [
+        sample_and_score(
+            params, key, num_groups=size, group_size=1, with_energies=True
+        ).rewards.metrics
+        for key in keys
+    ]
+    return {name: np.mean([m[name] for m in found]) for name in found[0]}
+
+
+def make_improve(
+    config,
+    optimizer: optax.GradientTransformation,
+    reference: Any,
+    sampling: dict,
+    mesh: Mesh,
+) -> Callable[[TrainState, Batch], tuple[TrainState, dict, dict[str, float]]]:
+    """Compiles the second half of an iteration: state, metrics on the host, seconds."""
+    names = "kl_target ema_decay num_inner_batch grad_accum clip_ratio kl_weight"
+    fixed = {name: config.rl[name] for name in [*names.split(), "entropy_weight"]}
+    compiled = jax.jit(
+        functools.partial(improve_policy, optimizer=optimizer, **fixed),
+        donate_argnums=0,
+    )
+
+    def improve(state, batch):
+        began = time.perf_counter()
+        with jax.set_mesh(mesh):
+            advantage = shard_batch(batch.rewards.advantage, mesh)
+            state, metrics = compiled(
+                state, batch.trajectory, advantage, reference, **sampling
             )
-            began = time.perf_counter()
-            with jax.set_mesh(mesh):
-                advantage = shard_batch(rewards.advantage, mesh)
-                state, metrics = improve(
-                    state, trajectory, advantage, reference, **sampling
-                )
-            metrics = jax.device_get(metrics)
-            seconds["update"] = time.perf_counter() - began
+        metrics = jax.device_get(metrics)
+        return state, metrics, {"update": time.perf_counter() - began}
 
-            # --------------------------------------------------- log, validate, save
-            metrics |= rewards.metrics
-            tracker.log(iteration, {f"train/{k}": v for k, v in metrics.items()})
-            tracker.log(iteration, {f"time/{k}": v for k, v in seconds.items()})
-            tracker.progress(iteration, reward=metrics["reward"], KL=metrics["kl_div"])
-            save_crystals(workdir, iteration, crystals, rewards)
-            done, value = iteration + 1, None
-            last = done == config.num_iterations
-            if config.validate_every and (done % config.validate_every == 0 or last):
-                validation = validate(state.params)
-                value = validation["reward"]
-                tracker.log(iteration, {f"val/{k}": v for k, v in validation.items()})
-            if done % config.checkpoint_every == 0 or last:
-                saved.save(done, state, score=value)
+    return improve
 
 
 def improve_policy(
@@ -297,17 +336,15 @@ def load_predictor_vae(predictor: Checkpoint) -> Checkpoint:
     return vae
 
 
-def save_crystals(
-    workdir: str, iteration: int, crystals: CrystalBatch, rewards: RewardOutput
-) -> None:
+def save_crystals(workdir: str, iteration: int, batch: Batch) -> None:
     """Keep an iteration's crystals and what they were worth, as npz."""
     folder = Path(workdir, "crystals")
     folder.mkdir(exist_ok=True)
-    scores = {f"component_{k}": v for k, v in rewards.components.items()}
+    scores = {f"component_{k}": v for k, v in batch.rewards.components.items()}
     names = ("total", "advantage", "valid", "unique", "novel", "e_above_hull")
-    scores |= {k: v for k in names if (v := getattr(rewards, k)) is not None}
+    scores |= {k: v for k in names if (v := getattr(batch.rewards, k)) is not None}
     np.savez_compressed(
-        folder / f"iteration_{iteration:06d}.npz", **vars(crystals), **scores
+        folder / f"iteration_{iteration:06d}.npz", **vars(batch.crystals), **scores
     )
 
 
