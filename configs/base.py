@@ -1,7 +1,8 @@
-"""What the RL configs share: every field, its meaning, and three presets of a size.
+"""What the RL configs share: every field, its meaning, and its presets.
 
 `mini` is for the embedded model on two CPU cores; `mp_20` and `alex_mp_20` are the
-setting of the Chemeleon2 paper (arXiv:2511.07158) on the released models, for a GPU.
+setting of the Chemeleon2 paper (arXiv:2511.07158) on the released models, for a GPU;
+`compat` is `mp_20` with nothing that the paper's own code does not do.
 """
 
 from ml_collections import ConfigDict
@@ -9,7 +10,7 @@ from ml_collections.config_dict import placeholder
 
 from chemeleon_jax.errors import UserError
 
-PRESETS = ("mini", "mp_20", "alex_mp_20")
+PRESETS = ("mini", "mp_20", "alex_mp_20", "compat")
 
 
 def rl_config(preset: str) -> ConfigDict:
@@ -23,8 +24,11 @@ def rl_config(preset: str) -> ConfigDict:
     """
     if preset not in PRESETS:
         raise UserError(f"no preset '{preset}': there are {', '.join(PRESETS)}")
-    config = _paper(preset) if preset != "mini" else _mini()
+    models = "mp_20" if preset == "compat" else preset
+    config = _paper(models) if preset != "mini" else _mini()
     config.reward = _reward()
+    if preset == "compat":
+        config.reward.components.creativity.max_amd = float("inf")
     return config
 
 
@@ -99,9 +103,22 @@ def _reward() -> ConfigDict:
     reward.components = {
         # 1: unique and novel, 0: neither, else the distance to the nearest crystal, at
         # most max_amd (inf: as the original has it)
-        "creativity": {"weight": 0.0, "normalize_fn": "none", "max_amd": 1.0},
+        "creativity": {
+            "weight": 0.0,
+            "normalize_fn": "none",
+            "max_amd": 1.0,
+            "min_elements": 1,  # crystals of fewer are worth 0
+        },
         # minus the energy above the hull, eV/atom, within [-clip_max, 0]
-        "energy": {"weight": 0.0, "normalize_fn": "norm", "clip_max": 1.0},
+        "energy": {
+            "weight": 0.0,
+            "normalize_fn": "norm",
+            "clip_max": 1.0,
+            # -clip_max for crystals of fewer elements, or of a chemical system with
+            # fewer known compounds
+            "min_elements": 1,
+            "min_hull_entries": 0,
+        },
         # what a crystal adds to the diversity of the batch
         "structure_diversity": {"weight": 0.0, "normalize_fn": "norm"},
         "composition_diversity": {"weight": 0.0, "normalize_fn": "norm"},

@@ -1,4 +1,5 @@
 import json
+import math
 import subprocess
 import sys
 from importlib import import_module
@@ -16,7 +17,7 @@ from chemeleon_jax.rewards.components import COMPONENTS
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = ("rl_dng", "rl_bandgap", "rl_atomic_density", "rl_custom_reward")
-PRESETS = ("mini", "mp_20", "alex_mp_20")
+PRESETS = ("mini", "mp_20", "alex_mp_20", "compat")
 
 
 @pytest.fixture(autouse=True)
@@ -44,7 +45,8 @@ def error_of(*arguments, config="configs/rl_dng.py"):
 def test_every_preset_is_a_run(name, preset):
     config = parsed(config=f"configs/{name}.py:{preset}")
     check_rl(config, num_devices=1)
-    json.dumps(config.to_dict(), allow_nan=False)  # what a run directory keeps
+    strict = preset != "compat"  # whose max_amd is infinite
+    json.dumps(config.to_dict(), allow_nan=not strict)  # what a run directory keeps
     if preset == "mini":
         assert config.ldm_ckpt_path == "mini:ldm"
         assert config == parsed(config=f"configs/{name}.py")  # it is the default
@@ -53,7 +55,7 @@ def test_every_preset_is_a_run(name, preset):
     else:
         for path in (config.ldm_ckpt_path, config.vae_ckpt_path):
             assert path.removeprefix("hub:") in hub.FILES
-            assert path.startswith(f"hub:{preset}_")
+            assert path.startswith(f"hub:{preset.replace('compat', 'mp_20')}_")
 
 
 def test_the_paper_s_setting():
@@ -100,6 +102,24 @@ def test_the_paper_s_setting():
     predictor = components["predictor"]
     assert (predictor["target"], predictor["clip_min"]) == (3.0, 0.0)
     assert predictor["clip_max"] is None
+
+
+def test_compat_is_the_paper_s_setting_without_guards():
+    guarded, compat = (
+        parsed(config=f"configs/rl_dng.py:{preset}").to_dict()
+        for preset in ("mp_20", "compat")
+    )
+    components = compat["reward"]["components"]
+    off = {"max_amd": math.inf, "min_elements": 1}
+    assert {k: components["creativity"].pop(k) for k in off} == off
+    off = {"min_elements": 1, "min_hull_entries": 0}
+    assert {k: components["energy"].pop(k) for k in off} == off
+    components = guarded["reward"]["components"]
+    on = {"max_amd": 1.0, "min_elements": 2}
+    assert {k: components["creativity"].pop(k) for k in on} == on
+    on = {"min_elements": 2, "min_hull_entries": 2}
+    assert {k: components["energy"].pop(k) for k in on} == on
+    assert guarded == compat
 
 
 def test_components_and_their_fields_are_those_of_the_rewards():

@@ -181,6 +181,53 @@ def test_energy_above_hull_and_what_has_none(reward):
     assert output.metrics["msun"] == pytest.approx(msun.mean())
 
 
+def test_guards_set_elements_and_sparse_systems_aside(models, pool):
+    """Na-O has one compound on record, Li-O-Na so two; Na-Fe none."""
+    oxides = np.array([[11, 8, 0, 0], [3, 3, 3, 8]])
+    hull = Hull(
+        np.concatenate([PURE, composition_counts(oxides)]), [0.0] * 5 + [-1.0] * 2
+    )
+    systems = [[11], [11, 11], [11, 26], [11, 8], [11, 8, 3], [8, 3, 3, 11]]
+    places = [[0, 0, 0], [0.5, 0.5, 0.5], [0.5, 0, 0], [0, 0.5, 0]]
+    crystals = from_structures(
+        [Structure(Lattice.cubic(5), types, places[: len(types)]) for types in systems]
+    )
+    energies = lambda x: (jnp.zeros(len(x.mask)), jnp.zeros(len(x.mask), int))  # noqa: E731
+    guards = {"energy": {"weight": 1.0, "clip_max": 3.0}}
+    guards["creativity"] = {"weight": 1.0}
+
+    def judged():
+        reward = make_reward(
+            {"normalize_fn": "std", "eps": 1e-4, "components": guards},
+            dataset=KNOWN,
+            potential=Potential("zero", "zero", energies),
+            hull=hull,
+            pool=pool,
+        )
+        return compute_rewards(crystals, reward=reward, group_size=6)
+
+    free = judged()
+    assert (free.components["energy"] > -3).all()
+    assert free.components["creativity"][2:].tolist() == [1.0] * 4
+    guards["energy"] |= {"min_elements": 2, "min_hull_entries": 1}
+    guards["creativity"] |= {"min_elements": 2}
+    guarded = judged()
+    reasons = np.array(REASONS)[guarded.status["energy"]].tolist()
+    assert reasons == ["few_elements"] * 2 + ["few_hull_entries"] + ["ok"] * 3
+    assert guarded.components["energy"][:3].tolist() == [-3.0] * 3
+    np.testing.assert_array_equal(
+        guarded.components["energy"][3:], free.components["energy"][3:]
+    )
+    assert guarded.components["creativity"].tolist() == [0.0] * 2 + [1.0] * 4
+    assert guarded.metrics["failures/creativity/few_elements"] == 2
+    assert guarded.metrics["failures/energy/few_hull_entries"] == 1
+    np.testing.assert_array_equal(guarded.e_above_hull, free.e_above_hull)
+    guards["energy"] |= {"min_hull_entries": 2}
+    assert judged().metrics["failures/energy/few_hull_entries"] == 2
+    guards["energy"] |= {"min_hull_entries": 3}
+    assert judged().metrics["failures/energy/few_hull_entries"] == 4
+
+
 def test_energies_on_request_only(models, pool):
     reward = build(models, pool, {"custom": COMPONENTS["custom"]})
     output = score(BATCH, reward=reward, group_size=4)

@@ -17,6 +17,7 @@ from chemeleon_jax.models.predictor import Predictor
 from chemeleon_jax.models.vae import VAE
 from chemeleon_jax.potentials.hull import Hull
 from chemeleon_jax.rewards.creativity import (
+    CREATIVITY_REASONS,
     Matches,
     References,
     creativity,
@@ -34,6 +35,7 @@ from chemeleon_jax.rewards.diversity import (
 from chemeleon_jax.rewards.energy import (
     REASONS,
     energy_reward,
+    guard_energies,
     judge_energies,
 )
 from chemeleon_jax.rewards.features import encode_references, type_embedding
@@ -110,19 +112,38 @@ class Component:
     reasons: tuple[str, ...] = STATUS  # of a crystal without a value; 0 is "ok"
 
 
-def _creativity(context: Context, *, max_amd: float | None = 1.0) -> Component:
+def _creativity(
+    context: Context, *, max_amd: float | None = 1.0, min_elements: int = 1
+) -> Component:
     def evaluate(facts):
-        references, pool = context.references, context.pool
-        return creativity(facts.cells, facts.matches, references, pool, max_amd=max_amd)
+        return creativity(
+            facts.cells,
+            facts.matches,
+            context.references,
+            context.pool,
+            max_amd=max_amd,
+            min_elements=min_elements,
+        )
 
-    return Component(evaluate, penalty=0.0)
+    return Component(evaluate, penalty=0.0, reasons=CREATIVITY_REASONS)
 
 
-def _energy(context: Context, *, clip_max: float = 1.0) -> Component:
-    del context
-
+def _energy(
+    context: Context,
+    *,
+    clip_max: float = 1.0,
+    min_elements: int = 1,
+    min_hull_entries: int = 0,
+) -> Component:
     def evaluate(facts):
         above, status = facts.e_above_hull
+        status = guard_energies(
+            context.hull,
+            facts.cells,
+            status,
+            min_elements=min_elements,
+            min_hull_entries=min_hull_entries,
+        )
         return energy_reward(above, clip_max), status
 
     return Component(evaluate, "energy", penalty=-clip_max, reasons=REASONS)

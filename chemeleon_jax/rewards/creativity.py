@@ -16,10 +16,12 @@ from chemeleon_jax.rewards.matching import (
     fits_any,
     reduce_cell,
 )
-from chemeleon_jax.rewards.pool import INVALID, OK, Outcome, WorkerPool
+from chemeleon_jax.rewards.pool import INVALID, OK, STATUS, Outcome, WorkerPool
 from chemeleon_jax.types import CrystalBatch
 
 AMD_ZERO = 1e-5  # Å, the same crystal: ten times what float32 coordinates resolve
+CREATIVITY_REASONS = (*STATUS, "few_elements")
+FEW_ELEMENTS = len(STATUS)
 _BLOCK = 32  # crystals of one formula that one worker compares among themselves
 
 
@@ -184,6 +186,7 @@ def creativity(
     pool: WorkerPool,
     *,
     max_amd: float | None = 1.0,
+    min_elements: int = 1,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Creativity reward (Chemeleon2, arXiv:2511.07158).
 
@@ -198,9 +201,10 @@ def creativity(
       pool: worker processes.
       max_amd: upper bound of the distance. Without one (None, as published) a copy with
         a stretched cell can earn more than a new crystal.
+      min_elements: crystals of fewer are worth 0; 1 lets all pass.
 
     Returns:
-      [B] values, [B] status.
+      [B] values, [B] status, index into `CREATIVITY_REASONS`.
     """
     values = (matches.unique & matches.novel).astype(np.float64)
     status = matches.status.copy()
@@ -220,6 +224,9 @@ def creativity(
             values[i] = _nearest(own[i].value, others)
     if max_amd is not None:
         values = np.minimum(values, max_amd)
+    few = np.array([len(set(cell.atom_types.tolist())) for cell in cells])
+    few = (status == OK) & (few < min_elements)
+    values[few], status[few] = 0.0, FEW_ELEMENTS
     return values, status
 
 

@@ -6,7 +6,8 @@ METASTABLE = 0.1  # eV/atom above the hull
 # What became of a crystal: the statuses of `potentials`, then those added here.
 REASONS = ("ok", "not_finite", "unknown_element", "isolated", "too_dense")
 REASONS += ("bad_cell", "failed", "no_hull", "invalid", "raised")
-NO_HULL, INVALID = 7, 8
+REASONS += ("few_elements", "few_hull_entries")
+NO_HULL, INVALID, _, FEW_ELEMENTS, FEW_HULL_ENTRIES = range(7, len(REASONS))
 
 
 def judge_energies(hull, atom_types, energy, status, valid):
@@ -27,6 +28,34 @@ def judge_energies(hull, atom_types, energy, status, valid):
     above = hull.e_above_hull(atom_types, energy)
     status = np.where((status == 0) & ~np.isfinite(above), NO_HULL, status)
     return above, status
+
+
+def guard_energies(hull, cells, status, *, min_elements: int, min_hull_entries: int):
+    """Sets crystals aside whose energy above the hull is easy to lower.
+
+    Where a chemical system has no known compound, the hull is a plane between the
+    elements, and almost any compound of it lies low; a crystal of one element need only
+    repeat its structure.
+
+    Args:
+      hull: `potentials.hull.Hull`.
+      cells: B crystals.
+      status: [B] int, index into `REASONS`.
+      min_elements: crystals of fewer have no value; 1 lets all pass.
+      min_hull_entries: compositions of the chemical system that the hull must know,
+        pure elements not counted; 0 lets all pass.
+
+    Returns:
+      [B] status.
+    """
+    status = status.copy()
+    for i in np.flatnonzero(status == 0):
+        elements = set(cells[i].atom_types.tolist())
+        if len(elements) < min_elements:
+            status[i] = FEW_ELEMENTS
+        elif hull.num_entries(elements) - len(elements) < min_hull_entries:
+            status[i] = FEW_HULL_ENTRIES
+    return status
 
 
 def energy_reward(e_above_hull: np.ndarray, clip_max: float = 1.0) -> np.ndarray:
