@@ -152,6 +152,7 @@ _NOT_NEGATIVE = (
     "seed",
     "validate_every",
     "validation_samples",
+    "validation_pictures",
     "rl.kl_weight",
     "rl.entropy_weight",
     "sampling.cfg_scale",

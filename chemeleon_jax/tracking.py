@@ -1,5 +1,6 @@
-"""TensorBoard scalars and the progress line. Silent off process 0."""
+"""TensorBoard and the progress line. Silent off process 0."""
 
+import io
 import struct
 import sys
 import time
@@ -8,9 +9,11 @@ from typing import TextIO
 
 import jax
 import numpy as np
+from PIL import Image
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
+from tensorboardX.summary import make_histogram
 
 
 class Tracker:
@@ -43,12 +46,32 @@ class Tracker:
 
     def log(self, step: int, scalars: dict) -> None:
         """Writes {tag: scalar} for one step."""
+        self._write(
+            step,
+            *(Summary.Value(tag=k, simple_value=float(x)) for k, x in scalars.items()),
+        )
+
+    def log_histogram(self, step: int, tag: str, values: np.ndarray) -> None:
+        """Writes how values [n] are distributed; of none, nothing."""
+        if len(values):
+            histogram = make_histogram(np.asarray(values, np.float64), bins=30)
+            self._write(step, Summary.Value(tag=tag, histo=histogram))
+
+    def log_image(self, step: int, tag: str, picture: Image.Image) -> None:
+        """Writes a picture."""
+        png = io.BytesIO()
+        picture.save(png, "PNG")
+        image = Summary.Image(
+            height=picture.height,
+            width=picture.width,
+            colorspace=len(picture.getbands()),
+            encoded_image_string=png.getvalue(),
+        )
+        self._write(step, Summary.Value(tag=tag, image=image))
+
+    def _write(self, step: int, *values: Summary.Value) -> None:
         if self._writer is None:
             return
-        values = [
-            Summary.Value(tag=tag, simple_value=float(value))
-            for tag, value in scalars.items()
-        ]
         self._writer.write_event(
             Event(wall_time=time.time(), step=int(step), summary=Summary(value=values))
         )
@@ -107,7 +130,8 @@ def read_scalars(run_dir) -> dict[str, tuple[np.ndarray, np.ndarray]]:
                     for step in [s for s in curve if s >= event.step]:
                         del curve[step]
             for value in event.summary.value:
-                curves.setdefault(value.tag, {})[event.step] = value.simple_value
+                if value.HasField("simple_value"):  # no picture or histogram
+                    curves.setdefault(value.tag, {})[event.step] = value.simple_value
     return {
         tag: (np.array(sorted(c), int), np.array([c[s] for s in sorted(c)], np.float32))
         for tag, c in curves.items()

@@ -36,6 +36,7 @@ from chemeleon_jax.models.generator import (
 from chemeleon_jax.models.predictor import make_predictor
 from chemeleon_jax.models.vae import make_vae
 from chemeleon_jax.objective import make_optimizer, reference_kl, update
+from chemeleon_jax.pictures import log_validation
 from chemeleon_jax.rewards import Reward, RewardOutput, compute_rewards, make_reward
 from chemeleon_jax.rollout import sample_group
 from chemeleon_jax.sharding import make_mesh, replicate, shard_batch
@@ -118,8 +119,10 @@ def train(config, workdir: str) -> None:
             last = done == config.num_iterations
             if config.validate_every and (done % config.validate_every == 0 or last):
                 found = validate(config, state.params, sample_and_score)
-                score = found["reward"]
-                tracker.log(iteration, {f"val/{k}": v for k, v in found.items()})
+                metrics = mean_metrics(found)
+                score = metrics["reward"]
+                tracker.log(iteration, {f"val/{k}": v for k, v in metrics.items()})
+                log_validation(tracker, iteration, found, config.validation_pictures)
             if done % config.checkpoint_every == 0 or last:
                 saved.save(done, state, score=score)
 
@@ -177,19 +180,27 @@ def make_sample_and_score(
     return sample_and_score
 
 
-def validate(config, params, sample_and_score: Callable) -> dict[str, float]:
-    """Mean metrics of crystals that nobody trains on; the same noise every time."""
+def validate(
+    config, params, sample_and_score: Callable
+) -> list[tuple[CrystalBatch, RewardOutput]]:
+    """Crystals that nobody trains on, in batches; the same noise every time."""
     size = config.data.batch_size * config.rl.num_group_samples
     keys = jax.random.split(
         jax.random.key(config.seed + 1), -(-config.validation_samples // size)
     )
-    found = [
-        sample_and_score(
+    found = []
+    for key in keys:
+        batch = sample_and_score(
             params, key, num_groups=size, group_size=1, with_energies=True
-        ).rewards.metrics
-        for key in keys
-    ]
-    return {name: np.mean([m[name] for m in found]) for name in found[0]}
+        )
+        found.append((batch.crystals, batch.rewards))
+    return found
+
+
+def mean_metrics(found: list[tuple[CrystalBatch, RewardOutput]]) -> dict[str, float]:
+    """Metrics of batches, averaged."""
+    metrics = [rewards.metrics for _, rewards in found]
+    return {name: np.mean([m[name] for m in metrics]) for name in metrics[0]}
 
 
 def make_improve(

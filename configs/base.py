@@ -42,6 +42,7 @@ def _paper(models: str) -> ConfigDict:
     config.checkpoint_every = 20
     config.validate_every = 20  # 0: never
     config.validation_samples = 320
+    config.validation_pictures = 12  # crystals drawn for TensorBoard; 0: no picture
 
     config.rl = ConfigDict()
     config.rl.num_group_samples = 64  # K, crystals per group

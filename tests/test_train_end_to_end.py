@@ -48,7 +48,7 @@ def test_the_promised_tags_are_written(run):
         np.testing.assert_array_equal(steps, [0, 1, 2], err_msg=tag)
         assert np.isfinite(values).all(), tag
     np.testing.assert_array_equal(curves["val/msun"][0], [1, 2])
-    assert {"time/sample", "time/reward", "time/update"} <= set(curves)
+    assert {"time/sample", "time/reward", "time/update", "time/pictures"} <= set(curves)
     np.testing.assert_allclose(curves["train/ratio_first"][1], 1.0, atol=1e-6)
     # The policy moves away from the original, from nothing.
     kl = curves["train/kl_div"][1]

@@ -1,0 +1,91 @@
+"""What a validation looks like in TensorBoard: the best crystals, and histograms."""
+
+import time
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+from pymatgen.core import Structure
+
+from chemeleon_jax.crystals import take, to_structures
+from chemeleon_jax.drawing import draw_crystal
+from chemeleon_jax.rewards import RewardOutput
+from chemeleon_jax.tracking import Tracker
+from chemeleon_jax.types import CrystalBatch
+
+COLUMNS = 4
+SIZE, CAPTION = 220, 46  # pixels: a crystal's width and height, the text under it
+
+
+class Scored(NamedTuple):
+    """A crystal and what it is worth."""
+
+    structure: Structure
+    reward: float
+    e_above_hull: float  # eV/atom, or NaN
+
+
+def log_validation(
+    tracker: Tracker,
+    step: int,
+    found: list[tuple[CrystalBatch, RewardOutput]],
+    num_pictures: int,
+) -> None:
+    """Writes `val/best_crystals`, histograms `val/distribution/*` and `time/pictures`.
+
+    The best are valid, the first of their kind in their batch, and have the highest raw
+    rewards. Histograms are of the valid crystals' finite values.
+    """
+    began = time.perf_counter()
+    batches = [(c, r, np.flatnonzero(r.valid)) for c, r in found]
+    structures = [s for c, _, rows in batches for s in to_structures(take(c, rows))]
+    values = {
+        "reward": [r.raw[rows] for _, r, rows in batches],
+        "e_above_hull": [_e_above_hull(r)[rows] for _, r, rows in batches],
+        "num_atoms": [c.mask[rows].sum(-1) for c, _, rows in batches],
+        "density": [[s.density for s in structures if s is not None]],
+    }
+    joined = {name: np.concatenate(parts) for name, parts in values.items()}
+    for name, x in joined.items():
+        tracker.log_histogram(step, f"val/distribution/{name}", x[np.isfinite(x)])
+    unique = np.concatenate([np.asarray(r.unique)[rows] for _, r, rows in batches])
+    scored = [
+        Scored(structures[i], joined["reward"][i], joined["e_above_hull"][i])
+        for i in np.argsort(-joined["reward"])
+        if unique[i] and structures[i] is not None
+    ]
+    if scored[:num_pictures]:
+        picture = draw_grid(scored[:num_pictures])
+        tracker.log_image(step, "val/best_crystals", picture)
+    tracker.log(step, {"time/pictures": time.perf_counter() - began})
+
+
+def _e_above_hull(rewards: RewardOutput) -> np.ndarray:
+    known = rewards.e_above_hull
+    return np.full(len(rewards.valid), np.nan) if known is None else np.asarray(known)
+
+
+def draw_grid(crystals: list[Scored]) -> Image.Image:
+    """A picture of crystals in rows, each with its formula and numbers."""
+    rows = -(-len(crystals) // COLUMNS)
+    grid = Image.new("RGB", (COLUMNS * SIZE, rows * (SIZE + CAPTION)), "white")
+    draw = ImageDraw.Draw(grid)
+    for i, (structure, reward, e_above_hull) in enumerate(crystals):
+        left, top = i % COLUMNS * SIZE, i // COLUMNS * (SIZE + CAPTION)
+        crystal = draw_crystal(structure, SIZE)
+        grid.paste(crystal, (left, top), crystal)
+        numbers = f"reward {reward:.3g}"
+        if np.isfinite(e_above_hull):
+            numbers += f", {e_above_hull:.2f} eV/atom"
+        for text, size, down in (
+            (structure.composition.reduced_formula, 15, 12),
+            (numbers, 12, 31),
+        ):
+            draw.text(
+                (left + SIZE / 2, top + SIZE + down),
+                text,
+                "#1d2433",
+                ImageFont.load_default(size),
+                anchor="mm",
+            )
+    return grid

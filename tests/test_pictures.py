@@ -1,0 +1,82 @@
+import io
+from types import SimpleNamespace
+
+import numpy as np
+from PIL import Image
+from pymatgen.core import Lattice, Structure
+
+from chemeleon_jax import pictures, tracking
+from chemeleon_jax.crystals import from_structures
+from chemeleon_jax.pictures import log_validation
+from chemeleon_jax.tracking import Tracker, read_scalars
+
+
+def salt(anion, length):
+    sites = [[0, 0, 0], [0.5, 0.5, 0.5]]
+    return Structure(Lattice.cubic(length), ["Cs", anion], sites)
+
+
+def found():
+    """Two batches of two crystals; the third is invalid, the last is a duplicate."""
+    first = from_structures([salt("Cl", 4.1), salt("Br", 4.3)])
+    second = from_structures([salt("I", 0.1), salt("F", 4.0)])
+    scores = (
+        {"raw": [1.0, 2.0], "valid": [True, True], "unique": [True, True]},
+        {"raw": [9.0, 8.0], "valid": [False, True], "unique": [False, False]},
+    )
+    rewards = [
+        SimpleNamespace(**{k: np.array(v) for k, v in s.items()}, e_above_hull=None)
+        for s in scores
+    ]
+    rewards[0].e_above_hull = np.array([0.1, np.nan])
+    return list(zip((first, second), rewards, strict=True))
+
+
+def written(run_dir):
+    """{tag: value} of an event file."""
+    (file,) = run_dir.iterdir()
+    return {v.tag: v for e in tracking._events(file) for v in e.summary.value}
+
+
+def test_a_validation_is_a_picture_and_histograms(tmp_path):
+    with Tracker(tmp_path, total=1) as tracker:
+        log_validation(tracker, 0, found(), num_pictures=12)
+    values = written(tmp_path)
+    counts = {tag: v.histo.num for tag, v in values.items() if v.HasField("histo")}
+    assert counts == {
+        "val/distribution/reward": 3,
+        "val/distribution/num_atoms": 3,
+        "val/distribution/density": 3,
+        "val/distribution/e_above_hull": 1,
+    }
+    image = values["val/best_crystals"].image
+    assert Image.open(io.BytesIO(image.encoded_image_string)).size == (
+        image.width,
+        image.height,
+    )
+    # Neither is a curve of zeros.
+    assert set(read_scalars(tmp_path)) == {"time/pictures"}
+
+
+def test_the_best_come_first_and_only_once(tmp_path, monkeypatch):
+    shown = []
+    monkeypatch.setattr(
+        pictures,
+        "draw_grid",
+        lambda best: shown.extend(best) or Image.new("RGB", (1, 1)),
+    )
+    with Tracker(tmp_path, total=1) as tracker:
+        log_validation(tracker, 0, found(), num_pictures=12)
+        log_validation(tracker, 0, found(), num_pictures=1)
+        log_validation(tracker, 0, found(), num_pictures=0)
+    formulas = [s.structure.composition.reduced_formula for s in shown]
+    assert formulas == ["CsBr", "CsCl", "CsBr"]
+
+
+def test_no_valid_crystal_is_no_picture(tmp_path):
+    batches = found()
+    for _, rewards in batches:
+        rewards.valid[:] = False
+    with Tracker(tmp_path, total=1) as tracker:
+        log_validation(tracker, 0, batches, num_pictures=4)
+    assert set(written(tmp_path)) == {"time/pictures"}
