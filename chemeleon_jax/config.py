@@ -157,6 +157,7 @@ _NOT_NEGATIVE = (
     "rl.entropy_weight",
     "sampling.cfg_scale",
     "reward.workers",
+    "reward.memory_limit",
     "optimizer.weight_decay",
 )
 _POSITIVE = (

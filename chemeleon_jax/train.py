@@ -106,6 +106,7 @@ def train(config, workdir: str) -> None:
                 group_size=config.rl.num_group_samples,
                 with_energies="energy" in active_components(config),
             )
+            reward.raise_faults(workdir)
             state, metrics, seconds = improve(state, batch)
 
             # --------------------------------------------------- log, validate, save

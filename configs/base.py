@@ -100,6 +100,7 @@ def _reward() -> ConfigDict:
     reward.reference_dataset = "mp_mini"  # what is novel is not in here
     reward.workers = 0  # processes; 0: as many as CPUs
     reward.time_limit = 10.0  # s, for one crystal in a worker
+    reward.memory_limit = 8.0  # GiB, of one worker; 0: none
     reward.potential = "chgnet"  # or ase:module:callable, an ASE calculator
     reward.components = {
         # 1: unique and novel, 0: neither, else the distance to the nearest crystal, at

@@ -55,4 +55,11 @@ def exits(structures):
     sys.exit(3)
 
 
+def leaks_for_three_sites(structures):
+    leak = []
+    while any(len(s) == 3 for s in structures):
+        leak.append(bytes(1 << 26))
+    return num_sites(structures)
+
+
 not_a_function = 1.0

@@ -13,6 +13,7 @@ from chemeleon_jax.rewards.pool import (
     DIED,
     INVALID,
     OK,
+    OUT_OF_MEMORY,
     RAISED,
     TIMED_OUT,
     WorkerPool,
@@ -34,7 +35,7 @@ VALID = np.array([True, True, True, False, True, True])
 
 @pytest.fixture(scope="module")
 def pool():
-    with WorkerPool(2, time_limit=1.0) as pool:
+    with WorkerPool(2, time_limit=1.0, memory_limit=2.0) as pool:
         yield pool
 
 
@@ -60,6 +61,7 @@ def test_a_function_sees_the_whole_batch(pool):
         ("nan_for_three_sites", BAD_VALUE),
         ("hangs_for_three_sites", TIMED_OUT),
         ("dies_for_three_sites", DIED),
+        ("leaks_for_three_sites", OUT_OF_MEMORY),
     ],
 )
 def test_only_the_culprit_has_no_value(name, reason, pool):
@@ -83,6 +85,32 @@ def test_a_function_that_never_works(name, reason, message, pool, caplog):
     assert status.tolist() == [reason] * 3 + [INVALID] + [reason] * 2
     said = caplog.records[0].getMessage()
     assert f"custom_rewards:{name}" in said and re.search(message, said)
+
+
+def test_ten_failures_in_a_row_are_a_fault(pool):
+    """Five valid crystals in a batch."""
+    reward = CustomReward("custom_rewards:raises", pool, time_limit=3.0)
+    reward(CELLS, VALID)
+    assert reward.fault is None
+    values, status = reward(CELLS, VALID)
+    assert status.tolist() == [RAISED] * 3 + [INVALID] + [RAISED] * 2
+    assert reward.fault.cell is CELLS[5] and reward.fault.status == RAISED
+    assert "custom_rewards.py" in reward.fault.traceback
+    assert reward.fault.traceback.endswith("RuntimeError: no such phonon\n")
+
+
+def test_failures_between_successes_are_none(pool):
+    """One crystal in five, also when it is never another: no fault of the function."""
+    for name in ("nan_for_three_sites", "raises_for_three_sites"):
+        reward = CustomReward(f"custom_rewards:{name}", pool, time_limit=3.0)
+        for _ in range(11):
+            reward(CELLS, VALID)
+        assert reward.fault is None
+    lone = VALID & (SIZES == 3)
+    for _ in range(10):
+        assert reward.fault is None
+        reward(CELLS, lone)
+    assert reward.fault.cell is CELLS[1]
 
 
 def test_it_says_so_once(pool, caplog):

@@ -1,3 +1,4 @@
+import ctypes
 import os
 import signal
 import subprocess
@@ -6,14 +7,21 @@ import time
 
 import pytest
 
-from chemeleon_jax.rewards.pool import DIED, OK, RAISED, TIMED_OUT, WorkerPool
+from chemeleon_jax.rewards.pool import (
+    DIED,
+    OK,
+    OUT_OF_MEMORY,
+    RAISED,
+    TIMED_OUT,
+    WorkerPool,
+)
 
 LIMIT = 1.0  # s
 
 
 @pytest.fixture(scope="module")
 def pool():
-    with WorkerPool(2, time_limit=LIMIT) as pool:
+    with WorkerPool(2, time_limit=LIMIT, memory_limit=1.0) as pool:
         yield pool
 
 
@@ -24,17 +32,37 @@ def misbehave(x):
         case 5:
             time.sleep(1000)
         case 7:
-            os.abort()
+            ctypes.string_at(0)  # a segmentation fault
+        case 8:
+            leak = []
+            while True:
+                leak.append(bytes(1 << 24))
         case 9:
             sys.exit(0)
     return x * x
 
 
-def die_once(path):
+def fail_once(item):
+    path, how = item
     if not os.path.exists(path):
         open(path, "w").close()
-        os.abort()
+        if how == "hang":
+            time.sleep(1000)
+        os.kill(os.getpid(), signal.SIGKILL)
     return "second time"
+
+
+def log_and_die(path):
+    with open(path, "a") as file:
+        file.write("x")
+    os.abort()
+
+
+LEAK = []
+
+
+def leak_some(_):
+    LEAK.append(bytes(200 << 20))
 
 
 def environment(_):
@@ -51,18 +79,38 @@ def environment(_):
 @pytest.mark.parametrize("chunk_size", [None, 1, 5])
 def test_only_the_culprits_are_lost(pool, chunk_size):
     outcomes = pool.map(misbehave, range(12), chunk_size=chunk_size)
-    status = {3: RAISED, 5: TIMED_OUT, 7: DIED, 9: RAISED}
+    status = {3: RAISED, 5: TIMED_OUT, 7: DIED, 8: OUT_OF_MEMORY, 9: RAISED}
     assert [o.status for o in outcomes] == [status.get(x, OK) for x in range(12)]
     assert [o.value for o in outcomes if o.status == OK] == [
         x * x for x in range(12) if x not in status
     ]
     assert outcomes[3].message == "ValueError: three"
-    assert "1 s" in outcomes[5].message
+    assert outcomes[3].traceback.endswith("ValueError: three\n")
+    assert "in misbehave" in outcomes[3].traceback
+    assert "1 s" in outcomes[5].message and "-11" in outcomes[7].message
+    assert "1 GiB" in outcomes[8].message
 
 
-def test_a_crystal_whose_worker_died_has_a_second_chance(pool, tmp_path):
-    outcome = pool.call(die_once, str(tmp_path / "flag"), time_limit=LIMIT)
-    assert outcome == (OK, "second time", "")
+@pytest.mark.parametrize("how", ["die", "hang"])
+def test_what_was_lost_alone_has_one_more_chance(pool, tmp_path, how):
+    count = tmp_path / "count"
+    outcome = pool.call(fail_once, (str(count), how), time_limit=LIMIT)
+    assert outcome.status == OK and outcome.value == "second time"
+    count.unlink()
+    outcome = pool.call(fail_once, (str(count), how), time_limit=LIMIT, retry=False)
+    assert outcome.status == {"die": DIED, "hang": TIMED_OUT}[how]
+
+
+def test_one_more_chance_and_no_third(pool, tmp_path):
+    log = tmp_path / "log"
+    assert pool.call(log_and_die, str(log), time_limit=LIMIT).status == DIED
+    assert log.read_text() == "xx"
+
+
+def test_what_leaks_little_by_little_is_started_afresh(pool):
+    """200 MiB a call, 24 calls: more than twice what two workers may hold."""
+    outcomes = pool.map(leak_some, range(24), chunk_size=1)
+    assert [o.status for o in outcomes] == [OK] * 24
 
 
 def test_what_cannot_be_pickled(pool):

@@ -5,8 +5,10 @@ import importlib
 import jax
 import numpy as np
 import pytest
+from pymatgen.core import Structure
 
 from chemeleon_jax import checkpoints
+from chemeleon_jax.errors import UserError
 from chemeleon_jax.tracking import read_scalars
 from chemeleon_jax.train import train
 
@@ -94,9 +96,18 @@ def test_a_run_cut_off_ends_where_it_would_have_ended(tmp_path, monkeypatch):
             np.testing.assert_array_equal(before[tag], after[tag], err_msg=tag)
 
 
-@pytest.mark.parametrize("function", ["raises", "one_number"])
-def test_a_faulty_custom_reward_does_not_end_the_run(function, tmp_path):
-    faulty = config("rl_custom_reward", num_iterations=1, validate_every=0)
-    faulty.reward.components.custom.function = f"custom_rewards:{function}"
-    train(faulty, str(tmp_path))
-    assert np.isfinite(read_scalars(tmp_path)["train/custom"][1]).all()
+def test_a_faulty_custom_reward_ends_the_run_after_ten_crystals(tmp_path, caplog):
+    """The first eight crystals do not end it."""
+    faulty = config("rl_custom_reward", validate_every=0)
+    faulty.reward.components.custom.function = "custom_rewards:raises"
+    cif = tmp_path / "fault_custom.cif"
+    with pytest.raises(UserError, match=f"10 crystals in a row.*{cif}.*no such phonon"):
+        train(faulty, str(tmp_path))
+    assert len(Structure.from_file(cif)) <= 20
+    assert 'raise RuntimeError("no such phonon")' in caplog.text
+    curves = read_scalars(tmp_path)
+    assert curves["train/failures/custom/raised"][1].tolist() == [8.0]
+    assert np.isfinite(curves["train/custom"][1]).all()
+    # What was done until then is kept.
+    with checkpoints.RunCheckpoints(tmp_path) as saved:
+        assert saved.latest_step == 1

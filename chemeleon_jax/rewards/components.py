@@ -24,7 +24,7 @@ from chemeleon_jax.rewards.creativity import (
     match_crystals,
     to_cells,
 )
-from chemeleon_jax.rewards.custom import BATCH_TIME_LIMIT, CustomReward
+from chemeleon_jax.rewards.custom import BATCH_TIME_LIMIT, CustomReward, Fault
 from chemeleon_jax.rewards.diversity import (
     NUM_ELEMENTS,
     composition_fractions,
@@ -110,6 +110,7 @@ class Component:
     # What a crystal without a value gets; None is the lowest value of its batch.
     penalty: float | None = None
     reasons: tuple[str, ...] = STATUS  # of a crystal without a value; 0 is "ok"
+    fault: Callable[[], Fault | None] = lambda: None  # why a run should end
 
 
 def _creativity(
@@ -212,7 +213,9 @@ def _custom(
     context: Context, *, function: str, time_limit: float = BATCH_TIME_LIMIT
 ) -> Component:
     call = CustomReward(function, context.pool, time_limit=time_limit)
-    return Component(lambda facts: call(facts.cells, facts.valid))
+    return Component(
+        lambda facts: call(facts.cells, facts.valid), fault=lambda: call.fault
+    )
 
 
 # A component of any other name is a custom one if it has a `function`.

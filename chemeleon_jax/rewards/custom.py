@@ -6,6 +6,7 @@
 import importlib
 import logging
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from pymatgen.core import Structure
@@ -18,6 +19,7 @@ from chemeleon_jax.rewards.pool import (
     OK,
     STATUS,
     TIMED_OUT,
+    Outcome,
     WorkerPool,
 )
 
@@ -26,6 +28,7 @@ logger = logging.getLogger(__name__)
 BATCH_TIME_LIMIT = 60.0  # s, for a call with all crystals of a batch
 _FIRST_BLOCK = 4  # crystals tried alone before more are
 _MAX_TIMEOUTS = 3  # crystals that may hang before the rest is given up
+MAX_FAULTS = 10  # crystals in a row without a value: the function itself is at fault
 
 
 def atomic_density(structures: Sequence[Structure]) -> np.ndarray:
@@ -74,8 +77,21 @@ def call_function(call: tuple[str, list[Cell]]) -> np.ndarray:
     return values
 
 
+class Fault(NamedTuple):
+    """The last of so many failures of a function that no more crystals are tried."""
+
+    cell: Cell
+    status: int  # index into STATUS
+    message: str
+    traceback: str  # in the worker; empty if the function did not raise
+
+
 class CustomReward:
-    """A user's function, called so that nothing it does can end the run."""
+    """A user's function, called so that nothing it does can end the program.
+
+    After ten crystals in a row without a value, `fault` is the last of them, and the
+    caller should stop.
+    """
 
     def __init__(self, name: str, pool: WorkerPool, *, time_limit: float):
         """Checks that the workers can import the function.
@@ -89,7 +105,9 @@ class CustomReward:
           UserError: the function cannot be loaded.
         """
         self.name, self.pool, self.time_limit = name, pool, time_limit
+        self.fault: Fault | None = None
         self._said: set[int] = set()
+        self._in_a_row = 0
         outcome = pool.call(check_function, name, time_limit=time_limit)
         if outcome.status != OK:
             raise UserError(
@@ -114,36 +132,46 @@ class CustomReward:
         if not len(rows):
             return values, status
         item = (self.name, [cells[i] for i in rows])
-        outcome = self.pool.call(call_function, item, time_limit=self.time_limit)
+        outcome = self.pool.call(
+            call_function, item, time_limit=self.time_limit, retry=False
+        )
         if outcome.status == OK:
-            values[rows] = outcome.value
+            for i, value in zip(rows, outcome.value, strict=True):
+                values[i], status[i] = self._judge(cells[i], Outcome(OK, value))
         else:
             self._say(outcome.status, f"a batch of {len(rows)}", outcome.message)
             self._call_alone(cells, rows, values, status)
-        bad = ~np.isfinite(values)
-        if bad.any():
-            first = to_structure(cells[np.flatnonzero(bad)[0]]).formula
-            self._say(BAD_VALUE, first, "returned a value that is not finite")
-        status[bad], values[bad] = BAD_VALUE, 0.0
         return values, status
 
     def _call_alone(self, cells, rows, values, status) -> None:
         """Fills `values` and `status` of `rows`, calling crystal by crystal."""
         size, timeouts = _FIRST_BLOCK, 0
-        while len(rows) and timeouts < _MAX_TIMEOUTS:
+        while len(rows) and timeouts < _MAX_TIMEOUTS and not self.fault:
             block, rows = rows[:size], rows[size:]
             items = [(self.name, [cells[i]]) for i in block]
             outcomes = self.pool.map(call_function, items, chunk_size=1)
             for i, outcome in zip(block, outcomes, strict=True):
-                status[i] = outcome.status
                 if outcome.status == OK:
-                    values[i] = outcome.value[0]
-                else:
-                    formula = to_structure(cells[i]).formula
-                    self._say(outcome.status, formula, outcome.message)
+                    outcome = outcome._replace(value=outcome.value[0])
+                values[i], status[i] = self._judge(cells[i], outcome)
             timeouts += sum(o.status == TIMED_OUT for o in outcomes)
             size *= 2
-        status[rows] = TIMED_OUT
+        status[rows] = self.fault.status if self.fault else TIMED_OUT
+
+    def _judge(self, cell: Cell, outcome: Outcome) -> tuple[float, int]:
+        """Value and status of a crystal; counts failures in a row."""
+        if outcome.status == OK and np.isfinite(outcome.value):
+            self._in_a_row = 0
+            return outcome.value, OK
+        if outcome.status == OK:
+            message = "returned a value that is not finite"
+            outcome = Outcome(BAD_VALUE, message=message)
+        self._say(outcome.status, to_structure(cell).formula, outcome.message)
+        self._in_a_row += 1
+        if self._in_a_row >= MAX_FAULTS and not self.fault:
+            status, _, message, traceback = outcome
+            self.fault = Fault(cell, status, message, traceback)
+        return 0.0, outcome.status
 
     def _say(self, status: int, crystal: str, message: str) -> None:
         """Logs the first failure of each kind; the metrics count them all."""

@@ -7,9 +7,12 @@ before either is loaded. Functions and items must be picklable.
 import atexit
 import logging
 import os
+import resource
 import sys
 import threading
 import time
+import traceback
+from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import TimeoutError as FutureTimeout
 from importlib.machinery import ModuleSpec
@@ -21,8 +24,8 @@ from pebble import ProcessExpired, ProcessPool
 logger = logging.getLogger(__name__)
 
 # What became of an item. INVALID and BAD_VALUE are for the rewards that use the pool.
-STATUS = ("ok", "invalid", "raised", "timed_out", "died", "bad_value")
-OK, INVALID, RAISED, TIMED_OUT, DIED, BAD_VALUE = range(len(STATUS))
+STATUS = ("ok", "invalid", "raised", "timed_out", "died", "bad_value", "out_of_memory")
+OK, INVALID, RAISED, TIMED_OUT, DIED, BAD_VALUE, OUT_OF_MEMORY = range(len(STATUS))
 
 _SINGLE_THREADED = (
     "OMP_NUM_THREADS",
@@ -32,7 +35,9 @@ _SINGLE_THREADED = (
 )
 _GRACE = 120.0  # s, for workers to start, beyond what the tasks may take
 _PATIENCE = 5.0  # s, for workers to end
-_ATTEMPTS = 3
+_ATTEMPTS = 3  # in company, then twice alone
+# Exit codes of a worker at its memory limit: filled by this task, or by earlier ones.
+_NO_MEMORY, _LEAKED = 97, 98
 _main_spec = threading.Lock()
 
 
@@ -42,6 +47,7 @@ class Outcome(NamedTuple):
     status: int  # index into STATUS
     value: Any = None  # the function's result where the status is OK
     message: str = ""  # what went wrong otherwise
+    traceback: str = ""  # where, if it raised
 
 
 class _Lost(NamedTuple):
@@ -54,20 +60,29 @@ class _Lost(NamedTuple):
 class WorkerPool:
     """Maps functions over items in spawned processes; no item can end the program.
 
-    A worker that dies or exceeds its time limit is replaced. Results come in the order
-    of the items, and do not depend on the number of workers. Use it as a context
-    manager, or call `close`; what is still open is closed at exit, also after Ctrl-C.
+    A worker that dies, or exceeds its time or memory limit, is replaced. Results come
+    in the order of the items, and do not depend on the number of workers. Use it as a
+    context manager, or call `close`; what is still open is closed at exit, also after
+    Ctrl-C.
     """
 
-    def __init__(self, num_workers: int | None = None, *, time_limit: float = 10.0):
+    def __init__(
+        self,
+        num_workers: int | None = None,
+        *,
+        time_limit: float = 10.0,
+        memory_limit: float | None = None,
+    ):
         """Starts the workers.
 
         Args:
           num_workers: processes; the number of CPUs this process may use by default.
           time_limit: seconds per item.
+          memory_limit: GiB that a worker may allocate; None for no limit.
         """
         self.num_workers = num_workers or _cpu_count()
         self.time_limit = time_limit
+        self.memory_limit = memory_limit
         self._lock = threading.Lock()
         self._closed = False
         self._processes = self._start()
@@ -80,19 +95,23 @@ class WorkerPool:
         *,
         time_limit: float | None = None,
         chunk_size: int | None = None,
+        retry: bool = True,
     ) -> list[Outcome]:
         """`function` of every item.
 
         Items travel in chunks, each under the time limit of one item. The items of a
         chunk that timed out or whose worker died are then run alone, so that only the
-        culprit is lost; an item that was alone when its worker died is tried once more.
+        culprit is lost. An item that was lost alone is tried once more (`retry`): what
+        killed its worker may have come from outside.
         """
         limit = time_limit or self.time_limit
         count = len(items)
         size = chunk_size or max(1, count // (4 * self.num_workers))
         chunks = [range(i, min(i + size, count)) for i in range(0, count, size)]
         outcomes: dict[int, Outcome] = {}
-        for attempt in range(_ATTEMPTS):
+        failures = Counter()  # of items that were alone
+        # The last ones are for tasks that met workers filled by others.
+        for _ in range(_ATTEMPTS + self.num_workers):
             again = []
             for chunk, result in zip(
                 chunks, self._run(function, items, chunks, limit), strict=True
@@ -101,17 +120,22 @@ class WorkerPool:
                     outcomes |= zip(chunk, result, strict=True)
                     continue
                 outcomes |= dict.fromkeys(chunk, result.outcome)
-                died = result.outcome.status == DIED
-                if len(chunk) > 1 or result.innocent or (died and attempt == 0):
-                    again += [range(i, i + 1) for i in chunk]
+                if len(chunk) == 1 and not result.innocent:
+                    failures[chunk[0]] += 1
+                again += [range(i, i + 1) for i in chunk if failures[i] <= retry]
             chunks = again
         return [outcomes[i] for i in range(count)]
 
     def call(
-        self, function: Callable[[Any], Any], item: Any, *, time_limit: float
+        self,
+        function: Callable[[Any], Any],
+        item: Any,
+        *,
+        time_limit: float,
+        retry: bool = True,
     ) -> Outcome:
-        """`function(item)` in one worker; tried again once if the worker died."""
-        return self.map(function, [item], time_limit=time_limit)[0]
+        """`function(item)` in one worker; tried again once if lost."""
+        return self.map(function, [item], time_limit=time_limit, retry=retry)[0]
 
     def close(self) -> None:
         """Ends the workers, busy or not. Harmless when called twice."""
@@ -156,18 +180,27 @@ class WorkerPool:
                 if not future.done():
                     self._stop(processes)
             except ProcessExpired as error:
-                message = f"its worker process died (exit code {error.exitcode})"
-                results.append(_Lost(Outcome(DIED, message=message)))
+                leaked = error.exitcode == _LEAKED
+                results.append(_Lost(self._why(error.exitcode), innocent=leaked))
             except Exception as error:  # the pool broke, or nothing could be pickled
                 message = f"{type(error).__name__}: {error}"
                 results.append(_Lost(Outcome(DIED, message=message), innocent=True))
         return results
 
+    def _why(self, exit_code: int | None) -> Outcome:
+        """What the end of a worker means for its task."""
+        if exit_code in (_NO_MEMORY, _LEAKED):
+            message = "ran out of memory"
+            if self.memory_limit:
+                message = f"came to its memory limit of {self.memory_limit:g} GiB"
+            return Outcome(OUT_OF_MEMORY, message=message)
+        return Outcome(DIED, message=f"its worker process died (exit code {exit_code})")
+
     def _start(self) -> ProcessPool:
         processes = ProcessPool(
             self.num_workers,
             initializer=start_worker,
-            initargs=(os.getpid(), os.getcwd()),
+            initargs=(os.getpid(), os.getcwd(), self.memory_limit),
             context=_WorkerContext(),
         )
         processes.schedule(os.getpid)  # pebble starts its workers with the first task
@@ -202,9 +235,16 @@ def _cpu_count() -> int:
 
 # --- in the worker ----------------------------------------------------------------
 
+_memory_limit = sys.maxsize  # bytes
 
-def start_worker(parent: int, directory: str) -> None:
+
+def start_worker(parent: int, directory: str, memory_limit: float | None) -> None:
     """First thing that a worker does, before NumPy is imported."""
+    global _memory_limit
+    if memory_limit:
+        # What is allocated, not what is mapped: libraries map far more than they use.
+        _memory_limit = int(memory_limit * 2**30)
+        resource.setrlimit(resource.RLIMIT_DATA, (_memory_limit, _memory_limit))
     os.environ.update(dict.fromkeys(_SINGLE_THREADED, "1"))
     os.environ["JAX_PLATFORMS"] = "cpu"
     if directory not in sys.path:
@@ -222,12 +262,25 @@ def _outlive_no_one(parent: int) -> None:
 def run_chunk(function: Callable[[Any], Any], items: Sequence[Any]) -> list[Outcome]:
     """`function` of each item; what it raises becomes that item's outcome."""
     outcomes = []
+    leaked = _allocated() > _memory_limit / 2
     for item in items:
         try:
             outcomes.append(Outcome(OK, function(item)))
+        except MemoryError:  # what filled the memory is still there: start afresh
+            os._exit(_LEAKED if leaked else _NO_MEMORY)
         except BaseException as error:  # a user's sys.exit too
-            outcomes.append(Outcome(RAISED, message=f"{type(error).__name__}: {error}"))
+            message = f"{type(error).__name__}: {error}"
+            outcomes.append(Outcome(RAISED, None, message, traceback.format_exc()))
     return outcomes
+
+
+def _allocated() -> int:
+    """Bytes that this process has allocated; 0 where the system does not say."""
+    try:
+        with open("/proc/self/statm") as file:
+            return int(file.read().split()[5]) * resource.getpagesize()
+    except OSError:  # not on macOS
+        return 0
 
 
 class _WorkerProcess(SpawnProcess):

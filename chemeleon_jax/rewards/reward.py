@@ -3,9 +3,11 @@
 import difflib
 import inspect
 import logging
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -22,10 +24,12 @@ from chemeleon_jax.potentials import Potential, load_potential
 from chemeleon_jax.potentials.hull import Hull, load_hull
 from chemeleon_jax.rewards.components import COMPONENTS, Component, Context, Facts
 from chemeleon_jax.rewards.creativity import index_references
+from chemeleon_jax.rewards.custom import MAX_FAULTS
 from chemeleon_jax.rewards.energy import METASTABLE
 from chemeleon_jax.rewards.features import mean_latent, predict_properties
+from chemeleon_jax.rewards.matching import to_structure
 from chemeleon_jax.rewards.normalize import NORMALIZATIONS
-from chemeleon_jax.rewards.pool import WorkerPool
+from chemeleon_jax.rewards.pool import STATUS, WorkerPool
 from chemeleon_jax.types import CrystalBatch
 
 logger = logging.getLogger(__name__)
@@ -74,6 +78,26 @@ class Reward:
     eps: float = struct.field(pytree_node=False)
     context: Context = struct.field(pytree_node=False)
 
+    def raise_faults(self, directory: str | os.PathLike) -> None:
+        """Ends a run whose custom reward has failed for ten crystals in a row.
+
+        Logs the traceback of the last, and saves that crystal as CIF in `directory`.
+
+        Raises:
+          UserError: it has.
+        """
+        for term in self.terms:
+            if fault := term.component.fault():
+                path = Path(directory) / f"fault_{term.name}.cif"
+                to_structure(fault.cell).to(filename=str(path), fmt="cif")
+                if fault.traceback:
+                    logger.error("reward %r:\n%s", term.name, fault.traceback)
+                raise UserError(
+                    f"reward {term.name!r} failed for {MAX_FAULTS} crystals in a row, "
+                    f"last ({STATUS[fault.status]}) for the one in {path}: "
+                    f"{fault.message}. Put it right and give the same command again"
+                )
+
     def close(self) -> None:
         """Ends the worker processes."""
         self.context.pool.close()
@@ -94,8 +118,8 @@ def make_reward(
     Args:
       config: `normalize_fn`, `eps`, `components` {name: {weight, normalize_fn, ...}},
         and where the arguments below leave them open, `potential`,
-        `reference_dataset`, `workers` and `time_limit`. Components of weight 0 are left
-        out.
+        `reference_dataset`, `workers`, `time_limit` and `memory_limit`. Components of
+        weight 0 are left out.
       dataset: the known crystals, which are not novel.
       vae: module and parameters, for the diversity components.
       predictor: VAE, predictor and {"vae": ..., "predictor": ...} parameters.
@@ -114,7 +138,9 @@ def make_reward(
     potential = potential or load_potential(config.get("potential", "chgnet"))
     hull = hull or _default_hull(config, components, potential, dataset)
     pool = pool or WorkerPool(
-        config.get("workers") or None, time_limit=config.get("time_limit", 30.0)
+        config.get("workers") or None,
+        time_limit=config.get("time_limit", 30.0),
+        memory_limit=config.get("memory_limit"),
     )
     references = index_references(dataset.crystals)
     context = Context(dataset, references, pool, hull, vae, predictor)
