@@ -74,14 +74,15 @@ def save_model(directory, params, config: dict, *, dtype=np.float32) -> None:
     )
 
 
-def load(name, *, weights: str = "raw") -> Checkpoint:
+def load(name, *, weights: str = "raw", step: str = "latest") -> Checkpoint:
     """Loads a model: embedded, from the hub, from a model or a run directory.
 
     Args:
       name: `mini:vae`, `mini:ldm`, `mini:predictor`; `hub:` and one of `hub.FILES`,
-        fetched and converted once; or a path. Of a run directory: its latest policy,
-        with the frozen parts it started from.
+        fetched and converted once; or a path. Of a run directory: its policy, with the
+        frozen parts it started from.
       weights: "raw" or "ema", of a run directory.
+      step: "latest", or "best" by validation score, of a run directory.
 
     Returns:
       Parameters as float32 NumPy arrays, and the model's config.
@@ -101,7 +102,7 @@ def load(name, *, weights: str = "raw") -> Checkpoint:
             f"python -m convert_checkpoints {path} --out converted/"
         )
     if (path / "checkpoints").is_dir():
-        return _load_run(path, weights)
+        return _load_run(path, weights, step)
     return _load_model(path)
 
 
@@ -288,8 +289,8 @@ def write_run_info(workdir, config: dict, model: Checkpoint | None = None) -> No
     )
 
 
-def _load_run(workdir: Path, weights: str) -> Checkpoint:
-    """The latest policy of a run, on the host, with its frozen parts and model config.
+def _load_run(workdir: Path, weights: str, step: str) -> Checkpoint:
+    """A policy of a run, on the host, with its frozen parts and model config.
 
     Reads one subtree of the state, and needs neither its structure nor its devices.
     """
@@ -299,7 +300,8 @@ def _load_run(workdir: Path, weights: str) -> Checkpoint:
     steps = ocp.utils.checkpoint_steps(workdir / "checkpoints")
     if not steps:
         return model
-    directory = workdir.absolute() / "checkpoints" / str(max(steps)) / "default"
+    number = max(steps) if step == "latest" else _best_step(workdir, steps)
+    directory = workdir.absolute() / "checkpoints" / str(number) / "default"
     handler = ocp.PyTreeCheckpointHandler()
     try:
         with ocp.Checkpointer(handler) as reader:
@@ -317,6 +319,20 @@ def _load_run(workdir: Path, weights: str) -> Checkpoint:
             "state to use the one before"
         ) from e
     return Checkpoint(model.params | policy, model.config)
+
+
+def _best_step(workdir: Path, steps: list[int]) -> int:
+    scores = {}
+    for step in steps:
+        file = workdir / "checkpoints" / str(step) / "metrics" / "metrics"
+        scores[step] = _score(_read_json(file)) if file.is_file() else -np.inf
+    best = max(steps, key=lambda step: scores[step])
+    if scores[best] == -np.inf:
+        raise UserError(
+            f"{workdir}: no state of this run was validated, so there is no best one; "
+            "take the latest"
+        )
+    return best
 
 
 # --------------------------------------------------------------------------- on disk

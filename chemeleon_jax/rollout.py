@@ -33,6 +33,11 @@ def crystal_noise(
     return noise(keys) * mask[..., None]
 
 
+def crystal_keys(key: jax.Array, index: jax.Array) -> jax.Array:
+    """The keys of crystals number `index` [B] of a rollout, [B]."""
+    return jax.vmap(jax.random.fold_in, (None, 0))(key, index)
+
+
 def sample_group(
     params: Any,
     key: jax.Array,
@@ -49,7 +54,8 @@ def sample_group(
 
     Args:
       params: of the policy (the DiT).
-      key: of this rollout; crystal b draws from `fold_in(key, b)`.
+      key: of this rollout, whose crystal b draws from `fold_in(key, b)`; or [B] keys,
+        one for each crystal.
       num_atoms: [G] atoms of each group's crystals, at most `model.max_atoms`.
       model: everything that is not trained here.
       schedule: with T steps, names the sampler.
@@ -65,7 +71,7 @@ def sample_group(
     counts = jnp.repeat(num_atoms, group_size)
     mask = jnp.arange(model.max_atoms)[None] < counts[:, None]
     mask = constrain(mask)
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(len(mask)))
+    keys = key if key.ndim else crystal_keys(key, jnp.arange(len(mask)))
     condition = repeat_condition(condition, group_size)
     denoiser = model.denoiser(params, mask, condition, cfg_scale)
 

@@ -14,7 +14,11 @@ from chemeleon_jax import checkpoints
 from chemeleon_jax.data import Dataset, augment, corrupt
 from chemeleon_jax.diffusion import ldm_loss, make_schedule
 from chemeleon_jax.errors import UserError
-from chemeleon_jax.models.condition import condition_vectors, make_condition_encoder
+from chemeleon_jax.models.condition import (
+    condition_vectors,
+    drop_conditions,
+    make_condition_encoder,
+)
 from chemeleon_jax.models.dit import DiT
 from chemeleon_jax.models.predictor import make_predictor
 from chemeleon_jax.models.vae import VAE, make_vae, vae_loss
@@ -70,7 +74,7 @@ def ldm_stage(config, dataset: Dataset, key: jax.Array) -> Stage:
     schedule = make_schedule("ddpm", 1000)
 
     def loss(params, frozen, crystals, labels, key, train):
-        keys = jax.random.split(key, 4)
+        keys = jax.random.split(key, 5)
         variables = {"params": frozen["vae"]}
         _, posterior = vae.apply(variables, crystals, method="encode")
         noise = jax.random.normal(keys[0], posterior.mean.shape)
@@ -82,6 +86,7 @@ def ldm_stage(config, dataset: Dataset, key: jax.Array) -> Stage:
         if condition is not None:
             vectors, known = condition_vectors(specs, crystals, labels)
             drop = jax.random.uniform(keys[2], (len(z),)) < config.drop_prob * train
+            vectors = drop_conditions(keys[4], vectors, config.drop_prob * train)
             variables = {"params": params["condition"]}
             y = condition.apply(variables, vectors, known & ~drop)
 

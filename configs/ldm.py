@@ -35,7 +35,9 @@ def get_config() -> ConfigDict:
     # Conditions by name, for example
     #   {"band_gap": {"name": "band_gap", "kind": "float"}}; see models/condition.py.
     config.conditions = ConfigDict()
-    config.drop_prob = 0.1  # of a crystal's conditions in training, for guidance
+    # Of all of a crystal's conditions in training, for guidance; and of each, so that
+    # one can be asked for without the others.
+    config.drop_prob = 0.1
 
     config.optimizer = ConfigDict()
     config.optimizer.lr = 6e-4

@@ -277,6 +277,19 @@ def test_a_run_directory_loads_as_its_latest_policy(tmp_path):
         assert_identical(loaded.params, jax.tree.map(np.asarray, policy) | small_vae())
 
 
+def test_the_best_policy_of_a_run(tmp_path):
+    start = checkpoints.Checkpoint(small_params() | small_vae(), CONFIG)
+    write_run_info(tmp_path, {"seed": 0}, start)
+    with RunCheckpoints(tmp_path) as run:
+        run.save(1, trained_state(1))
+        with pytest.raises(UserError, match="no state of this run was validated"):
+            load(tmp_path, step="best")
+        run.save(2, best := trained_state(2), score=0.5)
+        run.save(3, trained_state(3), score=-0.5)
+    policy = jax.tree.map(np.asarray, best.params)
+    assert_identical(load(tmp_path, step="best").params, policy | small_vae())
+
+
 def test_run_info_says_how_the_run_was_started(tmp_path):
     start = checkpoints.Checkpoint(small_params(), CONFIG)
     write_run_info(tmp_path, {"seed": 7, "rl": {"clip_ratio": 0.1}}, start)

@@ -6,6 +6,8 @@ import tiny
 
 from chemeleon_jax.models.condition import (
     condition_vectors,
+    drop_conditions,
+    input_width,
     make_condition_encoder,
     preprocess,
 )
@@ -164,6 +166,31 @@ def test_predictor_denormalises():
     predictor = make_predictor({"targets": ["gap"], "mean": [2.0], "std": [3.0]})
     y = predictor.denormalise(jnp.array([[1.0]]))
     np.testing.assert_allclose(y, [[5.00001]], rtol=1e-6)
+
+
+def test_a_condition_not_asked_for_is_the_null_vector_alone():
+    encoder = make_condition_encoder({"specs": SPECS[:2], "width": 8})
+    vectors = {s["name"]: jnp.ones((2, input_width(s))) for s in SPECS[:2]}
+    keep = jnp.ones(2, bool)
+    params = tiny.random_params(encoder, vectors, keep)
+    first, second = vectors
+    null = jnp.broadcast_to(params[f"{first}_null"], vectors[first].shape)
+    encode = jax.jit(lambda v, k: encoder.apply({"params": params}, v, k))
+    left_out = encode(vectors | {first: jnp.full_like(null, jnp.nan)}, keep)
+    np.testing.assert_allclose(left_out, encode(vectors | {first: null}, keep))
+    nothing = {name: jnp.full_like(v, jnp.nan) for name, v in vectors.items()}
+    np.testing.assert_allclose(encode(nothing, keep), encode(vectors, ~keep))
+    assert not np.allclose(left_out, encode(vectors, keep), atol=1e-3)
+
+
+def test_conditions_are_dropped_each_for_itself():
+    vectors = {name: jnp.ones((4000, 3)) for name in "abc"}
+    dropped = drop_conditions(jax.random.key(0), vectors, 0.25)
+    gone = np.stack([np.isnan(v).any(-1) for v in dropped.values()])
+    np.testing.assert_allclose(gone.mean(1), 0.25, atol=0.03)
+    np.testing.assert_allclose((gone[0] & gone[1]).mean(), 0.0625, atol=0.02)
+    one = {"a": vectors["a"]}
+    assert drop_conditions(jax.random.key(0), one, 0.25) is one
 
 
 def test_guidance_at_scale_one_is_the_conditional_model():

@@ -94,6 +94,28 @@ def condition_vectors(
     return vectors, known
 
 
+def drop_conditions(
+    key: jax.Array, vectors: dict[str, jax.Array], rate: jax.Array | float
+) -> dict[str, jax.Array]:
+    """Drops each of several conditions at random, so that some can do without others.
+
+    Args:
+      key: random key.
+      vectors: {name: [B, in]}; a single condition is left as it is.
+      rate: share of the crystals that lose a condition, each condition for itself.
+
+    Returns:
+      {name: [B, in]}, NaN where dropped.
+    """
+    if len(vectors) == 1:
+        return vectors
+    keys = jax.random.split(key, len(vectors))
+    return {
+        name: jnp.where(jax.random.bernoulli(k, rate, (len(x), 1)), jnp.nan, x)
+        for k, (name, x) in zip(keys, vectors.items(), strict=True)
+    }
+
+
 class ConditionEncoder(nn.Module):
     """Encodes named conditions, each of which may be dropped."""
 
@@ -105,8 +127,9 @@ class ConditionEncoder(nn.Module):
         """Encode preprocessed conditions.
 
         Args:
-          vectors: {name: [B, in]}.
-          keep: [B] bool; where False, the learned null vector stands in for the input.
+          vectors: {name: [B, in]}; a row of NaN is a condition that nobody asked for.
+          keep: [B] bool; where False, none of the conditions counts. A learned null
+            vector stands in for one that does not.
 
         Returns:
           [B, D]
@@ -115,7 +138,8 @@ class ConditionEncoder(nn.Module):
         for spec in self.specs:
             name, width = spec["name"], input_width(spec)
             null = self.param(f"{name}_null", nn.initializers.zeros, (1, width))
-            vector = jnp.where(keep[:, None], vectors[name], null)
+            asked = keep[:, None] & ~jnp.isnan(vectors[name])
+            vector = jnp.where(asked, vectors[name], null)
             encoded.append(Mlp(self.width, self.width, "silu", name=name)(vector))
         joined = jnp.concatenate(encoded, -1)
         return Mlp(self.width, self.width, "silu", name="joint")(joined)
