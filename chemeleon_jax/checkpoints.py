@@ -31,7 +31,14 @@ from safetensors.numpy import load_file, save_file
 from chemeleon_jax import hub
 from chemeleon_jax.errors import UserError
 
-MINI_MODELS = ("vae", "ldm", "predictor")
+MINI = Path(str(files("chemeleon_jax"))) / "assets" / "mini"
+# SHA-256 of each config.json, which holds that of the parameters. Trained anew, a model
+# needs its new one here.
+MINI_MODELS = {
+    "vae": "bd397f2cdbc81c1b77368fa8715f03a8205a9c48adc737740cfb0f09a5e96e11",
+    "ldm": "e18a8d1bebd15bdde037ddefe7ede0dcfaf8e302fbcb75e40eee29bf81be7f56",
+    "predictor": "711010f513351cb21d50267464f1d6d24c7da6c8aebe4b331c6640e1996bcd17",
+}
 PACKAGES = (
     "jax jaxlib flax optax orbax-checkpoint numpy scipy pymatgen ase safetensors"
 ).split()
@@ -153,7 +160,10 @@ def _mini_dir(name: str) -> Path:
             f"mini:{name}: no such embedded model; there are "
             + ", ".join(f"mini:{m}" for m in MINI_MODELS)
         )
-    return Path(str(files("chemeleon_jax"))) / "assets" / "mini" / name
+    config = MINI / name / "config.json"
+    if not config.is_file() or _file_digest(config) != MINI_MODELS[name]:
+        raise UserError(f"{config} was altered: install chemeleon_jax again")
+    return MINI / name
 
 
 # -------------------------------------------------------------------- run directories
