@@ -124,11 +124,12 @@ def parse_cif(cif: str, max_atoms: int) -> Structure | str:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            structure = niggli_reduce(Structure.from_str(cif, fmt="cif"))
+            structure = Structure.from_str(cif, fmt="cif")
             if not structure.is_ordered:
                 return "disordered: a site holds more than one element"
             if len(structure) > max_atoms:
                 return f"{len(structure)} atoms, more than max_atoms={max_atoms}"
+            structure = niggli_reduce(structure)
             found = from_structures([structure], max_atoms)
     except Exception as error:  # a CIF parser can fail in any way; the row is named
         return f"{type(error).__name__}: {error}".splitlines()[0]
