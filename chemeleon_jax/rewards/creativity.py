@@ -87,49 +87,71 @@ def match_crystals(
     """
     status = np.where(valid, OK, INVALID)
     formulas = {i: formula_key(cells[i].atom_types) for i in np.flatnonzero(valid)}
-    alike = _by_formula(formulas)
+    alike = by_formula(formulas)
     crowded = [
         i
         for formula, members in alike.items()
         if len(members) > 1 or formula in references.by_formula
         for i in members
     ]
-    known = [r for f in alike for r in references.by_formula.get(f, ())]
-    fill_cache(references.reduced, known, reduce_cell, references.cells, pool)
     reduced: dict[int, Outcome] = {}
     fill_cache(reduced, crowded, reduce_cell, cells, pool)
     for i, outcome in reduced.items():
         status[i] = outcome.status
 
     novel = valid & (status == OK)
-    compared = [i for i in crowded if status[i] == OK]
-    items = [
-        (
-            reduced[i].value,
-            [
-                references.reduced[r].value
-                for r in references.by_formula.get(formulas[i], ())
-                if references.reduced[r].status == OK
-            ],
-            True,
-        )
-        for i in compared
-    ]
-    for i, outcome in zip(compared, pool.map(fits_any, items), strict=True):
+    comparable = {i: formulas[i] for i in crowded if status[i] == OK}
+    for i, outcome in match_references(comparable, reduced, references, pool).items():
         status[i] = outcome.status
         novel[i] = outcome.status == OK and not outcome.value
 
     unique = valid & (status == OK)
-    alike = _by_formula({i: f for i, f in formulas.items() if status[i] == OK})
+    alike = by_formula({i: f for i, f in formulas.items() if status[i] == OK})
     buckets = [members for members in alike.values() if len(members) > 1]
-    for i, outcome in _first_occurrences(buckets, reduced, pool).items():
+    for i, outcome in first_occurrences(buckets, reduced, pool).items():
         status[i] = outcome.status
         unique[i] = outcome.status == OK and outcome.value
     novel &= status == OK
     return Matches(unique, novel, status, alike)
 
 
-def _by_formula(formulas: dict[int, tuple]) -> dict[tuple, list[int]]:
+def match_references(
+    formulas: dict[int, tuple[int, ...]],
+    reduced: dict[int, Outcome],
+    references: References,
+    pool: WorkerPool,
+) -> dict[int, Outcome]:
+    """Whether crystals match a reference, by number.
+
+    Args:
+      formulas: of the crystals to compare, {number: formula_key}.
+      reduced: their reduced cells.
+      references: the known crystals.
+      pool: worker processes.
+    """
+    known = [
+        r
+        for f in dict.fromkeys(formulas.values())
+        for r in references.by_formula.get(f, ())
+    ]
+    fill_cache(references.reduced, known, reduce_cell, references.cells, pool)
+    items = [
+        (
+            reduced[i].value,
+            [
+                references.reduced[r].value
+                for r in references.by_formula.get(formula, ())
+                if references.reduced[r].status == OK
+            ],
+            True,
+        )
+        for i, formula in formulas.items()
+    ]
+    return dict(zip(formulas, pool.map(fits_any, items), strict=True))
+
+
+def by_formula(formulas: dict[int, tuple[int, ...]]) -> dict[tuple, list[int]]:
+    """Numbers of the crystals of each formula, in order."""
     groups = defaultdict(list)
     for i, formula in formulas.items():
         groups[formula].append(int(i))
@@ -143,7 +165,7 @@ def fill_cache(cache: dict[int, Outcome], wanted, function, cells, pool) -> None
     cache.update(zip(missing, outcomes, strict=True))
 
 
-def _first_occurrences(buckets, reduced, pool) -> dict[int, Outcome]:
+def first_occurrences(buckets, reduced, pool) -> dict[int, Outcome]:
     """Whether each crystal of each bucket is the first of its group.
 
     Large buckets go block by block, so that one formula that fills the batch still

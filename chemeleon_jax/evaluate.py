@@ -1,0 +1,366 @@
+"""Program: what crystals are worth.
+
+    python -m chemeleon_jax.evaluate runs/rl_dng/samples
+    python -m chemeleon_jax.evaluate others.extxyz cifs/ --relax --out=evaluations
+
+Validity, uniqueness, novelty, energy above the hull and what follows from them, each
+with a bootstrap interval, of crystals of any generator. Writes a folder `evaluation`
+with `crystals.csv`, `structures.jsonl` and `summary.json`. The same command continues
+an evaluation that was cut off. See docs/sampling.md.
+"""
+
+import argparse
+import csv
+import functools
+import hashlib
+import importlib.metadata
+import json
+import shutil
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pymatgen.core import Element
+from tqdm import tqdm
+
+from chemeleon_jax import __version__, checkpoints
+from chemeleon_jax.checkpoints import params_digest
+from chemeleon_jax.crystals import formula_key
+from chemeleon_jax.data import Dataset
+from chemeleon_jax.errors import UserError
+from chemeleon_jax.evaluation import statistics
+from chemeleon_jax.evaluation.inputs import Item, load_reference, read_crystals
+from chemeleon_jax.evaluation.judge import (
+    STABLE,
+    SYMMETRY_TOLERANCE,
+    Judge,
+    Row,
+    judge_chunk,
+    judge_set,
+)
+from chemeleon_jax.files import read_json, replacing, write_json
+from chemeleon_jax.models.vae import VAE, make_vae
+from chemeleon_jax.potentials import load_potential, relax
+from chemeleon_jax.potentials.hull import load_hull
+from chemeleon_jax.rewards.creativity import index_references
+from chemeleon_jax.rewards.diversity import (
+    NUM_ELEMENTS,
+    composition_fractions,
+    embedding_gram,
+)
+from chemeleon_jax.rewards.energy import METASTABLE
+from chemeleon_jax.rewards.features import encode_references, type_embedding
+from chemeleon_jax.rewards.pool import WorkerPool
+from chemeleon_jax.rewards.prefilter import ANGLE_TOL, LENGTH_TOL, SITE_TOL
+
+CHUNK = 256  # crystals judged, and kept on disk, at once
+TIME_LIMIT = 30.0  # s, for one crystal in a worker
+RESAMPLES, SEED = 1000, 0  # of the bootstrap
+COLUMNS = (
+    *("index", "formula", "num_atoms", "space_group", "density", "valid", "reason"),
+    *("smact_valid", "unique", "novel", "energy", "e_above_hull", "metastable"),
+    *("stable", "sun", "msun", "status"),
+)
+RELAX_COLUMNS = ("energy_unrelaxed", "relax_steps", "relaxed")
+SHARES = ("valid", "smact_valid", "unique", "novel")
+ENERGY_SHARES = ("metastable", "stable", "sun", "msun")
+
+
+def parse(argv: list[str] | None = None) -> argparse.Namespace:
+    """Reads the command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m chemeleon_jax.evaluate",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("crystals", nargs="+", type=Path, metavar="CRYSTALS")
+    add("--reference", default="mp_mini", help="known crystals: mp_mini, DIR or FILE")
+    add("--potential", default="chgnet", help="chgnet, ase:module:callable or none")
+    add("--relax", action="store_true", help="relax positions and cells first (chgnet)")
+    add("--relax_steps", type=int, default=relax.MAX_STEPS)
+    add("--max_force", type=float, default=relax.MAX_FORCE, help="eV/Å, to stop at")
+    add("--vae", default="mini:vae", help="whose features are compared")
+    add("--out", type=Path, help="instead of the folder of each set of crystals")
+    add("--workers", type=int, help="processes; by default as many as CPUs")
+    return parser.parse_args(argv)
+
+
+def evaluate(args: argparse.Namespace) -> None:
+    """Judges each set of crystals, and writes what came out."""
+    if args.relax and args.potential != "chgnet":
+        raise UserError("--relax: relaxes with CHGNet only; leave --potential=chgnet")
+    if args.relax_steps < 1 or not args.max_force > 0:
+        raise UserError("--relax_steps and --max_force must be above 0")
+    sets = find_sets(args.crystals, args.out)
+    items = {source: read_crystals(source) for source in sets}
+    dataset = load_reference(args.reference)
+    vae_checkpoint = checkpoints.load(args.vae)
+    if "vae" not in vae_checkpoint.params:
+        raise UserError(f"--vae={args.vae}: holds no VAE")
+    vae = make_vae(vae_checkpoint.config["vae"]), vae_checkpoint.params["vae"]
+    energies: dict[str, Any] = {"potential": None, "hull": None}
+    if args.potential != "none":
+        potential = load_potential(args.potential)
+        known = None if args.reference == "mp_mini" else dataset
+        energies = {"potential": potential, "hull": load_hull(potential, known)}
+    protocol = describe_protocol(args, dataset, vae[1], energies["potential"])
+    largest = max(
+        (len(i.structure) for x in items.values() for i in x if i.structure), default=1
+    )
+    width = max(-(-largest // 4) * 4, 20)
+    relaxation = {"max_steps": args.relax_steps, "max_force": args.max_force}
+    with WorkerPool(args.workers, time_limit=TIME_LIMIT) as pool:
+        judge = Judge(
+            references=index_references(dataset.crystals),
+            pool=pool,
+            vae=vae,
+            relax=functools.partial(relax.relax, **relaxation) if args.relax else None,
+            width=width,
+            chunk=max(CHUNK * 20 // width, 1),
+            **energies,
+        )
+        known_features = features_of_known(vae, dataset)
+        for source, out in sets.items():
+            rows = judge_all(items[source], judge, out, protocol)
+            scores = score_set(rows, vae, known_features, energies["hull"] is not None)
+            write_results(out, rows, scores, protocol)
+            print_table(source, rows, scores, protocol)
+
+
+def find_sets(paths: list[Path], out: Path | None) -> dict[Path, Path]:
+    """Each set of crystals, bases of sampled ones included, and where its results go.
+
+    Raises:
+      UserError: two sets would have their results in one place.
+    """
+    sets = list(dict.fromkeys(paths))
+    sets += [p / "base" for p in paths if (p / "base" / "crystals.jsonl").is_file()]
+    sets = list(dict.fromkeys(sets))
+    if out is None:
+        places = [(p if p.is_dir() else p.parent) / "evaluation" for p in sets]
+    elif len(sets) == 1:
+        places = [out]
+    else:
+        names = [
+            f"{p.parent.name}_base" if p.name == "base" else p.name.partition(".")[0]
+            for p in sets
+        ]
+        places = [out / name for name in names]
+    if len(set(places)) < len(places):
+        twice = next(p for p in places if places.count(p) > 1)
+        raise UserError(
+            f"two sets of crystals would be evaluated in {twice}: evaluate them one by "
+            "one, each with its own --out"
+        )
+    return dict(zip(sets, places, strict=True))
+
+
+def describe_protocol(args, dataset: Dataset, vae_params, potential) -> dict[str, Any]:
+    """What the numbers depend on, and must be stated with them."""
+    return {
+        "reference": {
+            "name": args.reference,
+            "size": len(dataset),
+            "sha256": dataset.digest,
+        },
+        "matcher": {"ltol": LENGTH_TOL, "stol": SITE_TOL, "angle_tol": ANGLE_TOL},
+        "potential": args.potential,
+        "potential_sha256": potential.digest if potential else None,
+        "relaxed": args.relax,
+        "relax_steps": args.relax_steps if args.relax else None,
+        "max_force": args.max_force if args.relax else None,
+        "metastable": METASTABLE,
+        "stable": STABLE,
+        "min_distance": 0.5,
+        "symmetry_tolerance": SYMMETRY_TOLERANCE,
+        "vae": args.vae,
+        "vae_sha256": params_digest(vae_params),
+        "bootstrap": {"resamples": RESAMPLES, "confidence": statistics.CONFIDENCE},
+        "smact": importlib.metadata.version("smact"),
+        "pymatgen": importlib.metadata.version("pymatgen"),
+        "version": __version__,
+    }
+
+
+# --------------------------------------------------------------------- all crystals
+
+
+def judge_all(
+    items: list[Item], judge: Judge, out: Path, protocol: dict[str, Any]
+) -> list[Row]:
+    """Rows of all crystals, chunk by chunk; finished chunks are read from disk."""
+    folder = prepare_partial(items, judge, out, protocol)
+    keys = [
+        formula_key(i.structure.atomic_numbers) if i.structure else () for i in items
+    ]
+    counts: dict[tuple, int] = {}
+    for key in keys:
+        counts[key] = counts.get(key, 0) + 1
+    rows: list[Row] = []
+    with tqdm(total=len(items), unit=" crystals", disable=None) as progress:
+        for start in range(0, len(items), judge.chunk):
+            part = slice(start, start + judge.chunk)
+            file = folder / f"{start:08d}.json"
+            if file.is_file():
+                found = read_json(file)["rows"]
+            else:
+                crowded = [counts[key] > 1 for key in keys[part]]
+                found = judge_chunk(items[part], crowded, judge)
+                write_json(file, {"rows": found})
+            rows += found
+            progress.update(len(found))
+    judge_set(rows, judge.pool)
+    return rows
+
+
+def prepare_partial(items: list[Item], judge: Judge, out: Path, protocol) -> Path:
+    """The folder of finished chunks, emptied if they are of another evaluation."""
+    digest = hashlib.sha256(json.dumps([protocol, judge.chunk]).encode())
+    for structure, problem in items:
+        digest.update(problem.encode())
+        if structure is not None:
+            digest.update(np.array(structure.atomic_numbers, np.int64).tobytes())
+            digest.update(structure.lattice.matrix.tobytes())
+            digest.update(structure.frac_coords.tobytes())
+    folder, name = out / "partial", {"sha256": digest.hexdigest()}
+    mark = folder / "evaluation.json"
+    if not (mark.is_file() and read_json(mark) == name):
+        shutil.rmtree(folder, ignore_errors=True)
+        write_json(mark, name)
+    return folder
+
+
+# --------------------------------------------------------------------------- scores
+
+
+def features_of_known(vae: tuple[VAE, Any], dataset: Dataset) -> dict[str, np.ndarray]:
+    """Features of the references: {"structure": [M, L], "composition": [M, 100]}."""
+    known = dataset.crystals
+    fractions = composition_fractions(known.atom_types, known.mask)
+    return {
+        "structure": np.asarray(encode_references(*vae, known), np.float64),
+        "composition": fractions @ embedding_root(vae),
+    }
+
+
+def embedding_root(vae: tuple[VAE, Any]) -> np.ndarray:
+    """Square root R of E E^T, with E the VAE's type embedding, [100, 100].
+
+    Between shares of elements times R, the Fréchet distance is the one between mean
+    embeddings of atoms, at 100 numbers per crystal whatever the width of E.
+    """
+    embedding = type_embedding(*vae, NUM_ELEMENTS)
+    values, vectors = np.linalg.eigh(embedding_gram(embedding) * embedding.shape[1])
+    return (vectors * np.sqrt(np.maximum(values, 0.0))) @ vectors.T
+
+
+def score_set(
+    rows: list[Row], vae, known: dict[str, np.ndarray], with_energies: bool
+) -> dict[str, statistics.Score]:
+    """Every score of a set, with its interval."""
+    draws = statistics.resample(len(rows), RESAMPLES, SEED)
+    shares = SHARES + (ENERGY_SHARES if with_energies else ())
+    scores = {
+        name: statistics.mean_score(
+            np.array([bool(row.get(name)) for row in rows], float), draws
+        )
+        for name in shares
+    }
+    if with_energies:
+        above = [row.get("e_above_hull") for row in rows]
+        above = np.array([np.nan if x is None else x for x in above])
+        scores["e_above_hull"] = statistics.mean_score(above, draws)
+    width = known["structure"].shape[1]
+    latents = np.array([row.get("latent", [np.nan] * width) for row in rows])
+    fractions = np.full((len(rows), NUM_ELEMENTS), np.nan)
+    for i, row in enumerate(rows):
+        if row["valid"]:
+            types = structure_types(row["structure"])[None]
+            fractions[i] = composition_fractions(types, types > 0)[0]
+    generated = {"structure": latents, "composition": fractions @ embedding_root(vae)}
+    for name, features in generated.items():
+        scores[f"frechet_{name}"] = statistics.frechet_score(
+            features, known[name], draws[:200]
+        )
+    return scores
+
+
+def structure_types(structure: dict[str, Any]) -> np.ndarray:
+    """Atomic numbers of a structure as a dict, [n]."""
+    symbols = [site["species"][0]["element"] for site in structure["sites"]]
+    return np.array([Element(symbol).Z for symbol in symbols])
+
+
+# -------------------------------------------------------------------------- results
+
+
+def write_results(out: Path, rows, scores, protocol: dict[str, Any]) -> None:
+    """Writes crystals.csv, structures.jsonl and, last of all, summary.json."""
+    columns = COLUMNS + (RELAX_COLUMNS if protocol["relaxed"] else ())
+    with replacing(out / "crystals.csv") as temporary:
+        with open(temporary, "w", newline="") as file:
+            table = csv.DictWriter(file, columns, restval="", extrasaction="ignore")
+            table.writeheader()
+            table.writerows({"index": i} | row for i, row in enumerate(rows))
+    with replacing(out / "structures.jsonl") as temporary:
+        with open(temporary, "w") as file:
+            for i, row in enumerate(rows):
+                names = ("structure", "initial_structure")
+                kept = {name: row[name] for name in names if name in row}
+                line = {"index": i, "structure": None} | kept
+                file.write(json.dumps(line) + "\n")
+    write_json(
+        out / "summary.json",
+        {
+            "protocol": protocol,
+            "num_crystals": len(rows),
+            "scores": {
+                name: {k: None if np.isnan(v) else v for k, v in s._asdict().items()}
+                for name, s in scores.items()
+            },
+            "reasons": dict(Counter(row["reason"] for row in rows).most_common()),
+            "status": dict(Counter(row["status"] for row in rows).most_common()),
+        },
+    )
+    shutil.rmtree(out / "partial")
+
+
+def print_table(source: Path, rows, scores, protocol: dict[str, Any]) -> None:
+    """Prints the scores, and the protocol they were taken by."""
+    print(f"\n{source}: {len(rows)} crystals, mean and 95 % bootstrap interval")
+    for name, (value, low, high) in scores.items():
+        if name in SHARES + ENERGY_SHARES:
+            shown = f"{value:8.1%}  [{low:.1%}, {high:.1%}]"
+        else:
+            unit = "eV/atom" if name == "e_above_hull" else ""
+            shown = f"{value:8.3f}  [{low:.3f}, {high:.3f}] {unit}"
+        print(f"  {name:22}{shown}")
+    reference, matcher = protocol["reference"], protocol["matcher"]
+    relaxed = "relaxed" if protocol["relaxed"] else "as they are, not relaxed"
+    print(
+        f"Reference {reference['name']} ({reference['size']} crystals); pymatgen "
+        f"StructureMatcher, "
+        + ", ".join(f"{k} {v:g}" for k, v in matcher.items())
+        + f"; potential {protocol['potential']}, crystals {relaxed}; metastable up to "
+        f"{METASTABLE} eV/atom, stable up to {STABLE:g} eV/atom above the hull; valid: "
+        f"no contact under {protocol['min_distance']} Å; composition: SMACT "
+        f"{protocol['smact']}; features of {protocol['vae']}"
+    )
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the program; what the user can put right is one line and status 2."""
+    try:
+        evaluate(parse(argv))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

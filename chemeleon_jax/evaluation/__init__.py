@@ -1,0 +1,1 @@
+"""What a set of crystals is worth: the parts of `python -m chemeleon_jax.evaluate`."""

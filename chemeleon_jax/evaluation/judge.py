@@ -1,0 +1,253 @@
+"""What each crystal is like: one row per crystal, chunk by chunk."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import jax
+import numpy as np
+from pymatgen.core import Composition, Element, Structure
+
+from chemeleon_jax.crystals import (
+    VALIDITY_REASONS,
+    empty_batch,
+    formula_key,
+    from_structures,
+    validity,
+)
+from chemeleon_jax.evaluation.inputs import Item
+from chemeleon_jax.models.vae import VAE
+from chemeleon_jax.potentials import Potential
+from chemeleon_jax.potentials.hull import Hull
+from chemeleon_jax.rewards.creativity import (
+    References,
+    by_formula,
+    first_occurrences,
+    match_references,
+)
+from chemeleon_jax.rewards.energy import METASTABLE, REASONS, judge_energies
+from chemeleon_jax.rewards.features import mean_latent
+from chemeleon_jax.rewards.matching import Cell, reduce_cell, to_structure
+from chemeleon_jax.rewards.pool import OK, STATUS, Outcome, WorkerPool
+from chemeleon_jax.types import CrystalBatch
+
+SYMMETRY_TOLERANCE = 0.1  # Å, of the space group
+STABLE = 0.0  # eV/atom above the hull
+
+Row = dict[str, Any]  # of one crystal; JSON values
+
+
+@dataclass(eq=False)
+class Judge:
+    """What crystals are judged by, made once."""
+
+    references: References
+    pool: WorkerPool
+    vae: tuple[VAE, Any]  # with its parameters
+    potential: Potential | None
+    hull: Hull | None
+    relax: Callable[[list[Structure]], list] | None  # see potentials.relax
+    width: int  # atoms that all batches are padded to
+    chunk: int  # crystals of a batch
+    smact: dict[tuple[int, ...], bool | None] = field(default_factory=dict)
+
+    @cached_property
+    def energies(self) -> Callable:
+        """The potential, compiled once."""
+        assert self.potential is not None
+        return jax.jit(self.potential.energies)
+
+
+def judge_chunk(items: list[Item], crowded: list[bool], judge: Judge) -> list[Row]:
+    """Everything about crystals that does not depend on the rest of their set.
+
+    Args:
+      items: at most `judge.chunk` crystals.
+      crowded: whether a crystal shares its reduced formula with another crystal of the
+        set, so that it must be compared.
+      judge: what they are judged by.
+    """
+    rows: list[Row] = [{"status": item.problem} for item in items]
+    structures = [item.structure for item in items]
+    crystals = pack(structures, judge)
+    reasons = _reasons(items, crystals)
+    if judge.relax is not None:
+        structures = _relax(structures, reasons, rows, judge)
+        crystals = pack(structures, judge)
+        reasons = _reasons(items, crystals)
+    valid = np.array([reason == "valid" for reason in reasons])
+    for row, structure, reason in zip(rows, structures, reasons, strict=True):
+        row |= {"valid": reason == "valid", "reason": reason}
+        if structure is not None:
+            row |= {
+                "formula": structure.composition.reduced_formula,
+                "num_atoms": len(structure),
+                "density": float(structure.density),
+                "structure": structure.as_dict(verbosity=0),
+            }
+    cells = {
+        i: Cell(s.lattice.matrix, np.array(s.atomic_numbers), s.frac_coords)
+        for i, s in enumerate(structures)
+        if s is not None
+    }
+    _check_compositions(cells, rows, judge)
+    cells = {i: cell for i, cell in cells.items() if valid[i]}
+    _find_space_groups(cells, rows, judge)
+    _find_known(cells, crowded, rows, judge)
+    _find_energies(crystals, valid, rows, judge)
+    _encode(crystals, valid, rows, judge)
+    return rows
+
+
+def pack(structures: list[Structure | None], judge: Judge) -> CrystalBatch:
+    """A batch of fixed shape, empty where there is no crystal."""
+    present = [i for i, s in enumerate(structures) if s is not None]
+    some = from_structures([structures[i] for i in present], judge.width)
+    batch = empty_batch(judge.chunk, judge.width)
+    for name, values in vars(some).items():
+        getattr(batch, name)[present] = values
+    return batch
+
+
+def _reasons(items: list[Item], crystals: CrystalBatch) -> list[str]:
+    codes = validity(crystals)
+    return [
+        VALIDITY_REASONS[code] if item.structure is not None else _short(item.problem)
+        for item, code in zip(items, codes[: len(items)], strict=True)
+    ]
+
+
+def _short(problem: str) -> str:
+    return problem.partition(":")[0]
+
+
+def _relax(structures, reasons, rows, judge) -> list[Structure | None]:
+    """Relaxed structures in the place of valid ones; rows say how it went."""
+    picked = [i for i, reason in enumerate(reasons) if reason == "valid"]
+    relaxed = list(structures)
+    results = judge.relax([structures[i] for i in picked])
+    for i, result in zip(picked, results, strict=True):
+        relaxed[i] = result.structure
+        rows[i] |= {
+            "initial_structure": structures[i].as_dict(verbosity=0),
+            "energy_unrelaxed": _number(result.initial_energy),
+            "relax_steps": result.steps,
+            "relaxed": result.converged,
+        }
+    return relaxed
+
+
+def _check_compositions(cells, rows, judge: Judge) -> None:
+    """SMACT's charge balance and electronegativity rules, once per formula."""
+    keys = {i: formula_key(cell.atom_types) for i, cell in cells.items()}
+    new = [key for key in dict.fromkeys(keys.values()) if key not in judge.smact]
+    for key, outcome in zip(new, judge.pool.map(smact_valid, new), strict=True):
+        judge.smact[key] = outcome.value if outcome.status == OK else None
+    for i, key in keys.items():
+        rows[i]["smact_valid"] = judge.smact[key]
+        if judge.smact[key] is None:
+            _note(rows[i], "smact: no answer")
+
+
+def smact_valid(formula: tuple[int, ...]) -> bool:
+    """`smact.screening.smact_validity` of a formula key. Runs in a worker."""
+    from smact.screening import smact_validity  # loads a quarter of the elements' lore
+
+    symbols = [Element.from_Z(z).symbol for z in formula[::2]]
+    counts = dict(zip(symbols, formula[1::2], strict=True))
+    return bool(smact_validity(Composition(counts)))
+
+
+def _find_space_groups(cells, rows, judge: Judge) -> None:
+    outcomes = judge.pool.map(space_group, list(cells.values()))
+    for i, outcome in zip(cells, outcomes, strict=True):
+        rows[i]["space_group"] = outcome.value  # None where spglib finds none
+
+
+def space_group(cell: Cell) -> str:
+    """International symbol, by spglib. Runs in a worker."""
+    return to_structure(cell).get_space_group_info(SYMMETRY_TOLERANCE)[0]
+
+
+def _find_known(cells, crowded, rows, judge: Judge) -> None:
+    """Reduced cells of the crystals that have company, and which are not novel."""
+    formulas = {i: formula_key(cell.atom_types) for i, cell in cells.items()}
+    known = judge.references.by_formula
+    wanted = [i for i, f in formulas.items() if crowded[i] or f in known]
+    outcomes = judge.pool.map(reduce_cell, [cells[i] for i in wanted])
+    reduced = dict(zip(wanted, outcomes, strict=True))
+    for i, outcome in reduced.items():
+        if outcome.status == OK:
+            rows[i]["reduced"] = [x.tolist() for x in outcome.value]
+        else:
+            _note(rows[i], f"matching: {STATUS[outcome.status]}")
+    comparable = {i: formulas[i] for i in wanted if "reduced" in rows[i]}
+    found = match_references(comparable, reduced, judge.references, judge.pool)
+    for i in cells:
+        outcome = found.get(i, Outcome(OK, False))
+        rows[i]["novel"] = outcome.status == OK and not outcome.value
+        if i in reduced and reduced[i].status != OK:
+            rows[i]["novel"] = False
+        elif outcome.status != OK:
+            _note(rows[i], f"matching: {STATUS[outcome.status]}")
+
+
+def _find_energies(crystals, valid, rows, judge: Judge) -> None:
+    if judge.potential is None or judge.hull is None:
+        return
+    valid = np.append(valid, np.zeros(judge.chunk - len(valid), bool))
+    judged = crystals.replace(mask=crystals.mask & valid[:, None])  # no work on others
+    energy, status = jax.device_get(judge.energies(judged))
+    above, status = judge_energies(
+        judge.hull, crystals.atom_types, energy, status, valid
+    )
+    for i in np.flatnonzero(valid):
+        rows[i]["energy"] = _number(energy[i])
+        rows[i]["e_above_hull"] = _number(above[i])
+        if status[i]:
+            _note(rows[i], f"energy: {REASONS[status[i]]}")
+
+
+def _encode(crystals, valid, rows, judge: Judge) -> None:
+    latent = np.asarray(mean_latent(*judge.vae, crystals), np.float64)
+    for i in np.flatnonzero(valid):
+        rows[i]["latent"] = latent[i].tolist()
+
+
+def _number(x) -> float | None:
+    return float(x) if np.isfinite(x) else None
+
+
+def _note(row: Row, problem: str) -> None:
+    if problem not in row["status"]:
+        row["status"] = "; ".join(filter(None, [row["status"], problem]))
+
+
+# --------------------------------------------------------------- the set as a whole
+
+
+def judge_set(rows: list[Row], pool: WorkerPool) -> None:
+    """What depends on the whole set: who is unique; and the flags made of others."""
+    cells = {
+        i: Cell(*(np.array(x) for x in row["reduced"]))
+        for i, row in enumerate(rows)
+        if row["valid"] and "reduced" in row
+    }
+    alike = by_formula({i: formula_key(cell.atom_types) for i, cell in cells.items()})
+    buckets = [members for members in alike.values() if len(members) > 1]
+    reduced = {i: Outcome(OK, cell) for i, cell in cells.items()}
+    flags = first_occurrences(buckets, reduced, pool)
+    for i, row in enumerate(rows):
+        row["novel"] = row.get("novel", False)
+        row["unique"] = row["valid"] and "matching" not in row["status"]
+        if i in flags:
+            row["unique"] = bool(flags[i].status == OK and flags[i].value)
+            if flags[i].status != OK:
+                _note(row, f"matching: {STATUS[flags[i].status]}")
+        above = row.get("e_above_hull")
+        row["metastable"] = above is not None and above <= METASTABLE
+        row["stable"] = above is not None and above <= STABLE
+        new = row["unique"] and row["novel"]
+        row["sun"], row["msun"] = new and row["stable"], new and row["metastable"]
+        row["status"] = row["status"] or "ok"
