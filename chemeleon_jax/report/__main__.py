@@ -1,0 +1,74 @@
+"""Program: one HTML page of what RL runs have learnt and made.
+
+    python -m chemeleon_jax.report runs/rl_dng
+    python -m chemeleon_jax.report runs/a runs/b --out=comparison.html
+
+The page needs no network and opens from disk. Curves come from the runs' TensorBoard
+events. Comparisons, distributions and the gallery come from evaluated crystals in
+RUN/samples (or --samples) and its base/, made by `chemeleon_jax.sample --base` and
+`chemeleon_jax.evaluate`; what is missing is said on the page. See docs/report.md.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from chemeleon_jax.errors import UserError
+from chemeleon_jax.report.page import make_page
+from chemeleon_jax.report.runs import load_run
+
+
+def parse(argv: list[str] | None = None) -> argparse.Namespace:
+    """Reads the command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m chemeleon_jax.report",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("runs", nargs="+", type=Path, metavar="RUN", help="directory of an RL run")
+    add(
+        "--samples",
+        action="append",
+        type=Path,
+        metavar="DIR",
+        help="evaluated crystals of a RUN, in their order; by default RUN/samples",
+    )
+    add("--out", type=Path, help="page to write; by default report.html in the RUN")
+    add("--num_crystals", type=int, default=12, help="in the gallery, of each set")
+    return parser.parse_args(argv)
+
+
+def report(args: argparse.Namespace) -> Path:
+    """Writes the page.
+
+    Raises:
+      UserError: a RUN that is no directory, or as many --samples as there are no RUNs.
+    """
+    samples = args.samples or [run / "samples" for run in args.runs]
+    if len(samples) != len(args.runs):
+        raise UserError(
+            f"{len(args.runs)} runs and {len(samples)} --samples: give one for each run"
+        )
+    if args.num_crystals < 1:
+        raise UserError(f"--num_crystals={args.num_crystals}: must be at least 1")
+    runs = [load_run(run, s) for run, s in zip(args.runs, samples, strict=True)]
+    out = args.out or args.runs[0] / "report.html"
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(make_page(runs, args.num_crystals), encoding="utf-8")
+    return out
+
+
+def main() -> None:
+    """The command line: errors of the user on one line, exit status 2."""
+    try:
+        out = report(parse())
+    except UserError as e:
+        print(f"error: {e}", file=sys.stderr)
+        raise SystemExit(2) from None
+    print(f"{out}: {out.stat().st_size / 1e6:.1f} MB, opens in any browser")
+
+
+if __name__ == "__main__":
+    main()

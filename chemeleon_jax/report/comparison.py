@@ -1,0 +1,94 @@
+"""Base against tuned: scores with their intervals, and the gain with its own."""
+
+import math
+from typing import NamedTuple
+
+from chemeleon_jax.report.runs import CrystalSet
+
+
+class Score(NamedTuple):
+    """How a score of `summary.json` is shown."""
+
+    label: str
+    share: bool = True  # of all crystals, shown in percent
+    better: int = 1  # 1: higher is better, -1: lower is, 0: neither
+
+
+SCORES = {
+    "valid": Score("valid"),
+    "smact_valid": Score("charge-balanced (SMACT)"),
+    "unique": Score("unique"),
+    "novel": Score("novel"),
+    "metastable": Score("metastable"),
+    "stable": Score("stable"),
+    "msun": Score("metastable, unique, novel (MSUN)"),
+    "sun": Score("stable, unique, novel (SUN)"),
+    "e_above_hull": Score("energy above hull, eV/atom", False, -1),
+}
+
+
+class Interval(NamedTuple):
+    """An estimate with its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+def interval(crystals: CrystalSet, name: str) -> Interval | None:
+    """A score of a set, if it has one that is finite."""
+    found = crystals.scores.get(name) or {}
+    try:
+        numbers = Interval(*(float(found[k]) for k in Interval._fields))
+    except (KeyError, TypeError, ValueError):
+        return None
+    return numbers if all(map(math.isfinite, numbers)) else None
+
+
+def gain(base: Interval, tuned: Interval) -> Interval:
+    """The difference of two independent estimates, with its interval.
+
+    Made of the two intervals by MOVER (Zou and Donner, Statistics in Medicine 27, 1693
+    (2008); for shares Newcombe's method 10, ibid. 17, 873 (1998)). Both sets are
+    sampled with the same noise, which can only make them more alike than assumed here.
+    """
+    difference = tuned.value - base.value
+    return Interval(
+        difference,
+        difference - math.hypot(tuned.value - tuned.low, base.high - base.value),
+        difference + math.hypot(tuned.high - tuned.value, base.value - base.low),
+    )
+
+
+def score_names(sets: list[CrystalSet]) -> list[str]:
+    """Scores that any set has: those known here first, in their order."""
+    present = {name for s in sets for name in s.scores if interval(s, name)}
+    known = [name for name in SCORES if name in present]
+    return known + sorted(present - set(SCORES))
+
+
+def describe(name: str) -> Score:
+    """How a score is shown; of one unknown here, as a number with its own name."""
+    return SCORES.get(name, Score(name.replace("_", " "), False, 0))
+
+
+def verdict(name: str, change: Interval) -> str:
+    """`better`, `worse` or `changed` where the interval excludes 0, else `unclear`."""
+    if change.low <= 0 <= change.high:
+        return "unclear"
+    direction = describe(name).better * (1 if change.value > 0 else -1)
+    return {1: "better", -1: "worse", 0: "changed"}[direction]
+
+
+def format_number(name: str, x: float, signed: bool = False) -> str:
+    """A value of a score, in percent where it is a share."""
+    sign = "+" if signed else ""
+    text = f"{100 * x:{sign}.1f}" if describe(name).share else f"{x:{sign}.3g}"
+    return text.replace("-", "−")
+
+
+def format_interval(name: str, x: Interval, signed: bool = False) -> tuple[str, str]:
+    """The value with its unit, and its interval."""
+    unit = "" if not describe(name).share else (" pp" if signed else " %")
+    value, low, high = (format_number(name, v, signed) for v in x)
+    return f"{value}{unit}", f"{low} to {high}"

@@ -1,0 +1,345 @@
+"""Puts the page together: HTML around charts, tables and crystals as JSON."""
+
+import html
+import re
+from datetime import date
+from pathlib import Path
+from string import Template
+from typing import Any
+
+from plotly.io.json import to_json_plotly
+from plotly.offline import get_plotlyjs
+
+from chemeleon_jax import __version__
+from chemeleon_jax.report import charts, comparison
+from chemeleon_jax.report.gallery import best_crystals
+from chemeleon_jax.report.runs import CrystalSet, Run
+
+HERE = Path(__file__).parent
+HEADLINES = ("msun", "metastable", "valid", "unique", "novel", "e_above_hull")
+
+
+def make_page(runs: list[Run], num_crystals: int) -> str:
+    """The whole page, scripts and pictures included."""
+    label_sets(runs)
+    data: dict[str, Any] = {"charts": {}, "elements": {}, "crystals": {}}
+    body = "\n".join(
+        [
+            header(runs),
+            notes([note for run in runs for note in run.notes]),
+            headlines(runs),
+            learning(runs, data),
+            scores(runs, data),
+            distributions(runs, data),
+            gallery(runs, num_crystals, data),
+            protocol(runs),
+        ]
+    )
+    return Template(_file("page.html")).substitute(
+        title=html.escape(" · ".join(run.name for run in runs)),
+        style=_file("page.css"),
+        body=body,
+        data=to_json_plotly(data),  # escapes what would end the script
+        plotly=get_plotlyjs(),
+        viewer=f"/*\n{_file('3Dmol-LICENSE.txt')}\n*/\n{_file('3Dmol-min.js')}",
+        script=_file("page.js"),
+        version=__version__,
+        today=date.today().isoformat(),
+    )
+
+
+def label_sets(runs: list[Run]) -> None:
+    """Names the sets, with the run's name only where there are several runs."""
+    for run in runs:
+        prefix = f"{run.name}: " if len(runs) > 1 else ""
+        for crystals, label in (
+            (run.tuned, "tuned"),
+            (run.base, "base"),
+            (run.seen, "last iteration"),
+        ):
+            if crystals is not None:
+                crystals.label = prefix + label
+
+
+def header(runs: list[Run]) -> str:
+    """Names of the runs, and for each what it was."""
+    several = len(runs) > 1
+    lines = "".join(
+        f"<p>{f'<strong>{_e(run.name)}</strong> ' * several}{_e(settings(run))}</p>"
+        for run in runs
+    )
+    title = " · ".join(_e(run.name) for run in runs)
+    return (
+        "<header><p class=kicker>chemeleon_jax report</p>"
+        f"<h1>{title}</h1>{lines}</header>"
+    )
+
+
+def settings(run: Run) -> str:
+    """One line of a run's config: reward, size, start."""
+    config, parts = run.config, []
+    try:
+        components = config["reward"]["components"].items()
+        weights = [
+            f"{c['weight']:g} {name.replace('_', ' ')}"
+            for name, c in sorted(components, key=lambda item: -item[1]["weight"])
+            if c["weight"] and c.get("function", True)
+        ]
+        rl, groups = config["rl"]["num_group_samples"], config["data"]["batch_size"]
+        parts = [
+            f"reward {' + '.join(weights)}",
+            f"{groups} groups of {rl} crystals an iteration",
+            f"learning rate {config['optimizer']['lr']:g}",
+            f"from {config['ldm_ckpt_path']}",
+        ]
+    except (KeyError, TypeError, AttributeError):
+        parts = ["config unknown"]
+    if "train/reward" in run.curves:
+        parts.insert(0, f"{run.curves['train/reward'][0][-1] + 1} iterations")
+    return " · ".join(parts)
+
+
+def notes(texts: list[str]) -> str:
+    """What is missing, in a box; lines after the first are commands."""
+    items = []
+    for text in texts:
+        first, *commands = text.split("\n")
+        code = f"<pre>{_e(chr(10).join(commands))}</pre>" if commands else ""
+        items.append(f"<li>{_e(first)}{code}</li>")
+    return f"<aside class=notes><ul>{''.join(items)}</ul></aside>" if items else ""
+
+
+def headlines(runs: list[Run]) -> str:
+    """The scores that matter most, from base to tuned, as large numbers."""
+    cards = []
+    for run in runs:
+        if run.tuned is None:
+            continue
+        for name in HEADLINES:
+            tuned = comparison.interval(run.tuned, name)
+            base = run.base and comparison.interval(run.base, name)
+            if tuned is None:
+                continue
+            value, spread = comparison.format_interval(name, tuned)
+            below = f"<p class=spread>95 %: {spread}</p>"
+            if base:
+                change = comparison.gain(base, tuned)
+                kind = comparison.verdict(name, change)
+                shown, within = comparison.format_interval(name, change, signed=True)
+                before, _ = comparison.format_interval(name, base)
+                below = (
+                    f"<p class=spread>base {before}</p>"
+                    f'<p class="gain {kind}">{shown} <span>[{within}]</span></p>'
+                )
+            where = f"{run.name}: " if len(runs) > 1 else ""
+            label = _e(where + comparison.describe(name).label)
+            cards.append(
+                f"<div class=headline><p class=label>{label}</p>"
+                f"<p class=value>{value}</p>{below}</div>"
+            )
+    return f"<section class=headlines>{''.join(cards)}</section>" if cards else ""
+
+
+def learning(runs: list[Run], data: dict) -> str:
+    """Curves of reward, components, shares, policy and time."""
+    reward = charts.curve_chart(
+        runs, "reward", "Reward", "raw, penalties included: the mean of the batch"
+    )
+    if reward is None:
+        return _section("Learning", "", "<p class=empty>No curves.</p>")
+    reward["legend"] = True  # the colours are the same in the others
+    html_of = [_chart(data, reward, "wide")]
+    html_of += [_chart(data, c) for c in charts.curve_charts(runs, "components")]
+    html_of += [_chart(data, c) for c in charts.curve_charts(runs, "shares")]
+    policy = [_chart(data, c) for c in charts.curve_charts(runs, "policy")]
+    policy += [_chart(data, c) for run in runs if (c := charts.time_chart(run))]
+    return _section(
+        "Learning",
+        "Thin: each iteration's training batch, sampled before its update. Bold: its "
+        "moving mean. Circles: validation, after the update.",
+        f"<div class=grid>{''.join(html_of)}</div>"
+        f"<details><summary>Policy and time</summary><div class=grid>{''.join(policy)}"
+        "</div></details>",
+    )
+
+
+def scores(runs: list[Run], data: dict) -> str:
+    """Base against tuned: a chart of shares, and a table of every score."""
+    sets = [s for run in runs for s in run.sets]
+    chart = charts.score_chart(sets, charts.set_colors(runs))
+    names = comparison.score_names(sets)
+    if not names:
+        return ""
+    columns, rows = [], {name: "" for name in names}
+    for run in runs:
+        if run.tuned is None:
+            continue
+        for crystals in filter(None, (run.base, run.tuned)):
+            columns.append(f"{crystals.label} ({len(crystals.table)})")
+            for name in names:
+                rows[name] += _cell(name, comparison.interval(crystals, name))
+        if run.base is not None:
+            columns.append("change" if len(runs) == 1 else f"{run.name}: change")
+            for name in names:
+                rows[name] += _gain_cell(name, run.base, run.tuned)
+    head = "".join(f"<th>{_e(c)}</th>" for c in columns)
+    lines = "".join(
+        f"<tr><th scope=row>{_e(comparison.describe(n).label)}</th>{cells}</tr>"
+        for n, cells in rows.items()
+    )
+    table = (
+        "<div class='card scroll'><table><thead><tr><th>score</th>"
+        f"{head}</tr></thead><tbody>{lines}</tbody></table></div>"
+    )
+    return _section(
+        "Base against tuned",
+        "Fresh crystals of the model that the run started from and of its policy. "
+        "Intervals are 95 % bootstrap intervals; changes that exclude 0 are coloured.",
+        f"<div class=pair>{_chart(data, chart) if chart else ''}{table}</div>",
+    )
+
+
+def _cell(name: str, x: comparison.Interval | None) -> str:
+    if x is None:
+        return "<td>–</td>"
+    value, spread = comparison.format_interval(name, x)
+    return f"<td>{value}<small>{spread}</small></td>"
+
+
+def _gain_cell(name: str, base: CrystalSet, tuned: CrystalSet) -> str:
+    b, t = comparison.interval(base, name), comparison.interval(tuned, name)
+    if b is None or t is None:
+        return "<td>–</td>"
+    change = comparison.gain(b, t)
+    value, spread = comparison.format_interval(name, change, signed=True)
+    kind = comparison.verdict(name, change)
+    return f"<td class={kind}>{value}<small>{spread}</small></td>"
+
+
+def distributions(runs: list[Run], data: dict) -> str:
+    """Histograms, and the elements as a periodic table."""
+    sets = [s for run in runs for s in (run.sets or filter(None, [run.seen]))]
+    if not sets:
+        return ""
+    found = charts.distribution_charts(sets, charts.set_colors(runs))
+    shares = {s.label: charts.element_shares(s) for s in sets}
+    data["elements"] = {"cells": charts.periodic_table(), "shares": shares}
+    for run in runs:
+        if run.tuned is None or run.base is None:
+            continue
+        tuned, base = shares[run.tuned.label], shares[run.base.label]
+        shares[f"{run.tuned.label} − {run.base.label}"] = {
+            e: tuned.get(e, 0) - base.get(e, 0) for e in tuned.keys() | base.keys()
+        }
+    tabs = _tabs("elements", list(shares))
+    table = (
+        "<figure class='card elements'><figcaption><h3>Elements</h3><p>share of the "
+        f"valid crystals that contain one</p></figcaption>{tabs}"
+        "<div class=periodic></div><div class=scale></div></figure>"
+    )
+    return _section(
+        "Distributions",
+        "",
+        f"<div class=grid>{''.join(_chart(data, c) for c in found)}</div>{table}",
+    )
+
+
+def gallery(runs: list[Run], number: int, data: dict) -> str:
+    """The best crystals of every set, to be opened."""
+    sets = [s for run in runs for s in (run.sets or filter(None, [run.seen]))]
+    grids, problems = [], []
+    for crystals in sets:
+        cards, problem = best_crystals(crystals, number)
+        data["crystals"][crystals.label] = cards
+        if problem:
+            problems.append(f"{crystals.label}: {problem}.")
+        shown = "".join(_card(crystals.label, i, c) for i, c in enumerate(cards))
+        empty = "<p class=empty>No valid crystal to draw.</p>"
+        grids.append(
+            f'<div class=gallery data-set="{_e(crystals.label)}">{shown or empty}</div>'
+        )
+    if not sets:
+        return _section("Crystals", "", "<p class=empty>No crystals yet.</p>")
+    labels = [s.label for s in sets]
+    return _section(
+        "Crystals",
+        "The best valid crystals: unique and novel ones first, by energy above the "
+        "hull. Open one to turn it around.",
+        notes(problems) + _tabs("gallery", labels) + "".join(grids),
+    )
+
+
+def _card(label: str, i: int, card: dict) -> str:
+    energy = card["e_above_hull"]
+    shown = "energy unknown" if energy is None else f"{energy:.3f} eV/atom"
+    tags = "".join(f"<span>{_e(b)}</span>" for b in card["badges"])
+    return (
+        f'<button class=crystal data-set="{_e(label)}" data-number={i}>'
+        f'<img src="{card["picture"]}" alt="" width=150 height=150>'
+        f"<strong>{formula_html(card['formula'])}</strong>"
+        f"<span class=group>{_e(card['space_group'])}</span>"
+        f"<span class=energy>{shown}</span><span class=badges>{tags}</span></button>"
+    )
+
+
+def formula_html(formula: str) -> str:
+    """A formula with its numbers as subscripts."""
+    return re.sub(r"(\d+(?:\.\d+)?)", r"<sub>\1</sub>", _e(formula))
+
+
+def protocol(runs: list[Run]) -> str:
+    """How the crystals were scored, as the evaluations say."""
+    tables = []
+    for crystals in (s for run in runs for s in run.sets):
+        rows = "".join(
+            f"<tr><th scope=row>{_e(k.replace('_', ' '))}</th><td>{_e(v)}</td></tr>"
+            for k, v in _flat(crystals.protocol)
+        )
+        if rows:
+            tables.append(
+                f"<div class='card scroll'><h3>{_e(crystals.label)}</h3>"
+                f"<table>{rows}</table></div>"
+            )
+    if not tables:
+        return ""
+    return _section("Protocol", "", f"<div class=pair>{''.join(tables)}</div>")
+
+
+def _flat(x: Any, prefix: str = ""):
+    """The (name, value) pairs of nested dicts."""
+    for key, value in x.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{key} ")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _tabs(group: str, labels: list[str]) -> str:
+    buttons = "".join(
+        f'<button role=tab data-tab="{_e(label)}">{_e(label)}</button>'
+        for label in labels
+    )
+    return f"<div class=tabs role=tablist data-for={group}>{buttons}</div>"
+
+
+def _chart(data: dict, chart: dict, extra: str = "") -> str:
+    name = f"chart-{len(data['charts'])}"
+    drawn = ("traces", "layout", "height", "legend")
+    data["charts"][name] = {k: chart.get(k) for k in drawn}
+    return (
+        f'<figure class="card {extra}"><figcaption><h3>{_e(chart["title"])}</h3>'
+        f"<p>{_e(chart['about'])}</p></figcaption>"
+        f"<div class=chart id={name}></div></figure>"
+    )
+
+
+def _section(title: str, about: str, content: str) -> str:
+    return f"<section><h2>{title}</h2><p class=about>{about}</p>{content}</section>"
+
+
+def _file(name: str) -> str:
+    return (HERE / name).read_text(encoding="utf-8")
+
+
+def _e(text: Any) -> str:
+    return html.escape(str(text))

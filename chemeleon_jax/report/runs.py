@@ -1,0 +1,161 @@
+"""Reads what a run and its evaluations left on disk; what is missing becomes a note."""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from pymatgen.core import Structure
+
+from chemeleon_jax.crystals import to_structures
+from chemeleon_jax.errors import UserError
+from chemeleon_jax.tracking import read_scalars
+from chemeleon_jax.types import CrystalBatch
+
+FLAGS = ("valid", "smact_valid", "unique", "novel", "metastable", "stable")
+FLAGS += ("sun", "msun")
+NUMBERS = ("e_above_hull", "density", "num_atoms", "energy", "reward")
+
+
+@dataclass
+class CrystalSet:
+    """Crystals of one policy, with what is known of each."""
+
+    label: str
+    table: pd.DataFrame  # one row a crystal; any of FLAGS, NUMBERS, formula, ...
+    structures: dict[int, Structure]  # by `index` of the table
+    scores: dict[str, dict[str, float]] = field(default_factory=dict)
+    protocol: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Run:
+    """An RL run: curves, and its crystals where it has any.
+
+    `tuned` are fresh crystals of the policy and `base` of the model it started from;
+    `seen` are the last that it was trained on, for a run without evaluation.
+    """
+
+    name: str
+    config: dict[str, Any]
+    curves: dict[str, tuple[np.ndarray, np.ndarray]]
+    tuned: CrystalSet | None = None
+    base: CrystalSet | None = None
+    seen: CrystalSet | None = None
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def sets(self) -> list[CrystalSet]:
+        """Evaluated sets, the tuned one first."""
+        return [s for s in (self.tuned, self.base) if s is not None]
+
+
+def load_run(directory: Path, samples: Path) -> Run:
+    """Everything that a report shows of a run.
+
+    Raises:
+      UserError: there is no such directory. Nothing else is an error.
+    """
+    if not directory.is_dir():
+        raise UserError(f"{directory}: no such run directory")
+    run = Run(directory.resolve().name, {}, read_scalars(directory))
+    try:
+        run.config = json.loads((directory / "config.json").read_text())
+    except (OSError, ValueError):
+        run.notes.append(f"{directory} has no readable config.json.")
+    if not run.curves:
+        run.notes.append(
+            f"{directory} has no TensorBoard events, so there are no curves: has it "
+            "finished an iteration?"
+        )
+    run.tuned = load_evaluation(samples, run.name, run.notes)
+    if run.tuned is not None:
+        run.base = load_evaluation(samples / "base", f"{run.name}, base", run.notes)
+    else:
+        run.seen = load_seen(directory, run.name)
+    if not run.sets or run.base is None:
+        run.notes.append(
+            f"To see what {run.name} has gained, sample and evaluate it with its base:"
+            f"\npython -m chemeleon_jax.sample --checkpoint={directory} --base "
+            f"--num_samples=500 --out={samples}\n"
+            f"python -m chemeleon_jax.evaluate {samples}"
+        )
+    return run
+
+
+def load_evaluation(directory: Path, label: str, notes: list[str]) -> CrystalSet | None:
+    """The evaluation beside a crystals file; None, and a note, without a usable one."""
+    folder = directory / "evaluation"
+    if not folder.is_dir():
+        found = "not evaluated" if directory.is_dir() else "no such directory"
+        notes.append(f"No evaluation in {directory}: {found}.")
+        return None
+    try:
+        table = pd.read_csv(folder / "crystals.csv")
+        table["index"] = table["index"].astype(int)
+    except (OSError, ValueError, KeyError) as e:
+        notes.append(f"{folder / 'crystals.csv'} cannot be read: {e}")
+        return None
+    for name in FLAGS:
+        if name in table:
+            # Empty where it was not determined, which counts as no.
+            table[name] = table[name].astype(str).str.lower().isin(("true", "1", "1.0"))
+    for name in NUMBERS:
+        if name in table:
+            table[name] = pd.to_numeric(table[name], errors="coerce")
+    found = CrystalSet(label, table, load_structures(folder, notes))
+    try:
+        summary = json.loads((folder / "summary.json").read_text())
+        found.scores, found.protocol = summary["scores"], summary["protocol"]
+    except (OSError, ValueError, KeyError, TypeError) as e:
+        notes.append(f"{folder / 'summary.json'} cannot be read: {e!r}")
+    return found
+
+
+def load_structures(folder: Path, notes: list[str]) -> dict[int, Structure]:
+    """Structures by index; a line that is none is left out, and counted in a note."""
+    structures, bad = {}, 0
+    try:
+        lines = (folder / "structures.jsonl").read_text().splitlines()
+    except OSError as e:
+        notes.append(f"No structures to draw: {e}")
+        return {}
+    for line in lines:
+        try:
+            entry = json.loads(line)
+            if entry["structure"] is not None:
+                structures[int(entry["index"])] = Structure.from_dict(
+                    entry["structure"]
+                )
+        except (ValueError, KeyError, TypeError, AttributeError):
+            bad += 1
+    if bad:
+        notes.append(
+            f"{folder / 'structures.jsonl'}: {bad} of {len(lines)} lines hold no "
+            "structure."
+        )
+    return structures
+
+
+def load_seen(directory: Path, label: str) -> CrystalSet | None:
+    """The crystals of a run's last iteration, scored by the run itself."""
+    files = sorted((directory / "crystals").glob("iteration_*.npz"))
+    if not files:
+        return None
+    axes = ("atom_types", "frac_coords", "lengths", "angles", "mask")
+    with np.load(files[-1]) as f:
+        crystals = CrystalBatch(**{name: f[name] for name in axes})
+        known = {n: f[n] for n in ("e_above_hull", *FLAGS) if n in f}
+        known["reward"] = f["raw" if "raw" in f else "total"]
+    structures = to_structures(crystals)
+    known["num_atoms"] = crystals.mask.sum(-1)
+    table = pd.DataFrame({"index": range(len(structures)), **known})
+    table["formula"] = [s.composition.reduced_formula if s else "" for s in structures]
+    table["density"] = [s.density if s else np.nan for s in structures]
+    return CrystalSet(
+        f"{label}, {files[-1].stem.replace('_0', ' 0').replace('_', ' ')}",
+        table,
+        {i: s for i, s in enumerate(structures) if s is not None},
+    )
