@@ -31,8 +31,8 @@ EDGE_COLOR, OUTLINE_COLOR = "#8a93a3", "#39404d"
 class Scene:
     """What is drawn of a crystal; the viewer looks from +z, y is up.
 
-    Axes: A drawn atoms, copies on the faces of the cell included; M halves of bonds. A
-    bond to an atom outside ends in the middle: half of it is drawn.
+    Axes: A drawn atoms, copies on the faces of the cell included; M halves of bonds. Of
+    a bond to an atom that is not drawn, half is; but not from an atom with copies.
     """
 
     atomic_numbers: np.ndarray  # [A]
@@ -66,6 +66,8 @@ def make_scene(structure: Structure) -> Scene:
     positions = (images - 0.5) @ cell @ turn.T
     atoms = np.flatnonzero(drawn)
     bonds = _bonds(numbers, positions, atoms)
+    alone = np.repeat(drawn.reshape(len(structure), -1).sum(-1) == 1, len(shifts))
+    bonds = bonds[alone[bonds[:, 0]] | drawn[bonds[:, 1]]]
     here, there = positions[bonds].swapaxes(0, 1)
     radius = BALL * covalent_radii[numbers[bonds[:, 0]]]
     length = np.maximum(np.linalg.norm(there - here, axis=-1), 1e-6)

@@ -18,21 +18,33 @@ def test_atoms_on_corners_are_drawn_on_all_of_them():
     np.testing.assert_allclose(lengths, 12 * [4.12])
 
 
-def test_bonds_leave_the_cell_by_half_and_join_no_two_cations():
+def test_bonds_join_no_two_cations():
     # Cs-Cl 3.57 Å < 1.15 (2.44 + 1.02); Cs-Cs 4.12 Å < 1.15 (2.44 + 2.44), but metals.
     scene = make_scene(CSCL)
     counts = np.bincount(scene.half_of, minlength=9)
-    np.testing.assert_array_equal(counts, 9 * [8])
+    np.testing.assert_array_equal(counts, np.where(scene.atomic_numbers == 17, 8, 1))
     ends = np.linalg.norm(
         scene.halves[:, 1] - scene.positions[scene.half_of], axis=-1
     )  # the middle of a bond
     np.testing.assert_allclose(ends, 4.12 * 3**0.5 / 4)
 
 
+def test_half_a_bond_leaves_the_cell():
+    # Two atoms 1.2 Å apart across a face, each drawn once.
+    sites = [[0.5, 0.5, 0.15], [0.5, 0.5, 0.85]]
+    scene = make_scene(Structure(Lattice.cubic(4), ["O", "O"], sites))
+    assert scene.half_of.tolist() == [0, 1]
+    middle = scene.halves[:, 1] - scene.positions
+    np.testing.assert_allclose(np.linalg.norm(middle, axis=-1), 0.6)
+    np.testing.assert_allclose(middle[0], -middle[1])
+
+
 def test_metals_are_joined_where_there_is_nothing_else():
     iron = Structure(Lattice.cubic(2.87), ["Fe", "Fe"], [[0, 0, 0], [0.5, 0.5, 0.5]])
     scene = make_scene(iron)  # 2.49 Å and 2.87 Å, both < 1.15 (1.32 + 1.32)
-    np.testing.assert_array_equal(np.bincount(scene.half_of), 9 * [8 + 6])
+    # On a corner: the centre and three corners. In the centre: eight corners, and
+    # halves to the centres of six cells around.
+    assert sorted(np.bincount(scene.half_of)) == 8 * [1 + 3] + [8 + 6]
 
 
 def test_the_view_is_no_mirror():

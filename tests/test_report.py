@@ -183,7 +183,7 @@ def test_the_best_crystals_are_new_and_low_in_energy(run_dir):
         ["novel", "unique"],
         ["stable", "unique"],
     ]
-    assert problem == "1 valid crystals have no structure"
+    assert problem == "valid crystals without a structure: 1"
     assert "_cell_length_a   4.1" in cards[0]["cif"]
     assert [len(e["balls"]) for e in cards[0]["elements"]] == [1, 8]  # Cl, Cs
 

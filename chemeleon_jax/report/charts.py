@@ -188,8 +188,10 @@ def _histogram(sets, colors, name: str, title: str, about: str) -> dict | None:
     if not values:
         return None
     joined = np.concatenate(list(values.values()))
+    axis = {}
     if name == "num_atoms":
         edges = np.arange(joined.min() - 0.5, joined.max() + 1)
+        axis = {"tickformat": "d", "dtick": max(len(edges) // 10, 1)}
     else:
         low, high = np.quantile(joined, [0.0, 0.99])
         edges = np.linspace(low, max(high, low + 1e-3), 31)
@@ -216,7 +218,11 @@ def _histogram(sets, colors, name: str, title: str, about: str) -> dict | None:
         "about": f"{about}; valid crystals with a value: {counted}",
         "traces": traces,
         "legend": True,
-        "layout": {"barmode": "overlay", "yaxis": {"ticksuffix": " %"}},
+        "layout": {
+            "barmode": "overlay",
+            "xaxis": axis,
+            "yaxis": {"ticksuffix": " %"},
+        },
     }
 
 
@@ -275,7 +281,7 @@ def _line(x, y, name: str, line: dict, **more) -> dict[str, Any]:
 
 def _thin(steps: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     every = -(-len(steps) // MAX_POINTS) or 1
-    return steps[::every], np.round(values[::every], DIGITS)
+    return steps[::every], np.round(values[::every].astype(float), DIGITS)
 
 
 def _offsets(n: int) -> np.ndarray:

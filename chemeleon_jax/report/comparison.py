@@ -24,6 +24,8 @@ SCORES = {
     "msun": Score("metastable, unique, novel (MSUN)"),
     "sun": Score("stable, unique, novel (SUN)"),
     "e_above_hull": Score("energy above hull, eV/atom", False, -1),
+    "frechet_structure": Score("Fréchet distance, structures", False, -1),
+    "frechet_composition": Score("Fréchet distance, compositions", False, -1),
 }
 
 

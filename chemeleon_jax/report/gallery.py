@@ -57,7 +57,7 @@ def best_crystals(crystals: CrystalSet, number: int) -> tuple[list[dict], str]:
         except (ValueError, ArithmeticError, IndexError, AttributeError) as e:
             failures.append(f"crystal {row['index']} cannot be drawn: {e}")
     if len(missing):
-        failures.append(f"{len(missing)} valid crystals have no structure")
+        failures.append(f"valid crystals without a structure: {len(missing)}")
     return cards, "; ".join(failures)
 
 

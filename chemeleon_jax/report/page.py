@@ -291,9 +291,15 @@ def protocol(runs: list[Run]) -> str:
     """How the crystals were scored, as the evaluations say."""
     tables = []
     for crystals in (s for run in runs for s in run.sets):
+        facts = dict(_flat(crystals.protocol))
+        if "reason" in crystals.table:
+            counts = crystals.table["reason"].value_counts()
+            facts["crystals that are"] = ", ".join(
+                f"{k} {n}" for k, n in counts.items()
+            )
         rows = "".join(
             f"<tr><th scope=row>{_e(k.replace('_', ' '))}</th><td>{_e(v)}</td></tr>"
-            for k, v in _flat(crystals.protocol)
+            for k, v in facts.items()
         )
         if rows:
             tables.append(
@@ -306,12 +312,13 @@ def protocol(runs: list[Run]) -> str:
 
 
 def _flat(x: Any, prefix: str = ""):
-    """The (name, value) pairs of nested dicts."""
+    """The (name, value) pairs of nested dicts, checksums cut short."""
     for key, value in x.items():
         if isinstance(value, dict):
             yield from _flat(value, f"{prefix}{key} ")
-        else:
-            yield f"{prefix}{key}", value
+        elif value is not None:
+            checksum = key.endswith("sha256")
+            yield f"{prefix}{key}", f"{str(value)[:12]}…" if checksum else value
 
 
 def _tabs(group: str, labels: list[str]) -> str:

@@ -108,7 +108,8 @@ def load_evaluation(directory: Path, label: str, notes: list[str]) -> CrystalSet
     found = CrystalSet(label, table, load_structures(folder, notes))
     try:
         summary = json.loads((folder / "summary.json").read_text())
-        found.scores, found.protocol = summary["scores"], summary["protocol"]
+        found.scores = dict(summary["scores"])
+        found.protocol = dict(summary["protocol"])
     except (OSError, ValueError, KeyError, TypeError) as e:
         notes.append(f"{folder / 'summary.json'} cannot be read: {e!r}")
     return found
