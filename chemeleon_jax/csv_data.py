@@ -83,7 +83,7 @@ def load_csv(
 
 def _parse_csv(path: Path, text: str, max_atoms: int) -> Dataset:
     csv.field_size_limit(2**31 - 1)  # a CIF can be longer than the default 128 kB
-    reader = csv.DictReader(io.StringIO(text))
+    reader = csv.DictReader(io.StringIO(text, newline=""))  # any system's line ends
     columns = [c for c in reader.fieldnames or [] if c]
     if "cif" not in columns:
         raise UserError(

@@ -6,7 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from ml_collections import ConfigDict
+from properties import SLOW
 from pymatgen.core import Lattice, Structure
 
 from chemeleon_jax.crystals import VALIDITY_REASONS, from_structures, take
@@ -39,6 +42,9 @@ COMPONENTS = {
         "function": "chemeleon_jax.rewards.custom:atomic_density",
     },
 }
+
+
+seeds = st.integers(0, 2**32 - 1)
 
 
 def random_crystals(count, seed, width=6):
@@ -247,33 +253,60 @@ def test_components_alone_are_those_in_company(reward, models, pool):
         )
 
 
-def test_padding_changes_nothing(reward):
+@SLOW
+@given(seeds)
+def test_padding_changes_nothing(reward, seed):
+    batch = random_crystals(16, seed)
     extra = [(0, 0), (0, 5)]
     padded = CrystalBatch(
-        np.pad(BATCH.atom_types, extra),
-        np.pad(BATCH.frac_coords, [*extra, (0, 0)], constant_values=0.3),
-        BATCH.lengths,
-        BATCH.angles,
-        np.pad(BATCH.mask, extra),
+        np.pad(batch.atom_types, extra),
+        np.pad(batch.frac_coords, [*extra, (0, 0)], constant_values=0.3),
+        batch.lengths,
+        batch.angles,
+        np.pad(batch.mask, extra),
     )
-    narrow = score(BATCH, reward=reward, group_size=4)
+    narrow = score(batch, reward=reward, group_size=4)
     wide = score(padded, reward=reward, group_size=4)
     assert_same(wide, narrow, atol=1e-4)
 
 
-def test_the_order_of_atoms_and_the_origin_change_nothing_but_the_models(models, pool):
-    """The VAE is told the index of an atom, so what it computes may change."""
+@pytest.fixture(scope="module")
+def blind_reward(models, pool):
+    """The components that are not told the index of an atom, as the VAE is."""
     names = ("creativity", "energy", "composition_diversity", "custom")
-    reward = build(models, pool, {name: COMPONENTS[name] for name in names})
-    moved = jax.tree.map(np.copy, BATCH)
-    rng = np.random.default_rng(0)
-    for i, n in enumerate(BATCH.mask.sum(-1)):
+    return build(models, pool, {name: COMPONENTS[name] for name in names})
+
+
+@SLOW
+@given(seeds)
+def test_the_order_of_atoms_and_the_origin_change_nothing_but_the_models(
+    blind_reward, seed
+):
+    batch = random_crystals(16, seed)
+    moved = jax.tree.map(np.copy, batch)
+    rng = np.random.default_rng(seed)
+    for i, n in enumerate(batch.mask.sum(-1)):
         order = rng.permutation(n)
-        moved.atom_types[i, :n] = BATCH.atom_types[i, order]
-        moved.frac_coords[i, :n] = BATCH.frac_coords[i, order] + rng.random(3)
-    before = score(BATCH, reward=reward, group_size=4)
-    after = score(moved, reward=reward, group_size=4)
+        moved.atom_types[i, :n] = batch.atom_types[i, order]
+        moved.frac_coords[i, :n] = batch.frac_coords[i, order] + rng.random(3)
+    before = score(batch, reward=blind_reward, group_size=4)
+    after = score(moved, reward=blind_reward, group_size=4)
     assert_same(after, before, atol=1e-4)
+
+
+@SLOW
+@given(seeds)
+def test_each_crystal_keeps_its_values_in_any_order(reward, seed):
+    """Of one formula, the first of its kind is unique: here none is there twice."""
+    batch = jax.tree.map(np.copy, random_crystals(16, seed))
+    batch.atom_types[:, 0] = 30 + np.arange(16)
+    order = np.random.default_rng(seed).permutation(16)
+    before = score(batch, reward=reward, group_size=16)
+    after = score(take(batch, order), reward=reward, group_size=16)
+    for field in ("components", "status", "valid", "unique", "novel", "e_above_hull"):
+        one, other = getattr(before, field), getattr(after, field)
+        assert_same(jax.tree.map(lambda x: x[order], one), other, atol=1e-5)
+    np.testing.assert_allclose(after.total, before.total[order], atol=1e-3)
 
 
 def test_the_number_of_workers_changes_nothing(reward, models):
