@@ -146,7 +146,7 @@ def load_seen(directory: Path, label: str) -> CrystalSet | None:
     if not files:
         return None
     axes = ("atom_types", "frac_coords", "lengths", "angles", "mask")
-    with np.load(files[-1]) as f:
+    with np.load(files[-1], allow_pickle=False) as f:
         crystals = CrystalBatch(**{name: f[name] for name in axes})
         known = {n: f[n] for n in ("e_above_hull", *FLAGS) if n in f}
         known["reward"] = f["raw" if "raw" in f else "total"]
