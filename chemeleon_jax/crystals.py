@@ -9,6 +9,7 @@ from math import gcd
 import numpy as np
 from pymatgen.core import Element, Lattice, Structure
 
+from chemeleon_jax.elongation import check_elongation
 from chemeleon_jax.lattice import lattice_matrix, volume
 from chemeleon_jax.types import CrystalBatch
 
@@ -24,7 +25,6 @@ VALIDITY_REASONS = (
 
 MAX_ATOMIC_NUMBER = 94  # plutonium: the last that CHGNet and the MP sets know
 FLAT_CELL = 0.1  # Å; also bounds how many images `minimum_distance` looks at
-MAX_LATTICE_POINTS = 1e6  # 100 MB; the most elongated of mp_mini has 751
 SYMBOLS = tuple(Element.from_Z(z).symbol for z in range(1, 119))
 
 
@@ -37,13 +37,7 @@ def niggli_reduce(structure: Structure) -> Structure:
     Raises:
       ValueError: the cell is so elongated that pymatgen would take all the memory.
     """
-    # It lists the lattice points within the length of the longest reduced vector.
-    lattice = structure.lattice.get_lll_reduced_lattice()
-    with np.errstate(all="ignore"):
-        points = 4 / 3 * np.pi * np.float64(max(lattice.abc)) ** 3 / lattice.volume
-    if not points < MAX_LATTICE_POINTS:
-        a, b, c = lattice.abc
-        raise ValueError(f"a cell of {a:.3g} x {b:.3g} x {c:.3g} Å is no crystal's")
+    check_elongation(structure.lattice)
     try:
         reduced = structure.get_reduced_structure("niggli")
     except ValueError:

@@ -3,7 +3,7 @@ import pytest
 from pymatgen.analysis.structure_matcher import StructureMatcher
 from pymatgen.core import Lattice, Structure
 
-from chemeleon_jax.crystals import from_structures, to_structures
+from chemeleon_jax.crystals import from_structures, to_structures, validity
 from chemeleon_jax.rewards.amd import average_minimum_distance
 from chemeleon_jax.rewards.creativity import (
     creativity,
@@ -12,7 +12,14 @@ from chemeleon_jax.rewards.creativity import (
     to_cells,
 )
 from chemeleon_jax.rewards.matching import Cell
-from chemeleon_jax.rewards.pool import INVALID, OK, TIMED_OUT, Outcome, WorkerPool
+from chemeleon_jax.rewards.pool import (
+    INVALID,
+    OK,
+    RAISED,
+    TIMED_OUT,
+    Outcome,
+    WorkerPool,
+)
 
 NACL = Structure.from_spacegroup(
     "Fm-3m", Lattice.cubic(5.6), ["Na", "Cl"], [[0, 0, 0], [0.5, 0.5, 0.5]]
@@ -129,6 +136,17 @@ def test_the_number_of_workers_changes_nothing(pool):
     np.testing.assert_array_equal(one[0].unique, two[0].unique)
     np.testing.assert_array_equal(one[0].novel, two[0].novel)
     np.testing.assert_array_equal(one[1], two[1])
+
+
+def test_a_valid_needle_is_set_aside_and_takes_no_memory(pool):
+    """Twenty atoms in 0.6 x 0.6 x 16,000 Å: nothing in it is too close or too large."""
+    places = np.linspace([0, 0, 0], [0, 0, 0.95], 20)
+    needle = Structure(Lattice.orthorhombic(0.6, 0.6, 16000), ["Fe"] * 20, places)
+    assert validity(from_structures([needle])) == [0]
+    matches, values, status = score([IRON, needle, NACL], [NACL, IRON], pool)
+    assert status.tolist() == [OK, RAISED, OK]
+    assert matches.unique.tolist() == [True, False, True]
+    assert values[1] == 0
 
 
 class Sabotaged:

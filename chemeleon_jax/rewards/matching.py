@@ -9,6 +9,7 @@ import numpy as np
 from pymatgen.analysis.structure_matcher import StructureMatcher
 from pymatgen.core import Lattice, Structure
 
+from chemeleon_jax.elongation import check_elongation
 from chemeleon_jax.rewards.amd import average_minimum_distance
 from chemeleon_jax.rewards.prefilter import may_fit
 
@@ -32,8 +33,13 @@ def reduce_cell(cell: Cell) -> Cell:
     """Primitive cell of the Niggli cell: what StructureMatcher compares.
 
     Done once per crystal here, it is done for each pair in `StructureMatcher.fit`.
+
+    Raises:
+      ValueError: a cell too elongated to be reduced.
     """
-    reduced = to_structure(cell).get_reduced_structure().get_primitive_structure()
+    structure = to_structure(cell)
+    check_elongation(structure.lattice)
+    reduced = structure.get_reduced_structure().get_primitive_structure()
     return Cell(
         reduced.lattice.matrix, np.array(reduced.atomic_numbers), reduced.frac_coords
     )
