@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
+from chemeleon_jax.buckets import at_width, network_widths, parts_by_size
 from chemeleon_jax.diffusion import (
     Schedule,
     denoise_step,
@@ -18,6 +19,7 @@ from chemeleon_jax.diffusion import (
     gaussian_log_prob,
 )
 from chemeleon_jax.models.generator import Generator
+from chemeleon_jax.sharding import constrain
 from chemeleon_jax.types import Step, Trajectory
 
 
@@ -96,6 +98,7 @@ def trajectory_gradient(
     trajectory: Trajectory,
     advantage: jax.Array,
     *,
+    model: Generator,
     schedule: Schedule,
     grad_accum: int = 1,
     **loss_kwargs,
@@ -110,9 +113,10 @@ def trajectory_gradient(
       params: of the policy.
       trajectory: of B crystals.
       advantage: [B].
+      model: everything that is not trained here.
       schedule: as in the rollout.
       grad_accum: parts that the crystals are scored in, one after another; the gradient
-        is the same, the memory that much smaller.
+        is the same, the memory that much smaller, and so is the padding (`buckets`).
       **loss_kwargs: of `grpo_loss`.
 
     Returns:
@@ -120,25 +124,32 @@ def trajectory_gradient(
       `ratio_min` and `ratio_max`).
     """
     loss_and_grad = jax.value_and_grad(grpo_loss, has_aux=True)
+    widths = network_widths(model, schedule)
 
-    def add_part(total, part):
-        steps, part_advantage, mask, condition = part
+    num_atoms = trajectory.mask.sum(-1)
 
-        def add_step(total, step):
-            (loss, metrics), grad = loss_and_grad(
-                params,
-                step,
-                part_advantage,
-                mask,
-                schedule=schedule,
-                condition=condition,
-                **loss_kwargs,
-            )
-            return jax.tree.map(jnp.add, total, grad), metrics | {"loss": loss}
+    def add_part(total, rows):
+        def add_steps(width):
+            part = take_crystals(trajectory, rows, width)
 
-        return lax.scan(add_step, total, steps)
+            def add_step(total, step):
+                (loss, metrics), grad = loss_and_grad(
+                    params,
+                    step,
+                    advantage[rows],
+                    part.mask,
+                    model=model,
+                    schedule=schedule,
+                    condition=part.condition,
+                    **loss_kwargs,
+                )
+                return jax.tree.map(jnp.add, total, grad), metrics | {"loss": loss}
 
-    parts = split_crystals(trajectory, advantage, grad_accum)
+            return lax.scan(add_step, total, part.steps)
+
+        return at_width(add_steps, num_atoms[rows], widths)
+
+    parts = parts_by_size(num_atoms, grad_accum)
     total, metrics = lax.scan(add_part, jax.tree.map(jnp.zeros_like, params), parts)
     gradient = jax.tree.map(lambda g: g / (schedule.num_steps * grad_accum), total)
     loss = metrics.pop("loss").sum() / (schedule.num_steps * grad_accum)
@@ -150,28 +161,15 @@ def trajectory_gradient(
     return gradient, means | extremes | {"loss": loss}
 
 
-def split_crystals(trajectory: Trajectory, advantage: jax.Array, parts: int):
-    """Crystals in equal parts, in order, on a new leading axis.
-
-    Returns:
-      steps [parts, T, B / parts, ...], advantage, mask and condition [parts, B / parts,
-      ...].
-    """
-
-    def crystals(x):  # [B, ...]
-        return x.reshape(parts, -1, *x.shape[1:])
-
-    def steps(x):  # [T, B, ...]
-        return jnp.moveaxis(x.reshape(x.shape[0], parts, -1, *x.shape[2:]), 1, 0)
-
-    old = trajectory.steps
-    index = jnp.broadcast_to(old.index, (parts, len(old.index)))
-    return (
-        Step(index, steps(old.z), steps(old.z_next), steps(old.log_prob)),
-        crystals(advantage),
-        crystals(trajectory.mask),
-        jax.tree.map(crystals, trajectory.condition),
-    )
+def take_crystals(
+    trajectory: Trajectory, rows: jax.Array, width: int | None = None
+) -> Trajectory:
+    """The trajectory of some crystals, of which none has more than `width` atoms."""
+    steps = trajectory.steps
+    z, z_next = (constrain(x[:, rows, :width], axis=1) for x in (steps.z, steps.z_next))
+    steps = Step(steps.index, z, z_next, constrain(steps.log_prob[:, rows], axis=1))
+    condition = jax.tree.map(lambda x: constrain(x[rows]), trajectory.condition)
+    return Trajectory(steps, constrain(trajectory.mask[rows, :width]), condition)
 
 
 def update(
@@ -202,20 +200,16 @@ def update(
       New parameters and optimiser state; means of the metrics over the inner batches.
     """
 
-    def inner_step(carry, part):
+    def inner_step(carry, rows):
         params, opt_state = carry
-        steps, part_advantage, mask, condition = part
         gradient, metrics = trajectory_gradient(
-            params,
-            Trajectory(steps, mask, condition),
-            part_advantage,
-            **gradient_kwargs,
+            params, take_crystals(trajectory, rows), advantage[rows], **gradient_kwargs
         )
         updates, opt_state = optimizer.update(gradient, opt_state, params)
         metrics["grad_norm"] = optax.global_norm(gradient)
         return (optax.apply_updates(params, updates), opt_state), metrics
 
-    parts = split_crystals(trajectory, advantage, num_inner_batch)
+    parts = jnp.arange(len(advantage)).reshape(num_inner_batch, -1)
     (params, opt_state), metrics = lax.scan(inner_step, (params, opt_state), parts)
     first_ratio = metrics["ratio"][0]
     means = {name: value.mean() for name, value in metrics.items()}
@@ -244,30 +238,40 @@ def reference_kl(
     num_steps: int,
     eta: float = 1.0,
     cfg_scale: float | None = None,
+    parts: int = 1,
 ) -> jax.Array:
     """KL of the policy from the original one, nats per coordinate and step, [].
 
     The closed form between the two Gaussians of a step, averaged over crystals and over
     `num_steps` steps of the trajectory at equal distances: two denoiser calls a step,
-    so a few steps cost little beside the update's T.
+    so a few steps cost little beside the update's T. `parts` as in `trajectory_gradient`.
     """
     total = len(trajectory.steps.index)
     picked = jnp.asarray(
         [(2 * i + 1) * total // (2 * num_steps) for i in range(num_steps)]
     )
-    steps = jax.tree.map(lambda x: x[picked], trajectory.steps)
+    num_atoms = trajectory.mask.sum(-1)
+    trajectory = trajectory.replace(
+        steps=jax.tree.map(lambda x: x[picked], trajectory.steps)
+    )
 
-    def kl(_, step):
-        gaussians = [
-            denoise_step(
-                model.denoiser(p, trajectory.mask, trajectory.condition, cfg_scale),
-                step.z,
-                step.index,
-                schedule=schedule,
-                eta=eta,
-            )
-            for p in (params, reference_params)
-        ]
-        return None, gaussian_kl(*gaussians[0], *gaussians[1], trajectory.mask).mean()
+    def part_kl(rows):
+        def kl_at(width):
+            part = take_crystals(trajectory, rows, width)
+            denoisers = [
+                model.denoiser(p, part.mask, part.condition, cfg_scale)
+                for p in (params, reference_params)
+            ]
 
-    return lax.scan(kl, None, steps)[1].mean()
+            def kl(step):
+                gaussians = [
+                    denoise_step(d, step.z, step.index, schedule=schedule, eta=eta)
+                    for d in denoisers
+                ]
+                return gaussian_kl(*gaussians[0], *gaussians[1], part.mask).mean()
+
+            return lax.map(kl, part.steps)
+
+        return at_width(kl_at, num_atoms[rows], network_widths(model, schedule))
+
+    return lax.map(part_kl, parts_by_size(num_atoms, parts)).mean()

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from chemeleon_jax.buckets import at_width, map_parts, network_widths, pad_atoms
 from chemeleon_jax.diffusion import Denoiser, Schedule, denoise_step, gaussian_log_prob
 from chemeleon_jax.models.generator import Generator
 from chemeleon_jax.sharding import constrain
@@ -49,6 +50,7 @@ def sample_group(
     eta: float = 1.0,
     cfg_scale: float | None = None,
     condition: dict[str, jax.Array] | None = None,
+    parts: int = 1,
 ) -> tuple[CrystalBatch, Trajectory]:
     """Sample groups of crystals, and remember how.
 
@@ -63,25 +65,65 @@ def sample_group(
       eta: noise of the DDIM sampler; 1 in RL.
       cfg_scale: classifier-free guidance scale; None for none.
       condition: preprocessed conditions of each group, {name: [G, in]}.
+      parts: that crystals are sampled in, one after another; see `buckets`. Crystals do
+        not depend on it.
 
     Returns:
       B = G * K crystals, groups contiguous, and their trajectory. The last step of DDIM
       is taken but not part of it: without noise it has no log-probability.
     """
     counts = jnp.repeat(num_atoms, group_size)
-    mask = jnp.arange(model.max_atoms)[None] < counts[:, None]
-    mask = constrain(mask)
-    keys = key if key.ndim else crystal_keys(key, jnp.arange(len(mask)))
+    keys = key if key.ndim else crystal_keys(key, jnp.arange(len(counts)))
     condition = repeat_condition(condition, group_size)
-    denoiser = model.denoiser(params, mask, condition, cfg_scale)
 
-    def noise(draw):
-        return crystal_noise(keys, draw, mask, model.dit.latent_channels)
+    def sample_part(part):
+        keys, counts, condition = part
 
-    z, steps = roll_out(
-        denoiser, noise(schedule.num_steps), noise, mask, schedule=schedule, eta=eta
+        def sample(width):
+            mask = constrain(jnp.arange(width)[None] < counts[:, None])
+            denoiser = model.denoiser(params, mask, condition, cfg_scale)
+
+            def noise(draw):
+                return crystal_noise(keys, draw, mask, model.dit.latent_channels)
+
+            z, steps = roll_out(
+                denoiser,
+                noise(schedule.num_steps),
+                noise,
+                mask,
+                schedule=schedule,
+                eta=eta,
+            )
+            return crystals_first(model.decode(z, mask), steps, model.max_atoms)
+
+        return at_width(sample, counts, network_widths(model, schedule))
+
+    crystals, z, z_next, log_prob = map_parts(
+        sample_part, (keys, counts, condition), counts, parts
     )
-    return model.decode(z, mask), Trajectory(steps, mask, condition)
+    z, z_next, log_prob = (jnp.moveaxis(x, 1, 0) for x in (z, z_next, log_prob))
+    steps = Step(recorded_steps(schedule), z, z_next, log_prob)
+    return crystals, Trajectory(steps, crystals.mask, condition)
+
+
+def crystals_first(crystals: CrystalBatch, steps: Step, width: int):
+    """Crystals, z, z_next [B, S, N, L] and log_prob [B, S], with N padded to `width`."""
+    crystals = crystals.replace(
+        **{
+            name: pad_atoms(getattr(crystals, name), width)
+            for name in ("atom_types", "frac_coords", "mask")
+        }
+    )
+    z, z_next = (
+        pad_atoms(jnp.moveaxis(x, 0, 1), width, axis=2) for x in (steps.z, steps.z_next)
+    )
+    return crystals, z, z_next, steps.log_prob.T
+
+
+def recorded_steps(schedule: Schedule) -> jax.Array:
+    """The steps that have a density, in sampling order, [S]."""
+    last = 1 if schedule.sampler == "ddim" else 0
+    return jnp.arange(schedule.num_steps - 1, last - 1, -1)
 
 
 def roll_out(
@@ -115,9 +157,8 @@ def roll_out(
         log_prob = gaussian_log_prob(z_next, mean, std, mask)
         return z_next, Step(index, z, z_next, log_prob)
 
-    last = 1 if schedule.sampler == "ddim" else 0
-    z, steps = lax.scan(take_step, z, jnp.arange(schedule.num_steps - 1, last - 1, -1))
-    if last:
+    z, steps = lax.scan(take_step, z, recorded_steps(schedule))
+    if schedule.sampler == "ddim":
         z, _ = denoise_step(denoiser, z, jnp.array(0), schedule=schedule, eta=eta)
     return z, steps
 

@@ -63,11 +63,11 @@ def check_divisible(
         )
 
 
-def constrain(x: jax.Array) -> jax.Array:
-    """Inside jit: shards the leading axis, under the mesh that `jax.set_mesh` set.
+def constrain(x: jax.Array, axis: int = 0) -> jax.Array:
+    """Inside jit: shards an axis, under the mesh that `jax.set_mesh` set.
 
     Without a mesh it does nothing, so the pure functions run anywhere.
     """
     if jax.sharding.get_abstract_mesh().empty:
         return x
-    return jax.lax.with_sharding_constraint(x, PartitionSpec("data"))
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(*[None] * axis, "data"))

@@ -57,11 +57,12 @@ class Generator:
         mask = jnp.tile(mask, (2, 1))
 
         def guided(z, t):
-            t = jnp.broadcast_to(t, len(z))
+            # One timestep for all stays one: so does the modulation's share of it.
+            t = t if len(t) == 1 else jnp.tile(t, 2)
             out = self.dit.apply(
                 {"params": params["dit"]},
                 jnp.tile(z, (2, 1, 1)),
-                jnp.tile(t, 2),
+                t,
                 mask,
                 y,
             )
