@@ -20,6 +20,11 @@ from chemeleon_jax.sharding import constrain
 # Crystals of MP-20 are then padded by 10 % on average, by 92 % where all have 20 atoms.
 # Every width costs seconds of compilation.
 _STEP = 4
+# Crystals at once that keep a CPU busy: of 10 atoms, 320 rows of every matrix product.
+_CPU_CRYSTALS = 32
+# Bytes that a gradient keeps per atom, block and unit of width: 20 numbers as XLA
+# reports for DiT-S on a CPU, and some to spare.
+_KEPT = 4 * 24
 
 
 def network_widths(model: Generator, schedule: Schedule) -> tuple[int, ...]:
@@ -80,13 +85,24 @@ def map_parts(
     )
 
 
-def choose_parts(crystals: int, at_most: int, devices: int = 1) -> int:
-    """The fewest equal parts of at most `at_most` crystals per device.
+def choose_parts(
+    crystals: int, model: Generator, memory_budget: float, devices: int = 1
+) -> int:
+    """How many parts to cut crystals into: as few as memory, or a CPU, suggests.
+
+    An accelerator is fastest with as many crystals at once as fit; a CPU is busy with
+    a few, and wastes least where these are alike.
 
     Args:
       crystals: to be cut; a multiple of `devices`.
-      at_most: crystals per part and device, from 1.
+      model: whose denoiser they go through.
+      memory_budget: for what one gradient keeps, GB per device.
       devices: that share each part equally.
     """
+    dit = model.dit
+    kept = _KEPT * dit.depth * dit.width * model.max_atoms  # bytes per crystal
+    at_most = max(int(memory_budget * 1e9 / kept), 1)
+    if jax.default_backend() == "cpu":
+        at_most = min(at_most, _CPU_CRYSTALS)
     each = crystals // devices
     return next(p for p in range(1, each + 1) if each % p == 0 and each // p <= at_most)

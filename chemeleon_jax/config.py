@@ -145,7 +145,6 @@ _AT_LEAST_ONE = (
     "checkpoint_every",
     "rl.num_group_samples",
     "rl.num_inner_batch",
-    "rl.grad_accum",
     "data.batch_size",
 )
 _NOT_NEGATIVE = (
@@ -153,6 +152,7 @@ _NOT_NEGATIVE = (
     "validate_every",
     "validation_samples",
     "validation_pictures",
+    "rl.grad_accum",
     "rl.kl_weight",
     "rl.entropy_weight",
     "sampling.cfg_scale",
@@ -161,6 +161,7 @@ _NOT_NEGATIVE = (
     "optimizer.weight_decay",
 )
 _POSITIVE = (
+    "rl.memory_budget",
     "rl.clip_ratio",
     "reward.eps",
     "reward.time_limit",
@@ -194,7 +195,7 @@ def check_rl(config: Any, num_devices: int) -> None:
         config.data.batch_size,
         config.rl.num_group_samples,
         config.rl.num_inner_batch,
-        config.rl.grad_accum,
+        max(config.rl.grad_accum, 1),
         num_devices,
     )
 

@@ -244,7 +244,7 @@ def reference_kl(
 
     The closed form between the two Gaussians of a step, averaged over crystals and over
     `num_steps` steps of the trajectory at equal distances: two denoiser calls a step,
-    so a few steps cost little beside the update's T. `parts` as in `trajectory_gradient`.
+    so a few steps cost little beside the update's T. `parts`: see `buckets`.
     """
     total = len(trajectory.steps.index)
     picked = jnp.asarray(

@@ -107,7 +107,7 @@ def sample_group(
 
 
 def crystals_first(crystals: CrystalBatch, steps: Step, width: int):
-    """Crystals, z, z_next [B, S, N, L] and log_prob [B, S], with N padded to `width`."""
+    """Crystals, z, z_next [B, S, N, L] and log_prob [B, S], padded to N = `width`."""
     crystals = crystals.replace(
         **{
             name: pad_atoms(getattr(crystals, name), width)

@@ -22,6 +22,7 @@ import optax
 from jax.sharding import Mesh
 
 from chemeleon_jax import checkpoints
+from chemeleon_jax.buckets import choose_parts
 from chemeleon_jax.checkpoints import Checkpoint, params_digest
 from chemeleon_jax.config import active_components, check_rl, run
 from chemeleon_jax.data import MP20_ATOM_COUNTS, load_dataset
@@ -84,7 +85,7 @@ def train(config, workdir: str) -> None:
             config.sampling.sampler, config.sampling.sampling_steps
         ),
         "eta": config.sampling.eta,
-        "cfg_scale": config.sampling.cfg_scale if model.condition else None,
+        "cfg_scale": guidance(config.sampling.cfg_scale, model),
     }
     sample_and_score = make_sample_and_score(
         config, draw_prompts, reward, sampling, mesh
@@ -128,6 +129,11 @@ def train(config, workdir: str) -> None:
                 saved.save(done, state, score=score)
 
 
+def batch_size(config) -> int:
+    """B, crystals of an iteration."""
+    return config.data.batch_size * config.rl.num_group_samples
+
+
 def init_state(policy: Any, optimizer: optax.GradientTransformation) -> TrainState:
     """The state before the first iteration."""
     return TrainState(
@@ -142,7 +148,10 @@ def make_sample_and_score(
     config, draw_prompts: Callable, reward: Reward, sampling: dict, mesh: Mesh
 ) -> Callable[..., Batch]:
     """Compiles the first half of an iteration, on the devices and the host."""
-    rollout = jax.jit(sample_group, static_argnames="group_size")
+    parts = choose_parts(
+        batch_size(config), sampling["model"], config.rl.memory_budget, mesh.size
+    )
+    rollout = jax.jit(functools.partial(sample_group, group_size=1, parts=parts))
     normalised = config.rl.num_group_samples
     if not config.rl.group_reward_norm:
         normalised *= config.data.batch_size
@@ -165,7 +174,6 @@ def make_sample_and_score(
                 jax.random.fold_in(key, 1),
                 num_atoms,
                 condition=condition,
-                group_size=1,
                 **sampling,
             )
         crystals = jax.device_get(crystals)
@@ -185,7 +193,7 @@ def validate(
     config, params, sample_and_score: Callable
 ) -> list[tuple[CrystalBatch, RewardOutput]]:
     """Crystals that nobody trains on, in batches; the same noise every time."""
-    size = config.data.batch_size * config.rl.num_group_samples
+    size = batch_size(config)
     keys = jax.random.split(
         jax.random.key(config.seed + 1), -(-config.validation_samples // size)
     )
@@ -212,8 +220,12 @@ def make_improve(
     mesh: Mesh,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict, dict[str, float]]]:
     """Compiles the second half of an iteration: state, metrics on the host, seconds."""
-    names = "kl_target ema_decay num_inner_batch grad_accum clip_ratio kl_weight"
-    fixed = {name: config.rl[name] for name in [*names.split(), "entropy_weight"]}
+    names = "kl_target ema_decay num_inner_batch clip_ratio kl_weight entropy_weight"
+    fixed = {name: config.rl[name] for name in names.split()}
+    step_size = batch_size(config) // config.rl.num_inner_batch
+    fixed["grad_accum"] = config.rl.grad_accum or choose_parts(
+        step_size, sampling["model"], config.rl.memory_budget, mesh.size
+    )
     compiled = jax.jit(
         functools.partial(improve_policy, optimizer=optimizer, **fixed),
         donate_argnums=0,
@@ -258,6 +270,7 @@ def improve_policy(
             trajectory,
             model=model,
             num_steps=max(len(trajectory.steps.index) // KL_EVERY, 1),
+            parts=update_kwargs["num_inner_batch"] * update_kwargs["grad_accum"],
             **sampling,
         )
     params, opt_state, metrics = update(
@@ -276,6 +289,11 @@ def improve_policy(
         ema_params=optax.incremental_update(params, state.ema_params, 1 - ema_decay),
     )
     return state, metrics | measured
+
+
+def guidance(scale: float, model: Generator) -> float | None:
+    """The guidance scale, or None where guidance would change nothing and cost half."""
+    return scale if model.condition and scale != 1.0 else None
 
 
 def make_prompts(model: Generator, source: str) -> Callable:

@@ -48,7 +48,10 @@ def _paper(models: str) -> ConfigDict:
     config.rl.num_group_samples = 64  # K, crystals per group
     config.rl.group_reward_norm = True  # advantage within the group, else the batch
     config.rl.num_inner_batch = 2  # optimiser steps per iteration
-    config.rl.grad_accum = 1  # parts of one optimiser step: less memory, same result
+    # Parts of one optimiser step: less memory, less padding, same result. 0: as few as
+    # fit into memory_budget, GB per device (and on a CPU at least one per 32 crystals).
+    config.rl.grad_accum = 0
+    config.rl.memory_budget = 8.0
     config.rl.clip_ratio = 1e-3
     config.rl.kl_weight = 1.0
     config.rl.kl_target = "old"  # old: the policy that sampled; reference: the LDM

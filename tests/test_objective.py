@@ -234,4 +234,5 @@ def test_memory_does_not_grow_with_the_number_of_steps():
         memory = compiled.memory_analysis()
         return memory.temp_size_in_bytes + memory.argument_size_in_bytes
 
-    assert peak(20) < 1.1 * peak(10)
+    # The recorded latents do, a third of this peak; kept activations would be 20 MB.
+    assert peak(20) < 1.3 * peak(10)
