@@ -122,8 +122,7 @@ def crystals_first(crystals: CrystalBatch, steps: Step, width: int):
 
 def recorded_steps(schedule: Schedule) -> jax.Array:
     """The steps that have a density, in sampling order, [S]."""
-    last = 1 if schedule.sampler == "ddim" else 0
-    return jnp.arange(schedule.num_steps - 1, last - 1, -1)
+    return jnp.arange(schedule.sampler == "ddim", schedule.num_steps)[::-1]
 
 
 def roll_out(
@@ -151,16 +150,13 @@ def roll_out(
 
     def take_step(z, index):
         mean, std = denoise_step(denoiser, z, index, schedule=schedule, eta=eta)
-        # DDPM draws no noise at step 0; DDIM's step 0 is not in this scan, because its
-        # density is a point.
-        z_next = mean + std * noise(index) * (index > 0)
+        z_next = mean + std * noise(index) * (index > 0)  # step 0 draws no noise
         log_prob = gaussian_log_prob(z_next, mean, std, mask)
         return z_next, Step(index, z, z_next, log_prob)
 
-    z, steps = lax.scan(take_step, z, recorded_steps(schedule))
-    if schedule.sampler == "ddim":
-        z, _ = denoise_step(denoiser, z, jnp.array(0), schedule=schedule, eta=eta)
-    return z, steps
+    z, steps = lax.scan(take_step, z, jnp.arange(schedule.num_steps)[::-1])
+    # DDIM's step 0 has a point for a density.
+    return z, jax.tree.map(lambda x: x[: len(recorded_steps(schedule))], steps)
 
 
 def repeat_condition(condition, group_size: int):
