@@ -2,12 +2,14 @@
 
 import difflib
 import math
+import os
 import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jax
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
@@ -28,10 +30,23 @@ def run(main: Callable[[ConfigDict, str], None]) -> None:
         return
     try:
         config, workdir = parse(sys.argv)
+        keep_compiled_programs()
         main(config, workdir)
     except UserError as e:
         print(f"error: {e}", file=sys.stderr)
         raise SystemExit(2) from None
+
+
+def keep_compiled_programs() -> None:
+    """Lets JAX keep what it compiles, for the next run of the same program.
+
+    In `~/.cache/chemeleon_jax/compiled`, or where JAX_COMPILATION_CACHE_DIR says. What
+    calls back into Python, such as the rewards, is not kept by JAX.
+    """
+    if jax.config.jax_compilation_cache_dir is None:
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        folder = str(cache / "chemeleon_jax" / "compiled")
+        jax.config.update("jax_compilation_cache_dir", folder)
 
 
 def parse(argv: list[str]) -> tuple[ConfigDict, str]:

@@ -122,7 +122,8 @@ def crystals_first(crystals: CrystalBatch, steps: Step, width: int):
 
 def recorded_steps(schedule: Schedule) -> jax.Array:
     """The steps that have a density, in sampling order, [S]."""
-    return jnp.arange(schedule.sampler == "ddim", schedule.num_steps)[::-1]
+    first = 1 if schedule.sampler == "ddim" else 0
+    return jnp.arange(first, schedule.num_steps)[::-1]
 
 
 def roll_out(
