@@ -19,7 +19,7 @@ from chemeleon_jax.sharding import constrain
 
 # Crystals of MP-20 are then padded by 10 % on average, by 92 % where all have 20 atoms.
 # Every width costs seconds of compilation.
-_STEP = 4
+WIDTH_STEP = 4
 # Crystals at once that keep a CPU busy: of 10 atoms, 320 rows of every matrix product.
 _CPU_CRYSTALS = 32
 # Bytes that a gradient keeps per atom, block and unit of width: 20 numbers as XLA
@@ -35,7 +35,7 @@ def network_widths(model: Generator, schedule: Schedule) -> tuple[int, ...]:
     """
     if schedule.sampler == "ddpm" and model.dit.learn_sigma:
         return (model.max_atoms,)
-    return (*range(_STEP, model.max_atoms, _STEP), model.max_atoms)
+    return (*range(WIDTH_STEP, model.max_atoms, WIDTH_STEP), model.max_atoms)
 
 
 def at_width(

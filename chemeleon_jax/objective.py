@@ -255,20 +255,24 @@ def reference_kl(
         steps=jax.tree.map(lambda x: x[picked], trajectory.steps)
     )
 
+    both = jax.tree.map(lambda *x: jnp.stack(x), params, reference_params)
+
     def part_kl(rows):
         def kl_at(width):
             part = take_crystals(trajectory, rows, width)
-            denoisers = [
-                model.denoiser(p, part.mask, part.condition, cfg_scale)
-                for p in (params, reference_params)
-            ]
 
             def kl(step):
-                gaussians = [
-                    denoise_step(d, step.z, step.index, schedule=schedule, eta=eta)
-                    for d in denoisers
-                ]
-                return gaussian_kl(*gaussians[0], *gaussians[1], part.mask).mean()
+                def gaussian(policy_params):
+                    denoiser = model.denoiser(
+                        policy_params, part.mask, part.condition, cfg_scale
+                    )
+                    return denoise_step(
+                        denoiser, step.z, step.index, schedule=schedule, eta=eta
+                    )
+
+                # Both policies by the same compiled code.
+                mean, std = lax.map(gaussian, both)
+                return gaussian_kl(mean[0], std[0], mean[1], std[1], part.mask).mean()
 
             return lax.map(kl, part.steps)
 

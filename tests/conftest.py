@@ -11,5 +11,10 @@ os.environ["XLA_FLAGS"] = (
 
 import jax  # noqa: E402
 
+from chemeleon_jax import buckets  # noqa: E402
+
+# Two widths, 12 and 20, where a run has five: each is compiled.
+buckets.WIDTH_STEP = 12
+
 # A forgotten axis is an error, not a silent outer product.
 jax.config.update("jax_numpy_rank_promotion", "raise")

@@ -6,13 +6,18 @@ import numpy as np
 import pytest
 import tiny
 
-from chemeleon_jax import sample_group, update
+from chemeleon_jax import buckets, sample_group, update
 from chemeleon_jax.buckets import at_width, choose_parts, map_parts, network_widths
 from chemeleon_jax.diffusion import make_schedule
 from chemeleon_jax.objective import make_optimizer
 
 SCHEDULE = make_schedule("ddim", 5)
 NUM_ATOMS = jnp.array([5, 2, 6, 3, 4, 1])
+
+
+@pytest.fixture(autouse=True)
+def _published_widths(monkeypatch):
+    monkeypatch.setattr(buckets, "WIDTH_STEP", 4)
 
 
 def test_widths_end_at_the_longest():

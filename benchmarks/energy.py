@@ -1,0 +1,44 @@
+"""CHGNet energies: packed by size, against one crystal per call."""
+
+import argparse
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from benchmarks.measure import busy, measure, print_table
+from chemeleon_jax.crystals import take
+from chemeleon_jax.data import load_dataset
+from chemeleon_jax.potentials.chgnet import energies, load_params
+
+
+def main() -> None:
+    """Prints a table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--batch", type=int, default=320)
+    parser.add_argument("--singly", type=int, default=40, help="crystals, one by one")
+    parser.add_argument("--repeats", type=int, default=2)
+    flags = parser.parse_args()
+    known = load_dataset("mp_mini").crystals
+    picked = np.random.default_rng(0).choice(len(known.mask), flags.batch)
+    crystals = jax.tree.map(jnp.asarray, take(known, picked))
+    evaluate = jax.jit(partial(energies, load_params()))
+    together = measure(evaluate, crystals, repeats=flags.repeats)
+    single = [
+        jax.tree.map(lambda x, i=i: x[i : i + 1], crystals) for i in range(flags.singly)
+    ]
+    apart = measure(lambda: [evaluate(c) for c in single], repeats=flags.repeats)
+    rows = [
+        {"energies": name, "s": t.wall, "CPU s": t.cpu, "crystals/CPU s": n / busy(t)}
+        for name, n, t in (
+            ("packed", flags.batch, together),
+            ("one by one", flags.singly, apart),
+        )
+    ]
+    print(f"{flags.batch} crystals of mp_mini, {flags.singly} one by one\n")
+    print_table(rows)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,138 @@
+"""Host rewards (all but energies) against their definitions written down plainly.
+
+The plain ones: StructureMatcher against each reference of the same composition, found
+by comparing the composition with every reference's; full kernel matrices for the
+diversity. Timed on a few crystals, since their cost is linear in them.
+"""
+
+import argparse
+import time
+
+import numpy as np
+from pymatgen.analysis.structure_matcher import StructureMatcher
+
+from benchmarks.measure import Seconds, print_table
+from chemeleon_jax.crystals import formula_key, take, validity
+from chemeleon_jax.data import load_dataset
+from chemeleon_jax.rewards.creativity import (
+    creativity,
+    index_references,
+    match_crystals,
+    to_cells,
+)
+from chemeleon_jax.rewards.diversity import (
+    composition_fractions,
+    diversity,
+    kernel_mean,
+)
+from chemeleon_jax.rewards.matching import reduce_cell, to_structure
+from chemeleon_jax.rewards.pool import WorkerPool
+from chemeleon_jax.types import CrystalBatch
+
+LATENT = 8  # channels of the structure features
+
+
+def alike(crystals: CrystalBatch, count: int, seed: int = 0) -> CrystalBatch:
+    """What a trained model makes: known crystals, shaken, every second one of another
+    composition (each element replaced by another one)."""
+    rng = np.random.default_rng(seed)
+    made = take(crystals, rng.choice(len(crystals.mask), count))
+    shaken = made.frac_coords + rng.normal(0, 0.01, made.frac_coords.shape)
+    made = made.replace(frac_coords=(shaken * made.mask[..., None]).astype(np.float32))
+    other = np.stack([rng.permutation(89) for _ in range(count)])
+    swapped = np.take_along_axis(other, made.atom_types % 89, 1) + 1
+    changed = made.mask & (np.arange(count) % 2 == 1)[:, None]
+    return made.replace(atom_types=np.where(changed, swapped, made.atom_types))
+
+
+def enlarged(crystals: CrystalBatch, count: int) -> CrystalBatch:
+    """`count` references: the known ones, then synthetic ones made from them."""
+    known = len(crystals.mask)
+    if count <= known:
+        return take(crystals, np.arange(count))
+    # Odd rows of `alike` are of other compositions.
+    more = take(alike(crystals, 2 * (count - known)), np.arange(count - known) * 2 + 1)
+    both = {k: np.concatenate([v, getattr(more, k)]) for k, v in vars(crystals).items()}
+    return CrystalBatch(**both)
+
+
+def fast(crystals, references, latents, kernels, pool) -> None:
+    """All host rewards, as `compute_rewards` has them computed."""
+    valid = validity(crystals) == 0
+    cells = to_cells(crystals)
+    matches = match_crystals(cells, valid, references, pool)
+    creativity(cells, matches, references, pool)
+    diversity(latents, valid, kernels[0])
+    shares = composition_fractions(crystals.atom_types, crystals.mask)
+    diversity(shares, valid, kernels[1])
+
+
+def plain(crystals, known: CrystalBatch, latents, known_latents) -> None:
+    """The same quantities of a few crystals, definition by definition."""
+    matcher = StructureMatcher()
+    for cell in to_cells(crystals):
+        formula = formula_key(cell.atom_types)
+        for other in to_cells(known):
+            if formula_key(other.atom_types) == formula:
+                matcher.fit(to_structure(cell), to_structure(other))
+    shares, known_shares = (
+        composition_fractions(x.atom_types, x.mask) for x in (crystals, known)
+    )
+    for x, y in ((latents, known_latents), (shares, known_shares)):
+        for i in range(len(x)):  # each crystal left out in turn
+            rest = np.delete(x, i, 0)
+            ((rest @ y.T / y.shape[1] + 1) ** 3).mean()
+            ((rest @ rest.T / y.shape[1] + 1) ** 3).mean()
+
+
+def wall(function, *args) -> Seconds:
+    """Of one call, workers included."""
+    began = time.perf_counter()
+    function(*args)
+    return Seconds(time.perf_counter() - began, np.nan)
+
+
+def main() -> None:
+    """Prints a table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--batch", type=int, default=320)
+    parser.add_argument("--references", type=int, nargs="+", default=[13_740])
+    parser.add_argument("--plain", type=int, default=4, help="crystals of the baseline")
+    parser.add_argument("--workers", type=int, default=None)
+    flags = parser.parse_args()
+    mini, rows = load_dataset("mp_mini").crystals, []
+    rng = np.random.default_rng(0)
+    with WorkerPool(flags.workers) as pool:
+        for count in flags.references:
+            known = enlarged(mini, count)
+            known_latents = rng.normal(size=(count, LATENT))
+            latents = rng.normal(size=(flags.batch, LATENT))
+            began = time.perf_counter()
+            references = index_references(known)
+            shares = composition_fractions(known.atom_types, known.mask)
+            kernels = kernel_mean(known_latents), kernel_mean(shares)
+            started = time.perf_counter() - began
+            # Iterations ask for much the same formulas: the first one fills the caches.
+            first, later = (alike(mini, flags.batch, seed) for seed in (1, 1))
+            pool.map(reduce_cell, references.cells[: 4 * pool.num_workers])
+            cold = wall(fast, first, references, latents, kernels, pool).wall
+            warm = wall(fast, later, references, latents, kernels, pool).wall
+            few = take(first, np.arange(flags.plain))
+            slow = wall(plain, few, known, latents[: flags.plain], known_latents).wall
+            slow *= flags.batch / flags.plain
+            rows.append(
+                {
+                    "references": count,
+                    "start-up s": started,
+                    "first s": cold,
+                    "later s": warm,
+                    f"plain s (of {flags.plain}, scaled)": slow,
+                    "speed-up": slow / warm,
+                }
+            )
+    print(f"{flags.batch} crystals, {pool.num_workers} workers\n")
+    print_table(rows)
+
+
+if __name__ == "__main__":
+    main()
