@@ -33,8 +33,10 @@ LATENT = 8  # channels of the structure features
 
 
 def alike(crystals: CrystalBatch, count: int, seed: int = 0) -> CrystalBatch:
-    """What a trained model makes: known crystals, shaken, every second one of another
-    composition (each element replaced by another one)."""
+    """What a trained model makes: known crystals, shaken.
+
+    Every second one has another composition: each element replaced by another one.
+    """
     rng = np.random.default_rng(seed)
     made = take(crystals, rng.choice(len(crystals.mask), count))
     shaken = made.frac_coords + rng.normal(0, 0.01, made.frac_coords.shape)

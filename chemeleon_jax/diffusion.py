@@ -46,6 +46,11 @@ class Schedule:
         """T."""
         return len(self.timesteps)
 
+    @property
+    def num_recorded(self) -> int:
+        """S, the steps that have a density: DDIM's last has a point for one."""
+        return self.num_steps - (1 if self.sampler == "ddim" else 0)
+
 
 def linear_betas(num_timesteps: int = NUM_TIMESTEPS) -> np.ndarray:
     """Linear schedule, 1e-4 to 0.02 over 1000 timesteps, [num_timesteps] float64."""

@@ -107,7 +107,8 @@ def trajectory_gradient(
 
     Differentiating inside the scan keeps one step's activations alive; differentiating
     the scan itself would keep all of them. The loss is summed over the steps and
-    divided by T, the length of the schedule.
+    divided by T, the length of the schedule; where the trajectory holds a choice of the
+    S steps (`step_choice`), these count for all.
 
     Args:
       params: of the policy.
@@ -151,8 +152,10 @@ def trajectory_gradient(
 
     parts = parts_by_size(num_atoms, grad_accum)
     total, metrics = lax.scan(add_part, jax.tree.map(jnp.zeros_like, params), parts)
-    gradient = jax.tree.map(lambda g: g / (schedule.num_steps * grad_accum), total)
-    loss = metrics.pop("loss").sum() / (schedule.num_steps * grad_accum)
+    chosen = len(trajectory.steps.index) / schedule.num_recorded
+    scale = 1 / (schedule.num_steps * chosen * grad_accum)
+    gradient = jax.tree.map(lambda g: g * scale, total)
+    loss = metrics.pop("loss").sum() * scale
     extremes = {
         "ratio_max": metrics.pop("ratio_max").max(),
         "ratio_min": metrics.pop("ratio_min").min(),

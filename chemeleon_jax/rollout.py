@@ -102,7 +102,8 @@ def sample_group(
         sample_part, (keys, counts, condition), counts, parts
     )
     z, z_next, log_prob = (jnp.moveaxis(x, 1, 0) for x in (z, z_next, log_prob))
-    steps = Step(recorded_steps(schedule), z, z_next, log_prob)
+    index = jnp.arange(schedule.num_steps)[::-1][: schedule.num_recorded]
+    steps = Step(index, z, z_next, log_prob)
     return crystals, Trajectory(steps, crystals.mask, condition)
 
 
@@ -118,12 +119,6 @@ def crystals_first(crystals: CrystalBatch, steps: Step, width: int):
         pad_atoms(jnp.moveaxis(x, 0, 1), width, axis=2) for x in (steps.z, steps.z_next)
     )
     return crystals, z, z_next, steps.log_prob.T
-
-
-def recorded_steps(schedule: Schedule) -> jax.Array:
-    """The steps that have a density, in sampling order, [S]."""
-    first = 1 if schedule.sampler == "ddim" else 0
-    return jnp.arange(first, schedule.num_steps)[::-1]
 
 
 def roll_out(
@@ -156,8 +151,7 @@ def roll_out(
         return z_next, Step(index, z, z_next, log_prob)
 
     z, steps = lax.scan(take_step, z, jnp.arange(schedule.num_steps)[::-1])
-    # DDIM's step 0 has a point for a density.
-    return z, jax.tree.map(lambda x: x[: len(recorded_steps(schedule))], steps)
+    return z, jax.tree.map(lambda x: x[: schedule.num_recorded], steps)
 
 
 def repeat_condition(condition, group_size: int):
