@@ -1,6 +1,8 @@
 """Custom rewards of every kind of user; worker processes import them by name."""
 
+import ctypes
 import os
+import signal
 import sys
 import time
 
@@ -56,9 +58,24 @@ def exits(structures):
 
 
 def leaks_for_three_sites(structures):
+    leaks_for_sizes({len(s) for s in structures}, 3)
+    return num_sites(structures)
+
+
+def leaks_for_sizes(sizes, size):
     leak = []
-    while any(len(s) == 3 for s in structures):
+    while size in sizes:
         leak.append(bytes(1 << 26))
+
+
+def misbehaves_by_size(structures):
+    """One atom: killed from outside. Two: fills the memory. Three: segfaults."""
+    sizes = {len(s) for s in structures}
+    if 1 in sizes:
+        os.kill(os.getpid(), signal.SIGKILL)
+    leaks_for_sizes(sizes, 2)
+    if 3 in sizes:
+        ctypes.string_at(0)
     return num_sites(structures)
 
 

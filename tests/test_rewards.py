@@ -397,6 +397,31 @@ def test_a_fault_of_a_component_is_not_the_end(reward, models, pool, caplog):
     assert "no hull today" in caplog.text
 
 
+def test_workers_that_end_cost_their_crystal_only(models):
+    """And each is counted by its reason."""
+    sizes = [4, 1, 2, 3, 5, 1]
+    places = np.mgrid[:2, :2, :2].reshape(3, -1).T / 2
+    lattice = Lattice.cubic(6)
+    crystals = from_structures(
+        [Structure(lattice, ["Fe"] * n, places[:n]) for n in sizes]
+    )
+    custom = {"weight": 1.0, "function": "custom_rewards:misbehaves_by_size"}
+    with WorkerPool(2, time_limit=10.0, memory_limit=2.0) as pool:
+        reward = build(models, pool, {"custom": custom})
+        output = compute_rewards(crystals, reward=reward, group_size=6)
+    check_finite(output)
+    assert output.valid.all()
+    # The lowest of the batch for those without a value.
+    assert output.components["custom"].tolist() == [4, 4, 4, 4, 5, 4]
+    counted = {
+        tag.removeprefix("failures/custom/"): int(count)
+        for tag, count in output.metrics.items()
+        if tag.startswith("failures/custom/") and count
+    }
+    assert counted == {"died": 3, "out_of_memory": 1}
+    assert output.metrics["custom"] == 4.5
+
+
 def test_features_of_references_are_those_of_crystals(models):
     features = encode_references(*models["vae"], KNOWN.crystals)
     assert features.shape == (30, 4)
