@@ -7,6 +7,7 @@ unpickled as a whole: see `convert_checkpoints.unpickle`.
 import hashlib
 import json
 import os
+import re
 import urllib.error
 import urllib.request
 from importlib.resources import files
@@ -23,8 +24,8 @@ FILES = {
     "mp_20_ldm_rl": "v0.0.1/mp_20/ldm/ldm_rl_dng_xxq3a0mn.ckpt",
     "alex_mp_20_ldm_rl": "v0.0.1/alex_mp_20/ldm/ldm_rl_dng_tuor5vgd.ckpt",
 }
-# {name: {"size": bytes, "sha256": hex}} of the files that are known; others are taken
-# as the hub gives them, and config.json keeps their checksum.
+# {name: {"size": bytes, "sha256": hex}} of the files that are known; others are checked
+# by what the hub itself says of them, and config.json keeps their checksum.
 PINS = files("chemeleon_jax") / "assets" / "hub_pins.json"
 
 
@@ -56,20 +57,24 @@ def fetch(name: str) -> Path:
 
 
 def _checked(name: str) -> Path:
-    """The file of a hub name, after a look at its size and checksum, where known.
+    """The file of a hub name, after a look at its checksum.
+
+    That is the pinned one, where there is one. Otherwise the hub's own: its cache calls
+    a large file by the SHA-256 that the hub gives for it.
 
     Raises:
       UserError: it is another file.
     """
     path = _download(name)
     pin = json.loads(PINS.read_text()).get(name)
-    if pin is None:
+    expected = pin["sha256"] if pin else path.resolve().name
+    if not re.fullmatch("[0-9a-f]{64}", expected):
         return path
     digest = ""
-    if path.stat().st_size == pin["size"]:
+    if pin is None or path.stat().st_size == pin["size"]:
         with open(path, "rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
-    if digest != pin["sha256"]:
+    if digest != expected:
         raise UserError(
             f"hub:{name}: {path} is not the file that is known under this name (size "
             "or SHA-256 differ): delete it to fetch it anew"

@@ -65,6 +65,21 @@ def test_pinned_files_are_checked(stand_in, tmp_path, monkeypatch):
     )
 
 
+def test_a_file_that_is_not_what_the_hub_said_is_refused(stand_in):
+    """As the hub's client keeps them: a link to a file named by its SHA-256."""
+    file = stand_in / "snapshots" / ("0" * 40) / hub.FILES["mp_20_vae"]
+    content = file.read_bytes()
+    blob = stand_in / "blobs" / hashlib.sha256(content).hexdigest()
+    blob.parent.mkdir()
+    file.unlink()
+    file.symlink_to(blob)
+    blob.write_bytes(content[:-100] + bytes(1) + content[-99:])
+    with pytest.raises(UserError, match="not the file that is known"):
+        checkpoints.load("hub:mp_20_vae")
+    blob.write_bytes(content)
+    assert checkpoints.load("hub:mp_20_vae").config["kind"] == "vae"
+
+
 def test_the_embedded_pins_are_of_known_names():
     pins = json.loads(hub.PINS.read_text())
     assert pins.keys() <= hub.FILES.keys()
