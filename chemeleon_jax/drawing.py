@@ -39,7 +39,7 @@ class Scene:
     positions: np.ndarray  # [A, 3]  Å, the centre of the cell at the origin
     halves: np.ndarray  # [M, 2, 3]  Å, from the surface of the ball to the middle
     half_of: np.ndarray  # [M]  index of the atom
-    edges: np.ndarray  # [12, 2, 3]  Å, the edges of the cell
+    edges: np.ndarray  # [12, 2, 3]  Å, of the cell; the first three are c, b and a
 
     @property
     def radii(self) -> np.ndarray:
@@ -62,11 +62,12 @@ def make_scene(structure: Structure) -> Scene:
     shifts = np.array(list(product((-1, 0, 1, 2), repeat=3)))
     images = (structure.frac_coords[:, None] % 1.0 + shifts).reshape(-1, 3)
     numbers = np.repeat([site.specie.Z for site in structure], len(shifts))
-    drawn = ((images > -BOUNDARY) & (images < 1 + BOUNDARY)).all(-1)
+    drawn = np.all((images > -BOUNDARY) & (images < 1 + BOUNDARY), axis=-1)
     positions = (images - 0.5) @ cell @ turn.T
     atoms = np.flatnonzero(drawn)
     bonds = _bonds(numbers, positions, atoms)
-    alone = np.repeat(drawn.reshape(len(structure), -1).sum(-1) == 1, len(shifts))
+    copies = drawn.reshape(len(structure), -1).sum(-1)  # of each atom
+    alone = np.repeat(copies, len(shifts)) == 1
     bonds = bonds[alone[bonds[:, 0]] | drawn[bonds[:, 1]]]
     here, there = positions[bonds].swapaxes(0, 1)
     radius = BALL * covalent_radii[numbers[bonds[:, 0]]]

@@ -274,6 +274,8 @@ def test_the_page_in_a_browser(run_dir, tmp_path, browser):
     page.mouse.move(600, 500, steps=4)
     page.mouse.up()
     assert page.locator("#canvas").screenshot(path=tmp_path / "turned.png") != before
+    page.get_by_text("2 × 2 × 2").click()
+    page.locator("#canvas canvas").wait_for()
     with page.expect_download() as download:
         page.get_by_text("Download CIF").click()
     cif = Structure.from_str(download.value.path().read_text(), fmt="cif")

@@ -11,8 +11,8 @@ const AXIS = {
 function draw(div) {
   if (div.classList.contains("js-plotly-plot")) return;
   const chart = data.charts[div.id];
-  if (chart.height) div.style.height = `${chart.height}px`;
-  const legend = chart.legend && chart.traces.length > 1;
+  if (chart.height) div.style.minHeight = `${chart.height}px`;
+  const legend = Boolean(chart.legend) && chart.traces.length > 1;
   const layout = {
     margin: { l: 44, r: 8, t: legend ? 34 : 10, b: 38 },
     font: { family: "system-ui, DejaVu Sans, sans-serif", size: 12, color: "#5b6577" },
@@ -56,7 +56,7 @@ tabs("elements", (label) => {
       if (share) {
         const t = Math.sqrt(Math.abs(share) / largest);
         cell.style.background = rgb(mix(LOW, share < 0 ? LESS : HIGH, t));
-        cell.style.color = t > 0.45 ? "#fff" : "#1d2433";
+        cell.style.color = t > (share < 0 ? 0.8 : 0.45) ? "#fff" : "#1d2433";
         const number = document.createElement("small");
         number.textContent = percent(share);
         cell.append(number);
@@ -75,10 +75,17 @@ tabs("elements", (label) => {
 
 // ---------------------------------------------------------------- a crystal, in 3D
 const dialog = document.getElementById("viewer"), canvas = document.getElementById("canvas");
-const open = { set: null, number: 0, spinning: false };
+const open = { set: null, number: 0, spinning: false, cells: 1 };
 let viewer = null;
 
-function point([x, y, z]) { return { x, y, z }; }
+function moved([x, y, z], [dx, dy, dz]) { return { x: x + dx, y: y + dy, z: z + dz }; }
+
+// Where copies of the cell go: half bonds that leave one meet those of the next.
+function shifts(edges, n) {
+  const vectors = edges.slice(0, 3).map(([start, end]) => end.map((x, i) => x - start[i]));
+  return vectors.reduce((found, v) => found.flatMap((shift) =>
+    [...Array(n).keys()].map((k) => shift.map((x, i) => x + k * v[i]))), [[0, 0, 0]]);
+}
 
 function showScene(crystal) {
   canvas.replaceChildren();
@@ -91,16 +98,16 @@ function showScene(crystal) {
     document.querySelector(".hint").textContent = "this browser has no WebGL: a flat picture";
     return;
   }
-  for (const element of crystal.elements) {
-    const shape = viewer.addShape({ color: element.color });
-    for (const [x, y, z, radius] of element.balls) shape.addSphere({ center: { x, y, z }, radius });
-    for (const [start, end] of element.sticks) {
-      shape.addCylinder({ start: point(start), end: point(end), radius: crystal.stick, fromCap: 1, toCap: 1 });
+  for (const by of shifts(crystal.edges, open.cells)) {
+    const line = ([start, end], radius) =>
+      ({ start: moved(start, by), end: moved(end, by), radius, fromCap: 1, toCap: 1 });
+    for (const element of crystal.elements) {
+      const shape = viewer.addShape({ color: element.color });
+      for (const ball of element.balls) shape.addSphere({ center: moved(ball, by), radius: ball[3] });
+      for (const stick of element.sticks) shape.addCylinder(line(stick, crystal.stick));
     }
-  }
-  const cell = viewer.addShape({ color: "#8a93a3" });
-  for (const [start, end] of crystal.edges) {
-    cell.addCylinder({ start: point(start), end: point(end), radius: 0.025, fromCap: 1, toCap: 1 });
+    const cell = viewer.addShape({ color: "#8a93a3" });
+    for (const edge of crystal.edges) cell.addCylinder(line(edge, 0.025));
   }
   viewer.zoomTo();
   viewer.zoom(1.5);
@@ -156,6 +163,11 @@ const actions = {
   next: () => showCrystal(open.set, open.number + 1),
   close: () => dialog.close(),
   reset: () => showCrystal(open.set, open.number),
+  cells: (button) => {
+    open.cells = 3 - open.cells;
+    button.setAttribute("aria-pressed", open.cells > 1);
+    showCrystal(open.set, open.number);
+  },
   spin: (button) => {
     open.spinning = !open.spinning;
     button.setAttribute("aria-pressed", open.spinning);
