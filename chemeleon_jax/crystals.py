@@ -5,6 +5,7 @@ NumPy on the host. Axes as in `types.py`.
 
 from collections.abc import Sequence
 from math import gcd
+from typing import Any
 
 import numpy as np
 from pymatgen.core import Element, Lattice, Structure
@@ -97,6 +98,19 @@ def from_structures(
         batch.angles[i] = structure.lattice.angles
         batch.mask[i, : counts[i]] = True
     return batch
+
+
+def read_structure(value: dict[str, Any]) -> Structure:
+    """The structure of what `Structure.as_dict()` gave, from a file of anyone.
+
+    Properties are left out: pymatgen imports the modules, and calls the classes, that
+    properties of sites name.
+
+    Raises:
+      Exception: of any kind, where the value is no structure.
+    """
+    sites = [{k: v for k, v in s.items() if k != "properties"} for s in value["sites"]]
+    return Structure.from_dict({**value, "sites": sites, "properties": None})
 
 
 def empty_batch(size: int, width: int) -> CrystalBatch:

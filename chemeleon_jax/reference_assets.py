@@ -21,7 +21,7 @@ import zlib
 from pathlib import Path
 
 import numpy as np
-from pymatgen.core import Element, Structure
+from pymatgen.core import Element
 
 from chemeleon_jax import crystals, data
 from chemeleon_jax.errors import UserError
@@ -99,10 +99,10 @@ def _read_entry(entry: Record) -> tuple[np.ndarray, float]:
 def read_structures(content: bytes) -> data.Dataset:
     """A data set from a JSON list of pymatgen structures.
 
-    Only `Structure.from_dict` sees them: the class names in the file are not followed.
+    Class names in the file are not followed.
     """
     try:
-        structures = [Structure.from_dict(s) for s in json.loads(content)]
+        structures = [crystals.read_structure(s) for s in json.loads(content)]
         batch = crystals.from_structures(structures)
     except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise UserError(f"{STRUCTURES}: not a list of structures ({error})") from error

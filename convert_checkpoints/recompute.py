@@ -10,10 +10,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from pymatgen.core import Structure
 
 from chemeleon_jax import crystals, diffusion
 from chemeleon_jax.checkpoints import Checkpoint
+from chemeleon_jax.crystals import read_structure
 from chemeleon_jax.lattice import lattice_matrix
 from chemeleon_jax.models.condition import preprocess
 from chemeleon_jax.models.generator import Generator, make_generator
@@ -33,7 +33,7 @@ Model = tuple[dict[str, Any], dict[str, Any]]  # config, nested parameters
 
 def check_batch(rec: Recording, meta: dict) -> CrystalBatch:
     """The input crystals, from the structures in meta.json."""
-    structures = [Structure.from_dict(s) for s in meta["structures"]]
+    structures = [read_structure(s) for s in meta["structures"]]
     batch = crystals.from_structures(structures)
     mask = batch.mask
     counts = mask.sum(-1)

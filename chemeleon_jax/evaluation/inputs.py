@@ -119,10 +119,10 @@ def _from_cif(text: str) -> Structure:
 def _from_json(value: Any) -> Structure | Item:
     """A structure as pymatgen writes it, or a line of ours, which says "structure"."""
     if "lattice" in value:
-        return Structure.from_dict(value)
+        return crystals.read_structure(value)
     if value.get("structure") is None:
         return Item(None, str(value.get("reason") or "unreadable: no structure"))
-    return Structure.from_dict(value["structure"])
+    return crystals.read_structure(value["structure"])
 
 
 def _entries(text: str, path: Path) -> Iterable[Any]:

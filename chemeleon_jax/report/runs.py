@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from pymatgen.core import Structure
 
-from chemeleon_jax.crystals import to_structures
+from chemeleon_jax.crystals import read_structure, to_structures
 from chemeleon_jax.errors import UserError
 from chemeleon_jax.tracking import read_scalars
 from chemeleon_jax.types import CrystalBatch
@@ -127,9 +127,7 @@ def load_structures(folder: Path, notes: list[str]) -> dict[int, Structure]:
         try:
             entry = json.loads(line)
             if entry["structure"] is not None:
-                structures[int(entry["index"])] = Structure.from_dict(
-                    entry["structure"]
-                )
+                structures[int(entry["index"])] = read_structure(entry["structure"])
         except (ValueError, KeyError, TypeError, AttributeError):
             bad += 1
     if bad:
