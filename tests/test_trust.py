@@ -16,6 +16,7 @@ from chemeleon_jax.data import load_dataset
 from chemeleon_jax.errors import UserError
 from chemeleon_jax.evaluation.inputs import read_crystals
 from chemeleon_jax.potentials.hull import read_hull
+from chemeleon_jax.report import page
 
 ROOT = Path(__file__).parent.parent
 SOURCES = sorted(
@@ -220,6 +221,13 @@ Fe 0 0 {code} Fe
     for text in (cif, cif.replace(f"_a {code}", "_a 4").replace(f"0 {code} Fe", "0 0")):
         assert isinstance(parse_cif(text, 20), str)
     assert not mark.exists()
+
+
+def test_an_altered_viewer_is_not_put_into_a_report(monkeypatch):
+    assert "3Dmol" in page._viewer()
+    monkeypatch.setattr(page, "VIEWER_SHA256", "0" * 64)
+    with pytest.raises(UserError, match="3Dmol-min.js was altered"):
+        page._viewer()
 
 
 @pytest.mark.parametrize("name", checkpoints.MINI_MODELS)

@@ -1,5 +1,6 @@
 """Puts the page together: HTML around charts, tables and crystals as JSON."""
 
+import hashlib
 import html
 import re
 from datetime import date
@@ -11,11 +12,13 @@ from plotly.io.json import to_json_plotly
 from plotly.offline import get_plotlyjs
 
 from chemeleon_jax import __version__
+from chemeleon_jax.errors import UserError
 from chemeleon_jax.report import charts, comparison
 from chemeleon_jax.report.gallery import best_crystals
 from chemeleon_jax.report.runs import CrystalSet, Run
 
 HERE = Path(__file__).parent
+VIEWER_SHA256 = "f7cc78921ae72e7623e89cdd111434f58c2efddd2ffda1cd212644b406fb8016"
 HEADLINES = ("msun", "metastable", "valid", "unique", "novel", "e_above_hull")
 
 
@@ -41,7 +44,7 @@ def make_page(runs: list[Run], num_crystals: int) -> str:
         body=body,
         data=to_json_plotly(data),  # escapes what would end the script
         plotly=get_plotlyjs(),
-        viewer=f"/*\n{_file('3Dmol-LICENSE.txt')}\n*/\n{_file('3Dmol-min.js')}",
+        viewer=f"/*\n{_file('3Dmol-LICENSE.txt')}\n*/\n{_viewer()}",
         script=_file("page.js"),
         version=__version__,
         today=date.today().isoformat(),
@@ -346,6 +349,15 @@ def _section(title: str, about: str, content: str) -> str:
 
 def _file(name: str) -> str:
     return (HERE / name).read_text(encoding="utf-8")
+
+
+def _viewer() -> str:
+    """The embedded 3Dmol, which whoever opens a report runs."""
+    path = HERE / "3Dmol-min.js"
+    content = path.read_bytes()
+    if hashlib.sha256(content).hexdigest() != VIEWER_SHA256:
+        raise UserError(f"{path} was altered: install chemeleon_jax again")
+    return content.decode()
 
 
 def _e(text: Any) -> str:
