@@ -14,6 +14,7 @@ from ase.data import covalent_radii
 from ase.data.colors import jmol_colors
 from PIL import Image, ImageDraw
 from pymatgen.core import Element, Structure
+from scipy.spatial import KDTree
 
 BOUNDARY = 0.02  # fraction of a cell vector: closer to a face, an atom is on both
 BOND_TOLERANCE = 1.15  # of the sum of covalent radii: bonded up to here
@@ -104,13 +105,15 @@ def _bonds(numbers: np.ndarray, positions: np.ndarray, atoms: np.ndarray) -> np.
     covalent radii would claim between two cations is no bond.
     """
     radii, metal = covalent_radii[numbers], _METALS[numbers]
-    distance = np.linalg.norm(positions[atoms][:, None] - positions, axis=-1)
-    bonded = distance < BOND_TOLERANCE * (radii[atoms][:, None] + radii)
-    bonded[np.arange(len(atoms)), atoms] = False  # an atom and itself
+    near = KDTree(positions[atoms]).sparse_distance_matrix(
+        KDTree(positions), 2 * BOND_TOLERANCE * radii.max(), output_type="ndarray"
+    )
+    first, second = atoms[near["i"]], near["j"]
+    bonded = near["v"] < BOND_TOLERANCE * (radii[first] + radii[second])
+    bonded &= first != second
     if not metal.all():
-        bonded &= ~(metal[atoms][:, None] & metal)
-    first, second = np.nonzero(bonded)
-    return np.stack([atoms[first], second], 1)
+        bonded &= ~(metal[first] & metal[second])
+    return np.unique(np.stack([first[bonded], second[bonded]], 1), axis=0)
 
 
 def color(atomic_number: int) -> str:

@@ -136,6 +136,18 @@ def test_a_run_without_evaluation_shows_what_it_trained_on(tmp_path):
     assert cards[0]["e_above_hull"] is None
 
 
+def test_files_cut_short_are_said(tmp_path):
+    (tmp_path / "crystals").mkdir()
+    (tmp_path / "crystals/iteration_000001.npz").write_bytes(b"PK\3\4 and no more")
+    bad = b"\x04" + bytes(11) + b"\xff\xff\xff\xff" + bytes(4)  # a record of no event
+    (tmp_path / "events.out.tfevents.1.x.2").write_bytes(bad)
+    run = load_run(tmp_path, tmp_path / "samples")
+    assert run.seen is None and run.curves == {}
+    said = "\n".join(run.notes)
+    assert "iteration_000001.npz cannot be read" in said
+    assert "TensorBoard events" in said
+
+
 def test_errors_are_one_line(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("sys.argv", ["report", str(tmp_path / "none")])
     with pytest.raises(SystemExit) as caught:

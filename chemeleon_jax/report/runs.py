@@ -4,9 +4,11 @@ import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import pandas as pd
+from google.protobuf.message import DecodeError
 from pymatgen.core import Structure
 
 from chemeleon_jax.crystals import read_structure, to_structures
@@ -60,7 +62,11 @@ def load_run(directory: Path, samples: Path) -> Run:
     """
     if not directory.is_dir():
         raise UserError(f"{directory}: no such run directory")
-    run = Run(directory.resolve().name, {}, read_scalars(directory))
+    run = Run(directory.resolve().name, {}, {})
+    try:
+        run.curves = read_scalars(directory)
+    except (OSError, ValueError, DecodeError) as e:
+        run.notes.append(f"TensorBoard events in {directory} cannot be read: {e}")
     try:
         run.config = json.loads((directory / "config.json").read_text())
     except (OSError, ValueError):
@@ -74,7 +80,7 @@ def load_run(directory: Path, samples: Path) -> Run:
     if run.tuned is not None:
         run.base = load_evaluation(samples / "base", f"{run.name}, base", run.notes)
     else:
-        run.seen = load_seen(directory, run.name)
+        run.seen = load_seen(directory, run.name, run.notes)
     if not run.sets or run.base is None:
         run.notes.append(
             f"To see what {run.name} has gained, sample and evaluate it with its base:"
@@ -138,16 +144,20 @@ def load_structures(folder: Path, notes: list[str]) -> dict[int, Structure]:
     return structures
 
 
-def load_seen(directory: Path, label: str) -> CrystalSet | None:
+def load_seen(directory: Path, label: str, notes: list[str]) -> CrystalSet | None:
     """The crystals of a run's last iteration, scored by the run itself."""
     files = sorted((directory / "crystals").glob("iteration_*.npz"))
     if not files:
         return None
     axes = ("atom_types", "frac_coords", "lengths", "angles", "mask")
-    with np.load(files[-1], allow_pickle=False) as f:
-        crystals = CrystalBatch(**{name: f[name] for name in axes})
-        known = {n: f[n] for n in ("e_above_hull", *FLAGS) if n in f}
-        known["reward"] = f["raw" if "raw" in f else "total"]
+    try:
+        with open(files[-1], "rb") as file, np.load(file, allow_pickle=False) as f:
+            crystals = CrystalBatch(**{name: f[name] for name in axes})
+            known = {n: f[n] for n in ("e_above_hull", *FLAGS) if n in f}
+            known["reward"] = f["total"]
+    except (OSError, ValueError, KeyError, BadZipFile) as e:
+        notes.append(f"{files[-1]} cannot be read: {e}")
+        return None
     structures = to_structures(crystals)
     known["num_atoms"] = crystals.mask.sum(-1)
     table = pd.DataFrame({"index": range(len(structures)), **known})
