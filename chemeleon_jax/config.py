@@ -151,6 +151,7 @@ def _fields(config: ConfigDict, prefix: str = ""):
 # ---------------------------------------------------------------------- RL values
 
 _CHOICES = {
+    "precision": ("default", "float32", "bfloat16"),
     "rl.kl_target": ("old", "reference"),
     "sampling.sampler": ("ddim", "ddpm"),
     "reward.normalize_fn": tuple(NORMALIZATIONS),
@@ -160,6 +161,7 @@ _AT_LEAST_ONE = (
     "checkpoint_every",
     "rl.num_group_samples",
     "rl.num_inner_batch",
+    "rl.window_iterations",
     "data.batch_size",
 )
 _NOT_NEGATIVE = (
@@ -168,6 +170,8 @@ _NOT_NEGATIVE = (
     "validation_samples",
     "validation_pictures",
     "rl.grad_accum",
+    "rl.num_train_steps",
+    "rl.window",
     "rl.kl_weight",
     "rl.entropy_weight",
     "sampling.cfg_scale",
@@ -205,6 +209,7 @@ def check_rl(config: Any, num_devices: int) -> None:
     _require(
         config, "sampling.sampling_steps", lambda x: 2 <= x <= 1000, "from 2 to 1000"
     )
+    _check_step_choice(config)
     _check_components(config)
     check_divisible(
         config.data.batch_size,
@@ -213,6 +218,19 @@ def check_rl(config: Any, num_devices: int) -> None:
         max(config.rl.grad_accum, 1),
         num_devices,
     )
+
+
+def _check_step_choice(config: Any) -> None:
+    recorded = config.sampling.sampling_steps - (config.sampling.sampler == "ddim")
+    for field in ("rl.num_train_steps", "rl.window"):
+        rule = f"at most {recorded}, the steps that have a density"
+        _require(config, field, lambda x: x <= recorded, rule)
+    if not config.rl.window:
+        return
+    rule = "0 where config.rl.window chooses the steps"
+    _require(config, "rl.num_train_steps", lambda x: x == 0, rule)
+    rule = "'ddim' for config.rl.window: DDPM has no deterministic steps"
+    _require(config, "sampling.sampler", lambda x: x == "ddim", rule)
 
 
 def active_components(config: Any) -> dict[str, dict]:

@@ -11,6 +11,24 @@ from chemeleon_jax.diffusion import Schedule
 from chemeleon_jax.types import Trajectory
 
 
+def choose_steps(
+    key: jax.Array,
+    iteration: int,
+    recorded: int,
+    *,
+    num_train_steps: int,
+    window: int,
+    window_iterations: int,
+) -> jax.Array | None:
+    """Places in a trajectory of S = `recorded` steps that an iteration trains on.
+
+    `num_train_steps` random ones, or a `window`; None for all, where both are 0.
+    """
+    if window:
+        return window_steps(iteration, recorded, window, window_iterations)
+    return random_steps(key, recorded, num_train_steps) if num_train_steps else None
+
+
 def random_steps(key: jax.Array, recorded: int, count: int) -> jax.Array:
     """A random few of a trajectory's steps, one from each of equal stretches.
 

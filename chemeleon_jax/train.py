@@ -41,10 +41,14 @@ from chemeleon_jax.pictures import log_validation
 from chemeleon_jax.rewards import Reward, RewardOutput, compute_rewards, make_reward
 from chemeleon_jax.rollout import sample_group
 from chemeleon_jax.sharding import make_mesh, replicate, shard_batch
+from chemeleon_jax.step_choice import choose_steps, stochastic_at, take_steps
 from chemeleon_jax.tracking import Tracker
 from chemeleon_jax.types import CrystalBatch, TrainState, Trajectory
 
 MAX_ATOMS = 20  # N: what crystals are padded to, and the most that data sets here have
+# Of matrix products, as JAX names it; sums are float32 in each. The default is what is
+# fast on the device: float32 on a CPU, TF32 on a GPU.
+PRECISIONS = {"default": None, "float32": "float32", "bfloat16": "BF16_BF16_F32"}
 KL_EVERY = 12  # steps of a trajectory per one at which the KL to the original is taken
 
 
@@ -79,11 +83,10 @@ def train(config, workdir: str) -> None:
     start = int(state.iteration)
 
     # ---------------------------------------------------------- what is compiled
+    schedule = make_schedule(config.sampling.sampler, config.sampling.sampling_steps)
     sampling = {
         "model": model,
-        "schedule": make_schedule(
-            config.sampling.sampler, config.sampling.sampling_steps
-        ),
+        "schedule": schedule,
         "eta": config.sampling.eta,
         "cfg_scale": guidance(config.sampling.cfg_scale, model),
     }
@@ -100,15 +103,25 @@ def train(config, workdir: str) -> None:
         Tracker(workdir, config.num_iterations, start=start) as tracker,
     ):
         for iteration in range(start, config.num_iterations):
+            key = jax.random.fold_in(seed, iteration)
+            places = choose_steps(
+                jax.random.fold_in(key, 2),
+                iteration,
+                schedule.num_recorded,
+                num_train_steps=config.rl.num_train_steps,
+                window=config.rl.window,
+                window_iterations=config.rl.window_iterations,
+            )
             batch = sample_and_score(
                 state.params,
-                jax.random.fold_in(seed, iteration),
+                key,
+                window=places if config.rl.window else None,
                 num_groups=config.data.batch_size,
                 group_size=config.rl.num_group_samples,
                 with_energies="energy" in active_components(config),
             )
             reward.raise_faults(workdir)
-            state, metrics, seconds = improve(state, batch)
+            state, metrics, seconds = improve(state, batch, places)
 
             # --------------------------------------------------- log, validate, save
             metrics |= batch.rewards.metrics
@@ -156,17 +169,30 @@ def make_sample_and_score(
     if not config.rl.group_reward_norm:
         normalised *= config.data.batch_size
     score = jax.jit(
-        functools.partial(compute_rewards, reward=reward, group_size=normalised),
+        functools.partial(
+            compute_rewards,
+            reward=reward,
+            group_size=normalised,
+            component_group_size=config.rl.num_group_samples
+            if config.reward.normalize_in_group
+            else None,
+        ),
         static_argnames="with_energies",
     )
 
-    def sample_and_score(params, key, *, num_groups, group_size, with_energies):
+    def sample_and_score(
+        params, key, *, num_groups, group_size, with_energies, window=None
+    ):
         began = time.perf_counter()
+        settings = sampling
+        if window is not None:
+            schedule = stochastic_at(sampling["schedule"], window)
+            settings = sampling | {"schedule": schedule}
         num_atoms, condition = draw_prompts(jax.random.fold_in(key, 0), num_groups)
         num_atoms, condition = jax.tree.map(
             lambda x: jnp.repeat(x, group_size, 0), (num_atoms, condition)
         )
-        with jax.set_mesh(mesh):
+        with jax.set_mesh(mesh), matmul_precision(config):
             # Groups are laid out above and go in as groups of one, so that validation,
             # where every crystal has an atom count of its own, is the same program.
             crystals, trajectory = rollout(
@@ -174,7 +200,7 @@ def make_sample_and_score(
                 jax.random.fold_in(key, 1),
                 num_atoms,
                 condition=condition,
-                **sampling,
+                **settings,
             )
         crystals = jax.device_get(crystals)
         sampled = time.perf_counter()
@@ -218,7 +244,7 @@ def make_improve(
     reference: Any,
     sampling: dict,
     mesh: Mesh,
-) -> Callable[[TrainState, Batch], tuple[TrainState, dict, dict[str, float]]]:
+) -> Callable[..., tuple[TrainState, dict, dict[str, float]]]:
     """Compiles the second half of an iteration: state, metrics on the host, seconds."""
     names = "kl_target ema_decay num_inner_batch clip_ratio kl_weight entropy_weight"
     fixed = {name: config.rl[name] for name in names.split()}
@@ -231,12 +257,12 @@ def make_improve(
         donate_argnums=0,
     )
 
-    def improve(state, batch):
+    def improve(state, batch, places):
         began = time.perf_counter()
-        with jax.set_mesh(mesh):
+        with jax.set_mesh(mesh), matmul_precision(config):
             advantage = shard_batch(batch.rewards.advantage, mesh)
             state, metrics = compiled(
-                state, batch.trajectory, advantage, reference, **sampling
+                state, batch.trajectory, advantage, reference, places, **sampling
             )
         metrics = jax.device_get(metrics)
         return state, metrics, {"update": time.perf_counter() - began}
@@ -249,6 +275,7 @@ def improve_policy(
     trajectory: Trajectory,
     advantage: jax.Array,
     reference: Any,
+    places: jax.Array | None = None,
     *,
     model: Generator,
     kl_target: str,
@@ -258,8 +285,11 @@ def improve_policy(
     """One iteration's updates, the average of policies, and the KL from the original.
 
     `kl_div` is the loss's own where the loss needs it. Else it is that of the policy
-    that sampled, at a twelfth of the trajectory's steps, which is cheap.
+    that sampled, at a twelfth of the trajectory's steps, which is cheap. `places`: the
+    steps that are trained on, all by default.
     """
+    if places is not None:
+        trajectory = take_steps(trajectory, places)
     sampling = {k: update_kwargs[k] for k in ("schedule", "eta", "cfg_scale")}
     in_loss = kl_target == "reference"
     measured = {}
@@ -289,6 +319,11 @@ def improve_policy(
         ema_params=optax.incremental_update(params, state.ema_params, 1 - ema_decay),
     )
     return state, metrics | measured
+
+
+def matmul_precision(config) -> contextlib.AbstractContextManager:
+    """Inside, rollout and update are compiled with the config's precision."""
+    return jax.default_matmul_precision(PRECISIONS[config.precision])
 
 
 def guidance(scale: float, model: Generator) -> float | None:

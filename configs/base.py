@@ -38,6 +38,7 @@ def _paper(models: str) -> ConfigDict:
     config.ldm_ckpt_path = f"hub:{models}_ldm_base"
     config.vae_ckpt_path = f"hub:{models}_vae"
     config.seed = 0
+    config.precision = "default"  # of matrix products: or float32, or bfloat16
     config.num_iterations = 1000  # rollouts; each makes rl.num_inner_batch updates
     config.checkpoint_every = 20
     config.validate_every = 20  # 0: never
@@ -52,6 +53,12 @@ def _paper(models: str) -> ConfigDict:
     # fit into memory_budget, GB per device (and on a CPU at least one per 32 crystals).
     config.rl.grad_accum = 0
     config.rl.memory_budget = 8.0
+    # Steps of each trajectory that are trained on, docs/performance.md: so many random
+    # ones; or a window outside of which sampling is deterministic, and how many
+    # iterations it stays before it moves on. 0 and 0: all.
+    config.rl.num_train_steps = 0
+    config.rl.window = 0
+    config.rl.window_iterations = 25
     config.rl.clip_ratio = 1e-3
     config.rl.kl_weight = 1.0
     config.rl.kl_target = "old"  # old: the policy that sampled; reference: the LDM
@@ -99,6 +106,7 @@ def _reward() -> ConfigDict:
     """
     reward = ConfigDict()
     reward.normalize_fn = "std"
+    reward.normalize_in_group = False  # components, within a group instead of the batch
     reward.eps = 1e-4
     reward.reference_dataset = "mp_mini"  # what is novel is not in here
     reward.workers = 0  # processes; 0: as many as CPUs

@@ -67,6 +67,9 @@ def test_the_paper_s_setting():
         "num_inner_batch": 2,
         "grad_accum": 0,
         "memory_budget": 8.0,
+        "num_train_steps": 0,
+        "window": 0,
+        "window_iterations": 25,
         "clip_ratio": 1e-3,
         "kl_weight": 1.0,
         "kl_target": "old",
@@ -209,6 +212,8 @@ def test_a_wrong_argument_is_named(argument, message):
         ("sampling.eta", "0", "above 0"),
         ("sampling.sampling_steps", "1", "from 2"),
         ("seed", "-1", "0 or more"),
+        ("rl.num_train_steps", "900", "the steps that have a density"),
+        ("rl.window", "900", "the steps that have a density"),
     ],
 )
 def test_a_value_out_of_range_is_named(field, value, rule):

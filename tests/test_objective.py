@@ -15,6 +15,7 @@ from chemeleon_jax.objective import (
     trajectory_gradient,
 )
 from chemeleon_jax.sharding import make_mesh, replicate, shard_batch
+from chemeleon_jax.step_choice import take_steps
 from chemeleon_jax.types import Trajectory
 
 SCHEDULE = make_schedule("ddim", 5)
@@ -140,6 +141,18 @@ def test_kl_to_the_reference_is_zero_at_the_reference_and_pulls_back_to_it():
         ]
     )
     np.testing.assert_allclose(measured, mean, rtol=1e-4)
+
+
+def test_single_steps_have_the_whole_gradient_on_average():
+    """What is trained on stands for all steps: the gradient keeps its scale."""
+    _, policy, trajectory = rolled_out()
+    whole, _ = gradient(policy, trajectory, ADVANTAGE)
+    single = [
+        gradient(policy, take_steps(trajectory, jnp.array([i])), ADVANTAGE)[0]
+        for i in range(4)
+    ]
+    mean = jax.tree.map(lambda *g: sum(g) / 4, *single)
+    jax.tree.map(partial(np.testing.assert_allclose, atol=2e-6), mean, whole)
 
 
 def improve(trajectory, advantage, *, model=None, policy=None, **kwargs):

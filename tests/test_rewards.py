@@ -157,6 +157,23 @@ def test_total_and_advantage(reward):
         assert output.metrics[name] == pytest.approx(parts[name].mean(), abs=1e-6)
 
 
+def test_components_normalised_within_their_group(reward):
+    """GDPO: the best of each group counts 1, however narrow the group's range is."""
+    grouped = jax.jit(partial(compute_rewards, group_size=4, component_group_size=4))
+    output = grouped(BATCH, reward=reward)
+    total = np.zeros((4, 4))
+    for name, fields in COMPONENTS.items():
+        values = np.asarray(output.components[name], np.float64).reshape(4, 4)
+        if fields.get("normalize_fn") == "norm":
+            low, high = values.min(1, keepdims=True), values.max(1, keepdims=True)
+            spread = high - low >= 1e-4
+            values = np.where(spread, (values - low) / (high - low + 1e-4), 0.0)
+        total += fields["weight"] * values
+    np.testing.assert_allclose(output.total, total.ravel(), atol=1e-5)
+    together = score(BATCH, reward=reward, group_size=4)
+    assert not np.allclose(output.total, together.total, atol=1e-3)
+
+
 def test_jit_or_not_argument_or_closed_over(reward):
     before = score._cache_size()
     jitted = score(BATCH, reward=reward, group_size=4)

@@ -227,6 +227,7 @@ def compute_rewards(
     *,
     reward: Reward,
     group_size: int,
+    component_group_size: int | None = None,
     with_energies: bool = False,
 ) -> RewardOutput:
     """Scores crystals. A pure function of their arrays; jits, on one device.
@@ -239,6 +240,9 @@ def compute_rewards(
       crystals: B crystals, B a multiple of `group_size`.
       reward: what is wanted of them.
       group_size: crystals whose totals are compared for the advantage; B for all.
+      component_group_size: crystals among which each component is normalised; all by
+        default. GDPO (arXiv:2601.05242): the group's, and the total over the batch, so
+        that a component with a narrow range is not drowned by another.
       with_energies: compute `e_above_hull` and the metrics that need it even if no
         component asks for it (where the reward has a hull).
     """
@@ -274,7 +278,9 @@ def compute_rewards(
     for term in reward.terms:
         values = found["components"][term.name]
         raw += term.weight * values
-        total += term.weight * NORMALIZATIONS[term.normalize_fn](values, term.eps)
+        compared = values.reshape(-1, component_group_size or batch)
+        normalised = NORMALIZATIONS[term.normalize_fn](compared, term.eps)
+        total += term.weight * normalised.reshape(batch)
     groups = total.reshape(-1, group_size)
     advantage = NORMALIZATIONS[reward.normalize_fn](groups, reward.eps)
     return RewardOutput(
