@@ -42,14 +42,17 @@ def vae_stage(config, dataset: Dataset, key: jax.Array) -> Stage:
     def loss(params, frozen, crystals, labels, key, train):
         del frozen, labels
         lattice, seen = crystals.lattice, crystals
-        augment_key, corrupt_key, noise_key = jax.random.split(key, 3)
+        augment_key, corrupt_key, noise_key, latent_key = jax.random.split(key, 4)
         if train:
-            crystals, lattice = augment(augment_key, crystals)
+            crystals, lattice = augment(augment_key, crystals, **config.augment)
             seen = corrupt(corrupt_key, crystals, lattice, **config.corrupt)
         variables = {"params": params["vae"]}
         _, posterior = vae.apply(variables, seen, lattice, method="encode")
         noise = train * jax.random.normal(noise_key, posterior.mean.shape)
+        # The decoder learns to mend what a denoiser will get wrong by this much.
+        latent_noise = train * config.latent_noise
         z = posterior.sample(noise)
+        z += latent_noise * jax.random.normal(latent_key, z.shape)
         decoded = vae.apply(variables, z, crystals.mask, method="decode")
         total, terms = vae_loss(decoded, posterior, crystals, weights)
         right = decoded.atom_logits.argmax(-1) == crystals.atom_types

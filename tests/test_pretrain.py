@@ -45,7 +45,9 @@ def config(folder, stage, **changes):
             "vae_ckpt_path": str(folder / "vae"),
             "data": {"dataset": str(folder / "few.npz"), "atoms_per_batch": 64},
             "vae": tiny.VAE,
+            "augment": {"translate": True, "rotate": True},
             "corrupt": {"type_rate": 0.1, "jitter": 0.05},
+            "latent_noise": 0.1,
             "loss_weights": {
                 "atom_types": 1.0,
                 "lengths": 1.0,
