@@ -1,0 +1,98 @@
+"""How well a conditional model makes the composition that it is asked for.
+
+    python tools/measure_conditional.py mini:ldm_conditional
+
+Takes crystals of the test split, asks for the composition of each with its atom count,
+and counts the samples that have it, and the crystals of which one sample matches the
+real structure (pymatgen's `StructureMatcher` with its defaults).
+"""
+
+import argparse
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from pymatgen.analysis.structure_matcher import StructureMatcher
+
+from chemeleon_jax import checkpoints, sample_group
+from chemeleon_jax.crystals import to_structures
+from chemeleon_jax.data import load_dataset
+from chemeleon_jax.diffusion import make_schedule
+from chemeleon_jax.models.condition import input_width, preprocess
+from chemeleon_jax.models.generator import combine_checkpoints, make_generator
+from chemeleon_jax.train import MAX_ATOMS
+
+BATCH = 10  # compositions at once
+
+
+def ask(specs, formulas: list[str]) -> dict[str, np.ndarray]:
+    """The composition alone; what else the model takes is not asked for."""
+    return {
+        spec["name"]: preprocess(spec, formulas)
+        if spec["kind"] == "composition"
+        else np.full((len(formulas), input_width(spec)), np.nan, np.float32)
+        for spec in specs
+    }
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("ldm", help="a conditional model")
+    parser.add_argument("--vae", default="mini:vae")
+    parser.add_argument("--num_compositions", type=int, default=100)
+    parser.add_argument("--num_samples", type=int, default=20, help="of each")
+    parser.add_argument("--num_steps", type=int, default=25, help="DDIM")
+    parser.add_argument("--guidance_scale", type=float, default=2.0)
+    args = parser.parse_args()
+    model, policy = make_generator(
+        combine_checkpoints(checkpoints.load(args.ldm), checkpoints.load(args.vae)),
+        MAX_ATOMS,
+    )
+    wanted = distinct_compositions(args.num_compositions)
+    rollout = jax.jit(sample_group, static_argnames="group_size")
+    hits, found = [], []
+    for start in range(0, len(wanted), BATCH):
+        asked = wanted[start : start + BATCH]
+        crystals, _ = rollout(
+            policy,
+            jax.random.fold_in(jax.random.key(0), start),
+            jnp.array([len(structure) for structure in asked]),
+            model=model,
+            schedule=make_schedule("ddim", args.num_steps),
+            group_size=args.num_samples,
+            eta=1.0,
+            cfg_scale=args.guidance_scale,
+            condition=ask(model.condition.specs, [s.formula for s in asked]),
+        )
+        samples = to_structures(jax.device_get(crystals))
+        for i, structure in enumerate(asked):
+            mine = samples[i * args.num_samples : (i + 1) * args.num_samples]
+            right = [s for s in mine if s and s.composition == structure.composition]
+            hits.append(len(right) / args.num_samples)
+            found.append(any(StructureMatcher().fit(structure, s) for s in right))
+        print(
+            f"{len(hits)} compositions: asked composition in {np.mean(hits):.1%} of "
+            f"{args.num_samples} samples each, structure found for {np.mean(found):.1%}",
+            flush=True,
+        )
+
+
+def distinct_compositions(count: int):
+    """Structures of the test split with distinct reduced formulas."""
+    test = load_dataset("mp_mini").select("test")
+    structures, seen = [], set()
+    for index in np.random.default_rng(0).permutation(len(test)):
+        [structure] = to_structures(test.subset(np.array([index])).crystals)
+        if structure.reduced_formula not in seen:
+            seen.add(structure.reduced_formula)
+            structures.append(structure)
+        if len(structures) == count:
+            break
+    return structures
+
+
+if __name__ == "__main__":
+    main()
