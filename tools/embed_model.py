@@ -25,8 +25,8 @@ ASSETS = Path("chemeleon_jax/assets/mini")
 def without_conditions(model: Checkpoint) -> Checkpoint:
     """A conditional denoiser that nobody asks for anything, without its encoders.
 
-    The encoding of nothing is one vector, added to that of the timestep: it becomes part
-    of that layer's bias, and the outputs stay what they are.
+    The encoding of nothing is one vector, added to that of the timestep: it becomes
+    part of that layer's bias, and the outputs stay what they are.
     """
     specs = model.config["condition"]["specs"]
     nothing = {s["name"]: jnp.zeros((1, input_width(s))) for s in specs}

@@ -74,8 +74,8 @@ def main() -> None:
             hits.append(len(right) / args.num_samples)
             found.append(any(StructureMatcher().fit(structure, s) for s in right))
         print(
-            f"{len(hits)} compositions: asked composition in {np.mean(hits):.1%} of "
-            f"{args.num_samples} samples each, structure found for {np.mean(found):.1%}",
+            f"{len(hits)} compositions: right in {np.mean(hits):.1%} of samples, "
+            f"structure among {args.num_samples} for {np.mean(found):.1%}",
             flush=True,
         )
 
