@@ -15,14 +15,14 @@ from configs.pretraining import pretrain_config
 def get_config() -> ConfigDict:
     """Conditional on composition and chemical system, fixed sigma, on mp_mini."""
     config = pretrain_config("ldm")
-    config.num_steps = 8000
-    config.validate_every = 500
+    config.num_steps = 12000
+    config.validate_every = 600
     config.vae_ckpt_path = "mini:vae"
 
     config.dit = ConfigDict()
     config.dit.depth = 6
-    config.dit.width = 192
-    config.dit.heads = 6
+    config.dit.width = 160
+    config.dit.heads = 5
     config.dit.learn_sigma = False
 
     # Conditions by name; {} for an unconditional model. See models/condition.py.
@@ -33,6 +33,7 @@ def get_config() -> ConfigDict:
     # one can be asked for without the others. Half: the unconditional model matters.
     config.drop_prob = 0.5
 
-    config.optimizer.lr = 7e-4
+    config.data.atoms_per_batch = 768
+    config.optimizer.lr = 8e-4
     config.optimizer.weight_decay = 0.0
     return config
