@@ -15,7 +15,7 @@ from configs.pretraining import pretrain_config
 def get_config() -> ConfigDict:
     """Conditional on composition and chemical system, fixed sigma, on mp_mini."""
     config = pretrain_config("ldm")
-    config.num_steps = 12000
+    config.num_steps = 8600
     config.validate_every = 600
     config.vae_ckpt_path = "mini:vae"
 

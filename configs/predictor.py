@@ -13,7 +13,7 @@ from configs.pretraining import pretrain_config
 def get_config() -> ConfigDict:
     """Band gap (eV), formation energy (eV/atom), bulk modulus (GPa)."""
     config = pretrain_config("predictor")
-    config.num_steps = 3000
+    config.num_steps = 2000
     config.validate_every = 100
     config.ema_decay = 0.99
     config.vae_ckpt_path = "mini:vae"
