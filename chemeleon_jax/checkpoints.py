@@ -35,9 +35,9 @@ MINI = Path(str(files("chemeleon_jax"))) / "assets" / "mini"
 # SHA-256 of each config.json, which holds that of the parameters. Trained anew, a model
 # needs its new one here.
 MINI_MODELS = {
-    "vae": "bd397f2cdbc81c1b77368fa8715f03a8205a9c48adc737740cfb0f09a5e96e11",
+    "vae": "f8b7944fef30970a9b6f488e84dcff58b1e8be956da37b82dd6f06c58ea1e8e7",
     "ldm": "e18a8d1bebd15bdde037ddefe7ede0dcfaf8e302fbcb75e40eee29bf81be7f56",
-    "predictor": "711010f513351cb21d50267464f1d6d24c7da6c8aebe4b331c6640e1996bcd17",
+    "predictor": "63d4e277c132411234bf4eb4eec838625faff5fdccc565c5d031b0bed292f174",
 }
 PACKAGES = (
     "jax jaxlib flax optax orbax-checkpoint numpy scipy pymatgen ase safetensors"

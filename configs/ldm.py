@@ -32,6 +32,7 @@ def get_config() -> ConfigDict:
     # Of all of a crystal's conditions in training, for guidance; and of each, so that
     # one can be asked for without the others. Half: the unconditional model matters.
     config.drop_prob = 0.5
+    config.timesteps = "logit_normal"  # or uniform, as in Chemeleon2
 
     config.data.atoms_per_batch = 768
     config.optimizer.lr = 8e-4

@@ -10,7 +10,7 @@ from chemeleon_jax import checkpoints
 from chemeleon_jax.data import load_dataset, save_npz
 from chemeleon_jax.errors import UserError
 from chemeleon_jax.pretrain import pretrain
-from chemeleon_jax.stages import measure_latent_std
+from chemeleon_jax.stages import TIMESTEP_QUANTILES, measure_latent_std
 from chemeleon_jax.tracking import read_scalars
 
 
@@ -58,6 +58,7 @@ def config(folder, stage, **changes):
             "dit": {"depth": 1, "width": 16, "heads": 2, "learn_sigma": True},
             "conditions": {},
             "drop_prob": 0.1,
+            "timesteps": "uniform",
             "targets": ("band_gap",),
             "optimizer": {
                 "lr": 1e-3,
@@ -146,3 +147,15 @@ def test_scaled_latents_have_unit_variance(folder):
     z = np.asarray(posterior.mean[None] + posterior.std[None] * noise)
     sampled = z[:, dataset.crystals.mask].std()
     np.testing.assert_allclose(std, sampled, rtol=0.02)
+
+
+def test_densities_of_timesteps():
+    u = (np.arange(20000) + 0.5) / 20000
+    uniform, logit_normal = (
+        np.asarray(TIMESTEP_QUANTILES[name](u)) for name in ("uniform", "logit_normal")
+    )
+    np.testing.assert_allclose(uniform, u)
+    assert (np.diff(logit_normal) >= 0).all()
+    # sigmoid(-0.6 + {-1, 0, 1}) at the quantiles of one standard deviation
+    quantiles = np.interp([0.158655, 0.5, 0.841345], u, logit_normal)
+    np.testing.assert_allclose(quantiles, [0.167982, 0.354344, 0.598688], atol=1e-4)
