@@ -36,7 +36,8 @@ MINI = Path(str(files("chemeleon_jax"))) / "assets" / "mini"
 # needs its new one here.
 MINI_MODELS = {
     "vae": "f8b7944fef30970a9b6f488e84dcff58b1e8be956da37b82dd6f06c58ea1e8e7",
-    "ldm": "e18a8d1bebd15bdde037ddefe7ede0dcfaf8e302fbcb75e40eee29bf81be7f56",
+    "ldm": "29fb3052fd2a913b471e9088c966d3ca646ae19c07daeda54971683890c4ead7",
+    "ldm_conditional": "f1dd15d6c22cf6a1e45b21c618d962d0fd2753b85b64030c57a2ed70c70d27a3",
     "predictor": "63d4e277c132411234bf4eb4eec838625faff5fdccc565c5d031b0bed292f174",
 }
 PACKAGES = (
@@ -85,7 +86,7 @@ def load(name, *, weights: str = "raw", step: str = "latest") -> Checkpoint:
     """Loads a model: embedded, from the hub, from a model or a run directory.
 
     Args:
-      name: `mini:vae`, `mini:ldm`, `mini:predictor`; `hub:` and one of `hub.FILES`,
+      name: `mini:` and one of `MINI_MODELS`; `hub:` and one of `hub.FILES`,
         fetched and converted once; or a path. Of a run directory: its policy, with the
         frozen parts it started from.
       weights: "raw" or "ema", of a run directory.

@@ -33,7 +33,7 @@ def get_config(preset: str = "mini"):
         # Most crystals of the mini model lie several eV/atom above the hull, where the
         # published clip at 1 eV/atom would tell them nothing; and few good crystals
         # in a group are easier to tell from luck when groups are large.
-        components.energy.clip_max = 10.0
+        components.energy.clip_max = 5.0
         components.energy.weight = 2.0
         components.composition_diversity.weight = 0.3
         config.data.batch_size = 8
