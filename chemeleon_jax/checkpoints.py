@@ -37,7 +37,9 @@ MINI = Path(str(files("chemeleon_jax"))) / "assets" / "mini"
 MINI_MODELS = {
     "vae": "f8b7944fef30970a9b6f488e84dcff58b1e8be956da37b82dd6f06c58ea1e8e7",
     "ldm": "29fb3052fd2a913b471e9088c966d3ca646ae19c07daeda54971683890c4ead7",
-    "ldm_conditional": "f1dd15d6c22cf6a1e45b21c618d962d0fd2753b85b64030c57a2ed70c70d27a3",
+    "ldm_conditional": (
+        "f1dd15d6c22cf6a1e45b21c618d962d0fd2753b85b64030c57a2ed70c70d27a3"
+    ),
     "predictor": "63d4e277c132411234bf4eb4eec838625faff5fdccc565c5d031b0bed292f174",
 }
 PACKAGES = (
