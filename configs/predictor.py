@@ -1,6 +1,8 @@
 """The embedded property predictor, `mini:predictor`, on features of `mini:vae`.
 
-TIME
+17 minutes on one busy core, 2026-11-22. Mean absolute error on the test split, and that
+of always guessing the training mean: band gap 0.89 (1.25) eV, formation energy 0.46
+(0.92) eV/atom, bulk modulus 24.5 (54.1) GPa (`python tools/measure_predictor.py`).
 
 python -m chemeleon_jax.pretrain --config=configs/predictor.py --workdir=runs/predictor
 """

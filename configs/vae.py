@@ -1,6 +1,7 @@
-"""The embedded VAE, `mini:vae`: TIME on one busy core, 2026-11-22.
+"""The embedded VAE, `mini:vae`: 24 minutes on one core, 2026-11-22.
 
-SCORE (`python tools/measure_reconstruction.py mini:vae`; docs/mini-model.md).
+Of the 720 test crystals 93.6 % are given back under StructureMatcher, 86.5 % with noise
+of a fifth of the latents' std on them; all elements are right (`python tools/measure_reconstruction.py mini:vae`; more in docs/mini-model.md).
 
 python -m chemeleon_jax.pretrain --config=configs/vae.py --workdir=runs/vae
 """
