@@ -1,7 +1,8 @@
 """The embedded VAE, `mini:vae`: 24 minutes on one core, 2026-11-22.
 
 Of the 720 test crystals 93.6 % are given back under StructureMatcher, 86.5 % with noise
-of a fifth of the latents' std on them; all elements are right (`python tools/measure_reconstruction.py mini:vae`; more in docs/mini-model.md).
+of a fifth of the latents' std on them, and all elements are right
+(`python tools/measure_reconstruction.py mini:vae`; more in docs/mini-model.md).
 
 python -m chemeleon_jax.pretrain --config=configs/vae.py --workdir=runs/vae
 """
