@@ -169,6 +169,7 @@ def evaluate(potential: Potential, crystals: CrystalBatch, *, batch_size: int = 
     """
     energies = jax.jit(potential.energies)
     size = len(crystals.atom_types)
+    batch_size = min(batch_size, size)
     results = []
     for start in range(0, size, batch_size):
         # Rows repeated at the end keep the shape, so that nothing compiles twice.

@@ -62,6 +62,7 @@ def relax(
     max_steps: int = MAX_STEPS,
     max_force: float = MAX_FORCE,
     batch_size: int = BATCH,
+    capacity: Capacity | None = None,
 ) -> list[Relaxed]:
     """Relaxes crystals to a minimum of CHGNet's energy.
 
@@ -73,12 +74,14 @@ def relax(
       max_steps: at most.
       max_force: see `MAX_FORCE`.
       batch_size: crystals at once.
+      capacity: of the graph that is evaluated at once, see `chgnet.energies`.
     """
     if not structures:
         return []
     width = -(-max(len(s) for s in structures) // 4) * 4
     state = _empty_state(min(batch_size, len(structures)), width)
-    step = jax.jit(partial(_step, max_steps=max_steps, max_force=max_force))
+    limits = {"max_steps": max_steps, "max_force": max_force}
+    step = jax.jit(partial(_step, **limits, capacity=capacity or Capacity()))
     in_row: dict[int, int] = {}
     results: dict[int, Relaxed] = {}
     waiting = list(reversed(range(len(structures))))
@@ -140,10 +143,12 @@ def _result(state: _State, row: int, structure: Structure) -> Relaxed:
     )
 
 
-def _step(params, state: _State, *, max_steps: int, max_force: float) -> _State:
+def _step(
+    params, state: _State, *, max_steps: int, max_force: float, capacity: Capacity
+) -> _State:
     """Forces where the crystals are; then a step of FIRE, unless a crystal is done."""
     count = jnp.maximum(state.mask.sum(1), 1)
-    energy, status, forces, size = _forces(params, state, count)
+    energy, status, forces, size = _forces(params, state, count, capacity)
     found = (status == OK) & jnp.isfinite(size)
     first = state.steps == 0
     converged = found & (size < max_force)
@@ -166,7 +171,7 @@ def _step(params, state: _State, *, max_steps: int, max_force: float) -> _State:
     )
 
 
-def _forces(params, state: _State, count):
+def _forces(params, state: _State, count, capacity: Capacity):
     """Energy [B] eV/atom, status [B], forces [B, N + 3, 3], and their largest [B]."""
     eye = jnp.eye(3)[None]
     inverse = jnp.linalg.inv(state.cell)
@@ -181,13 +186,13 @@ def _forces(params, state: _State, count):
             lattice,
             state.atom_types,
             state.mask & ~state.done[:, None],
-            Capacity(),
+            capacity,
         )
         return jnp.where(status == OK, energy * count, 0.0).sum(), (energy, status)
 
-    gradient, (energy, status) = jax.grad(total, (0, 1), has_aux=True)(
-        state.u, state.strain
-    )
+    (_, (energy, status)), gradient = jax.value_and_grad(
+        total, argnums=(0, 1), has_aux=True
+    )(state.u, state.strain)
     deformation = eye + state.strain / count[:, None, None]
     # Of u to forces on the atoms where they really are.
     on_atoms = gradient[0] @ jnp.linalg.inv(deformation)
