@@ -1,4 +1,8 @@
-"""Crystals in bulk: any number, on all devices, bucketed by atom count."""
+"""Crystals in bulk: any number, on all devices.
+
+Sorted by atom count, so that batches are little padded: `sample_group` computes each at
+the smallest width that holds it (see `buckets`).
+"""
 
 from functools import partial
 from typing import Any
@@ -12,13 +16,12 @@ from tqdm import tqdm
 from chemeleon_jax.crystals import empty_batch
 from chemeleon_jax.diffusion import Schedule
 from chemeleon_jax.models.generator import Generator
-from chemeleon_jax.rollout import sample_group
+from chemeleon_jax.rollout import crystal_keys, sample_group
 from chemeleon_jax.sharding import replicate
 from chemeleon_jax.types import CrystalBatch
 
-BUCKET = 4  # atoms: widths that crystals are padded to are multiples of it
-CPU_MEMORY = 1 << 30  # bytes that a batch may take where the device does not say
-MAX_BATCH = 512  # crystals per device; more are not faster
+# Crystals per device. More keep neither busier, and small batches pad less.
+MAX_BATCH, CPU_BATCH = 512, 32
 
 
 def generate(
@@ -57,27 +60,24 @@ def generate(
     params, model = replicate((params, model), mesh)
     crystals = empty_batch(len(num_atoms), model.max_atoms)
     rollout = jax.jit(partial(_sample, eta=eta))
+    largest = batch_size or fitting_batch(model, cfg_scale is not None, mesh.size)
     with tqdm(total=len(num_atoms), unit=" crystals", disable=None) as progress:
-        for width, rows in buckets(num_atoms, widths(model, schedule)):
-            narrow = model.replace(max_atoms=width)
-            largest = batch_size or fitting_batch(narrow, cfg_scale is not None)
-            size = even_batch(len(rows), largest, mesh.size)
-            for start in range(0, len(rows), size):
-                part = rows[start : start + size]
-                filled = np.resize(part, size)  # one shape for each bucket
-                with jax.set_mesh(mesh):
-                    found = rollout(
-                        params,
-                        key,
-                        jnp.asarray(filled),
-                        jnp.asarray(num_atoms[filled]),
-                        model=narrow,
-                        schedule=schedule,
-                        cfg_scale=cfg_scale,
-                        condition=condition,
-                    )
-                put(crystals, part, jax.device_get(found))
-                progress.update(len(part))
+        for part, size in batches(num_atoms, largest, mesh.size):
+            filled = np.resize(part, size)  # one shape, compiled once
+            with jax.set_mesh(mesh):
+                found = rollout(
+                    params,
+                    key,
+                    jnp.asarray(filled),
+                    jnp.asarray(num_atoms[filled]),
+                    model=model,
+                    schedule=schedule,
+                    cfg_scale=cfg_scale,
+                    condition=condition,
+                )
+            for name, values in vars(jax.device_get(found)).items():
+                getattr(crystals, name)[part] = values[: len(part)]
+            progress.update(len(part))
     return crystals
 
 
@@ -88,68 +88,42 @@ def _sample(params, key, index, num_atoms, *, condition, **kwargs) -> CrystalBat
             name: jnp.broadcast_to(v, (len(index), v.shape[1]))
             for name, v in condition.items()
         }
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, index)
+    keys = crystal_keys(key, index)
     crystals, _ = sample_group(
         params, keys, num_atoms, group_size=1, condition=condition, **kwargs
     )
     return crystals
 
 
-def widths(model: Generator, schedule: Schedule) -> list[int]:
-    """What crystals are padded to, ascending.
+def batches(num_atoms: np.ndarray, largest: int, num_devices: int):
+    """Rows of each batch and the size of all, crystals of similar size together.
 
-    The learned variances of released models depend on the padded length, and DDPM draws
-    from them: there, all crystals have one.
+    Large crystals come first: a batch that memory has no room for fails at once. The
+    size is at most `largest` (but one crystal per device), a multiple of the devices.
     """
-    if schedule.sampler == "ddpm" and model.dit.learn_sigma:
-        return [model.max_atoms]
-    return [*range(BUCKET, model.max_atoms, BUCKET), model.max_atoms]
-
-
-def buckets(num_atoms: np.ndarray, widths: list[int]):
-    """The narrowest width of each crystal: pairs of width and rows, wide ones first.
-
-    A batch too large for the device fails at once, not after the small crystals.
-    """
-    bucket = np.searchsorted(widths, num_atoms)
-    for i in reversed(range(len(widths))):
-        rows = np.flatnonzero(bucket == i)
-        if len(rows):
-            yield widths[i], rows
-
-
-def even_batch(count: int, largest: int, num_devices: int) -> int:
-    """Size of the equal batches that `count` crystals are cut into.
-
-    At most `largest` (but one crystal per device), a multiple of the devices.
-    """
+    rows = np.argsort(-num_atoms, kind="stable")
     largest = max(largest // num_devices, 1) * num_devices
-    parts = -(-count // largest)
-    return -(-count // (parts * num_devices)) * num_devices
+    parts = -(-len(rows) // largest)
+    size = -(-len(rows) // (parts * num_devices)) * num_devices
+    for start in range(0, len(rows), size):
+        yield rows[start : start + size], size
 
 
-def fitting_batch(model: Generator, guided: bool) -> int:
-    """Crystals that the memory of the devices has room for.
+def fitting_batch(model: Generator, guided: bool, num_devices: int) -> int:
+    """Crystals at once: what a CPU is busy with, or what an accelerator has room for.
 
     Counts the widest activations of a block of the denoiser: queries, keys, values, the
     hidden layer of the MLP, attention scores; and takes half of what is free.
     """
-    free = []
-    for device in jax.local_devices():
-        stats = device.memory_stats() or {}
-        limit = stats.get("bytes_limit", CPU_MEMORY)
-        free.append((limit - stats.get("bytes_in_use", 0)) // 2)
     dit, atoms = model.dit, model.max_atoms
     per_atom = (8 + 2 * dit.mlp_ratio) * dit.width + 3 * dit.heads * atoms
     per_crystal = 4 * atoms * per_atom * (2 if guided else 1)
-    each = min(max(min(free) // per_crystal, 1), MAX_BATCH)
-    return each * len(free)
-
-
-def put(crystals: CrystalBatch, rows: np.ndarray, found: CrystalBatch) -> None:
-    """Writes the first len(rows) crystals of a narrower batch into rows of another."""
-    width = found.mask.shape[1]
-    for name in ("atom_types", "frac_coords", "mask"):
-        getattr(crystals, name)[rows, :width] = getattr(found, name)[: len(rows)]
-    for name in ("lengths", "angles"):
-        getattr(crystals, name)[rows] = getattr(found, name)[: len(rows)]
+    each = MAX_BATCH
+    for device in jax.local_devices():
+        stats = device.memory_stats()
+        if not stats:
+            each = min(each, CPU_BATCH)
+        else:
+            free = stats["bytes_limit"] - stats["bytes_in_use"]
+            each = min(each, max(free // 2 // per_crystal, 1))
+    return each * num_devices

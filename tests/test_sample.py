@@ -10,7 +10,7 @@ from pymatgen.core import Structure
 from chemeleon_jax import checkpoints
 from chemeleon_jax.checkpoints import Checkpoint
 from chemeleon_jax.diffusion import make_schedule
-from chemeleon_jax.generation import buckets, even_batch, generate, widths
+from chemeleon_jax.generation import batches, generate
 from chemeleon_jax.models.condition import input_width, make_condition_encoder
 from chemeleon_jax.models.dit import DiT
 from chemeleon_jax.rollout import sample_group
@@ -53,21 +53,13 @@ def test_neither_batches_nor_buckets_nor_devices_change_a_crystal():
             )
 
 
-def test_buckets_hold_each_crystal_once():
-    found = dict(buckets(NUM_ATOMS, [4, 6]))
-    assert {w: rows.tolist() for w, rows in found.items()} == {
-        6: [1, 3, 7],
-        4: [0, 2, 4, 5, 6],
-    }
-    assert [even_batch(n, 8, 4) for n in (1, 8, 9, 12, 17)] == [4, 8, 8, 8, 8]
-    assert even_batch(1000, 1, 1) == 1
-
-
-def test_learned_variances_are_not_bucketed():
-    """They depend on the padded length where DDPM draws from them."""
-    model, _ = tiny.generator(learn_sigma=True)
-    assert widths(model, make_schedule("ddpm", 4)) == [6]
-    assert widths(model, make_schedule("ddim", 4)) == [4, 6]
+def test_batches_hold_each_crystal_once_and_large_ones_first():
+    found = list(batches(NUM_ATOMS, 5, 1))
+    assert [rows.tolist() for rows, _ in found] == [[3, 1, 7, 5], [6, 2, 0, 4]]
+    assert {size for _, size in found} == {4}
+    sizes = {n: next(batches(np.ones(n), 8, 4))[1] for n in (1, 8, 9, 17)}
+    assert sizes == {1: 4, 8: 8, 9: 8, 17: 8}
+    assert next(batches(np.ones(9), 1, 4))[1] == 4
 
 
 # ------------------------------------------------------------------- the program
@@ -103,6 +95,12 @@ def models(tmp_path_factory):
     checkpoints.save_model(folder / "vae", *vae)
     checkpoints.save_model(folder / "bare", *ldm)
     return folder
+
+
+@pytest.fixture(autouse=True)
+def small_crystals(monkeypatch):
+    """One width to compile."""
+    monkeypatch.setattr("chemeleon_jax.sample.MAX_ATOMS", 4)
 
 
 def run(checkpoint, out, *flags, count=4):
