@@ -21,6 +21,7 @@ from chemeleon_jax.potentials.graph import Capacity
 MAX_FORCE = 0.05  # eV/Å on an atom, and eV per atom and unit of strain on the cell
 MAX_STEPS = 200
 BATCH = 32  # crystals at once; one that is done makes room for the next
+MIN_WIDTH = 20  # atoms: crystals up to this size are one compilation
 
 DT, DT_MAX, MAX_MOVE = 0.1, 1.0, 0.2  # time steps; Å that a crystal moves in a step
 MIN_STEPS, GROW, SHRINK, MIX, MIX_DECAY = 5, 1.1, 0.5, 0.1, 0.99
@@ -78,10 +79,10 @@ def relax(
     """
     if not structures:
         return []
-    width = -(-max(len(s) for s in structures) // 4) * 4
-    state = _empty_state(min(batch_size, len(structures)), width)
+    width = max(-(-max(len(s) for s in structures) // 4) * 4, MIN_WIDTH)
+    state = _empty_state(batch_size, width)
     limits = {"max_steps": max_steps, "max_force": max_force}
-    step = jax.jit(partial(_step, **limits, capacity=capacity or Capacity()))
+    limits["capacity"] = capacity or Capacity()
     in_row: dict[int, int] = {}
     results: dict[int, Relaxed] = {}
     waiting = list(reversed(range(len(structures))))
@@ -96,7 +97,7 @@ def relax(
                 in_row[row] = waiting.pop()
                 _enter(state, row, structures[in_row[row]])
         if in_row:
-            state = jax.device_get(step(chgnet.load_params(), state))
+            state = jax.device_get(_step(chgnet.load_params(), state, **limits))
     return [results[i] for i in range(len(structures))]
 
 
@@ -143,6 +144,7 @@ def _result(state: _State, row: int, structure: Structure) -> Relaxed:
     )
 
 
+@partial(jax.jit, static_argnames=("max_steps", "max_force", "capacity"))
 def _step(
     params, state: _State, *, max_steps: int, max_force: float, capacity: Capacity
 ) -> _State:
