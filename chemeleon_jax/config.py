@@ -159,6 +159,8 @@ _CHOICES = {
 _AT_LEAST_ONE = (
     "num_iterations",
     "checkpoint_every",
+    "max_skipped",
+    "validation_samples",
     "rl.num_group_samples",
     "rl.num_inner_batch",
     "rl.window_iterations",
@@ -167,7 +169,6 @@ _AT_LEAST_ONE = (
 _NOT_NEGATIVE = (
     "seed",
     "validate_every",
-    "validation_samples",
     "validation_pictures",
     "rl.grad_accum",
     "rl.num_train_steps",
@@ -182,6 +183,8 @@ _NOT_NEGATIVE = (
 _POSITIVE = (
     "rl.memory_budget",
     "rl.clip_ratio",
+    "alarms.kl_div",
+    "alarms.ratio_max",
     "reward.eps",
     "reward.time_limit",
     "optimizer.lr",

@@ -4,6 +4,7 @@ GRPO is Shao et al. (arXiv:2402.03300); its use on diffusion trajectories follow
 Flow-GRPO and DanceGRPO: every denoising step is an action with a Gaussian density.
 """
 
+import functools
 from typing import Any
 
 import jax
@@ -188,7 +189,9 @@ def update(
     """One iteration's optimiser steps.
 
     The crystals are split into `num_inner_batch` equal parts, in order, and each part
-    is one step, so the later parts see a policy that has already moved.
+    is one step, so the later parts see a policy that has already moved. A step whose
+    loss or gradient is not finite is skipped: it changes neither parameters nor the
+    optimiser's state.
 
     Args:
       params: of the policy.
@@ -200,7 +203,8 @@ def update(
       **gradient_kwargs: of `trajectory_gradient`.
 
     Returns:
-      New parameters and optimiser state; means of the metrics over the inner batches.
+      New parameters and optimiser state; means of the metrics over the inner batches,
+      and `skipped_updates`, how many were skipped.
     """
 
     def inner_step(carry, rows):
@@ -208,9 +212,13 @@ def update(
         gradient, metrics = trajectory_gradient(
             params, take_crystals(trajectory, rows), advantage[rows], **gradient_kwargs
         )
-        updates, opt_state = optimizer.update(gradient, opt_state, params)
         metrics["grad_norm"] = optax.global_norm(gradient)
-        return (optax.apply_updates(params, updates), opt_state), metrics
+        updates, new_opt_state = optimizer.update(gradient, opt_state, params)
+        new = optax.apply_updates(params, updates), new_opt_state
+        finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["grad_norm"])
+        metrics["skipped_updates"] = ~finite
+        carry = jax.tree.map(functools.partial(jnp.where, finite), new, carry)
+        return carry, metrics
 
     parts = jnp.arange(len(advantage)).reshape(num_inner_batch, -1)
     (params, opt_state), metrics = lax.scan(inner_step, (params, opt_state), parts)
@@ -218,6 +226,7 @@ def update(
     means = {name: value.mean() for name, value in metrics.items()}
     means["ratio_max"] = metrics["ratio_max"].max()
     means["ratio_min"] = metrics["ratio_min"].min()
+    means["skipped_updates"] = metrics["skipped_updates"].sum()
     return params, opt_state, means | {"ratio_first": first_ratio}
 
 

@@ -7,6 +7,7 @@ averaged weights that validated best) with the training's own state in `training
 same command continues a training that was cut off, and ends where it would have ended.
 """
 
+import contextlib
 import functools
 import math
 from typing import Any
@@ -19,8 +20,11 @@ from flax import struct
 from chemeleon_jax import checkpoints
 from chemeleon_jax.config import run
 from chemeleon_jax.data import BucketedBatches, load_dataset
+from chemeleon_jax.interruption import SaveOnSignal
+from chemeleon_jax.runs import work_directory, write_run_info
 from chemeleon_jax.sharding import make_mesh, replicate, shard_batch
 from chemeleon_jax.stages import STAGES, Stage, relevant_crystals
+from chemeleon_jax.states import RunCheckpoints
 from chemeleon_jax.tracking import Tracker
 
 
@@ -46,7 +50,7 @@ def make_schedule(config) -> optax.Schedule:
 def make_train_step(stage: Stage, optimizer, ema_decay: float):
     """One optimiser step, compiled once per bucket of atom counts."""
 
-    @functools.partial(jax.jit, donate_argnums=0)
+    @jax.jit  # the old state is not donated: a signal during the step saves it
     def train_step(state: PretrainState, frozen, crystals, labels, key):
         key = jax.random.fold_in(key, state.step)
         value_and_grad = jax.value_and_grad(stage.loss, has_aux=True)
@@ -116,20 +120,22 @@ def pretrain(config, workdir: str) -> None:
         since_best=jnp.array(0),
     )
     state, frozen = replicate(state, mesh), replicate(stage.frozen, mesh)
-    checkpoints.write_run_info(f"{workdir}/training", config.to_dict())
-    saved = checkpoints.RunCheckpoints(f"{workdir}/training")
-    state = saved.restore_latest(state) or state
 
-    # ------------------------------------------------------------------------- train
-    train_step = make_train_step(stage, optimizer, config.ema_decay)
-    validate = make_validate(stage, held_out, frozen, mesh)
-    done = int(state.since_best) >= config.patience
-    start = int(state.step)
-    with (
-        saved,
-        Tracker(f"{workdir}/training", config.num_steps, start=start) as tracker,
-    ):
-        for step in range(start, 0 if done else config.num_steps):
+    with contextlib.ExitStack() as stack:
+        # ---------------------------------------------------- what is held till the end
+        folder = stack.enter_context(work_directory(f"{workdir}/training"))
+        write_run_info(folder, config.to_dict(), stage.config)
+        saved = stack.enter_context(RunCheckpoints(folder))
+        state = saved.restore_latest(state) or state
+        start = int(state.step)
+        interruption = stack.enter_context(SaveOnSignal(saved.save))
+        tracker = stack.enter_context(Tracker(folder, config.num_steps, start=start))
+
+        # ------------------------------------------------------------------------ train
+        train_step = make_train_step(stage, optimizer, config.ema_decay)
+        validate = make_validate(stage, held_out, frozen, mesh)
+        stopped = int(state.since_best) >= config.patience
+        for step in range(start, 0 if stopped else config.num_steps):
             crystals, labels = shard_batch(batches.at(step), mesh)
             state, metrics = train_step(state, frozen, crystals, labels, key)
             if step % config.log_every == 0:
@@ -151,9 +157,11 @@ def pretrain(config, workdir: str) -> None:
                     checkpoints.save_model(
                         workdir, state.ema_params, {**stage.config, "training": summary}
                     )
-                saved.save(step + 1, state)
+                tracker.sync()  # a state counts when all that led to it is on disk
+                saved.save(step + 1, state, score=-scores["loss"])
                 if int(state.since_best) >= config.patience:
                     break
+            interruption.finished(step + 1, state)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """TensorBoard and the progress line. Silent off process 0."""
 
 import io
+import os
 import struct
 import sys
 import time
@@ -15,13 +16,16 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
 from tensorboardX.summary import make_histogram
 
+from chemeleon_jax.files import sync
+
 
 class Tracker:
     """Writes the scalars of one run, and says on stderr how far it is.
 
-    Steps count from 0. A run that continues at `start` hides whatever an earlier
-    process wrote from that step on, so that TensorBoard shows one curve. Every `log` is
-    on disk when it returns: no thread, no queue, nothing lost when the process dies.
+    Steps count from 0. A run that continues at `start` cuts off whatever an earlier
+    process wrote from that step on, so that every reader sees one curve. A `log` is out
+    of this process when it returns, and on the disk itself after `sync`: no thread, no
+    queue, nothing lost when the process dies.
     """
 
     def __init__(
@@ -35,14 +39,19 @@ class Tracker:
         if jax.process_index() != 0:
             return
         Path(workdir).mkdir(parents=True, exist_ok=True)
+        for file in _event_files(workdir):
+            _cut(file, start)
         # The suffix keeps two processes that start in one second apart.
         self._writer = EventsWriter(
             str(Path(workdir, "events")), filename_suffix=f".{time.time_ns()}"
         )
+        # A TensorBoard that is open has read what was cut off, and drops it on this.
         opening = SessionLog(status=SessionLog.START)
         self._writer.write_event(
             Event(wall_time=time.time(), step=start, session_log=opening)
         )
+        self._writer.flush()
+        self._file = _event_files(workdir)[-1]
 
     def log(self, step: int, scalars: dict) -> None:
         """Writes {tag: scalar} for one step."""
@@ -76,6 +85,11 @@ class Tracker:
             Event(wall_time=time.time(), step=int(step), summary=Summary(value=values))
         )
         self._writer.flush()
+
+    def sync(self) -> None:
+        """Waits until all that was logged is on the disk itself."""
+        if self._writer is not None:
+            sync(self._file)
 
     def progress(self, step: int, **shown) -> None:
         """Prints `iteration 7/100  reward 0.41  4.1 s/iteration  6 min left`.
@@ -116,38 +130,55 @@ def read_scalars(run_dir) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Reads what `Tracker` wrote, by one process or by several in turn.
 
     Returns:
-      {tag: (steps [n] int, values [n] float32)}, in order of steps, each step once.
+      {tag: (steps [n] int, values [n] float32)}, in order of steps.
     """
-    curves: dict[str, dict[int, float]] = {}
-    # Names end in the time in nanoseconds: the order in which they were opened.
-    files = sorted(
-        Path(run_dir).glob("events.out.tfevents.*"), key=lambda f: int(f.suffix[1:])
-    )
-    for file in files:
-        for event in _events(file):
-            if event.session_log.status == SessionLog.START:
-                for curve in curves.values():
-                    for step in [s for s in curve if s >= event.step]:
-                        del curve[step]
+    curves: dict[str, list[tuple[int, float]]] = {}
+    for file in _event_files(run_dir):
+        for event, _ in _events(file):
             for value in event.summary.value:
                 if value.HasField("simple_value"):  # no picture or histogram
-                    curves.setdefault(value.tag, {})[event.step] = value.simple_value
+                    point = event.step, value.simple_value
+                    curves.setdefault(value.tag, []).append(point)
     return {
-        tag: (np.array(sorted(c), int), np.array([c[s] for s in sorted(c)], np.float32))
+        tag: (np.array([s for s, _ in c], int), np.array([v for _, v in c], np.float32))
         for tag, c in curves.items()
-        if c
     }
 
 
+def _event_files(run_dir) -> list[Path]:
+    """In the order in which they were opened: names end in the time in nanoseconds."""
+    files = Path(run_dir).glob("events.out.tfevents.*")
+    return sorted(files, key=lambda file: int(file.suffix[1:]))
+
+
+def _cut(file: Path, start: int) -> None:
+    """Removes events of `start` and later steps, and a torn last record."""
+    kept, scalars = 0, False
+    for event, end in _events(file):
+        if event.HasField("summary"):
+            if event.step >= start:
+                break
+            scalars = True
+        kept = end
+    if scalars:
+        os.truncate(file, kept)
+    else:
+        file.unlink()
+
+
 def _events(file: Path):
-    """The events of a TFRecord file: length, its checksum, data, its checksum."""
+    """The events of a TFRecord file, and where each ends.
+
+    A record is a length, its checksum, data, its checksum.
+    """
     data, at = file.read_bytes(), 0
     while at + 12 <= len(data):
         (length,) = struct.unpack_from("<Q", data, at)
         if at + 16 + length > len(data):
             return  # the process died while it wrote this one
-        yield Event.FromString(data[at + 12 : at + 12 + length])
+        event = Event.FromString(data[at + 12 : at + 12 + length])
         at += 16 + length
+        yield event, at
 
 
 def _duration(seconds: float) -> str:

@@ -22,12 +22,14 @@ import optax
 from jax.sharding import Mesh
 
 from chemeleon_jax import checkpoints
+from chemeleon_jax.alarms import Alarms, explain_skipped
 from chemeleon_jax.buckets import choose_parts
 from chemeleon_jax.checkpoints import Checkpoint, params_digest
 from chemeleon_jax.config import active_components, check_rl, run
 from chemeleon_jax.data import MP20_ATOM_COUNTS, load_dataset
 from chemeleon_jax.diffusion import make_schedule
 from chemeleon_jax.errors import UserError
+from chemeleon_jax.interruption import SaveOnSignal
 from chemeleon_jax.models.condition import condition_vectors
 from chemeleon_jax.models.generator import (
     Generator,
@@ -40,7 +42,9 @@ from chemeleon_jax.objective import make_optimizer, reference_kl, update
 from chemeleon_jax.pictures import log_validation
 from chemeleon_jax.rewards import Reward, RewardOutput, compute_rewards, make_reward
 from chemeleon_jax.rollout import sample_group
+from chemeleon_jax.runs import work_directory, write_run_info
 from chemeleon_jax.sharding import make_mesh, replicate, shard_batch
+from chemeleon_jax.states import RunCheckpoints
 from chemeleon_jax.step_choice import choose_steps, stochastic_at, take_steps
 from chemeleon_jax.tracking import Tracker
 from chemeleon_jax.types import CrystalBatch, TrainState, Trajectory
@@ -63,7 +67,6 @@ class Batch(NamedTuple):
 
 def train(config, workdir: str) -> None:
     """Run, or continue, one RL fine-tuning; see the module's docstring."""
-    # ------------------------------------------------------- policy, reward, state
     mesh = make_mesh()
     check_rl(config, mesh.size)
     start_model = combine_checkpoints(
@@ -72,36 +75,41 @@ def train(config, workdir: str) -> None:
     )
     model, policy = make_generator(start_model, MAX_ATOMS)
     draw_prompts = make_prompts(model, config.data.dataset)
-    checkpoints.write_run_info(workdir, config.to_dict(), start_model)
-    reward = load_reward(config, model)
     optimizer = make_optimizer(**config.optimizer)
     state, reference, model = replicate(
         (init_state(policy, optimizer), jax.tree.map(jnp.array, policy), model), mesh
     )
-    saved = checkpoints.RunCheckpoints(workdir)
-    state = saved.restore_latest(state) or state
-    start = int(state.iteration)
+    with contextlib.ExitStack() as stack:
+        # ---------------------------------------------------- what is held till the end
+        folder = stack.enter_context(work_directory(workdir))
+        write_run_info(folder, config.to_dict(), start_model.config, start_model)
+        saved = stack.enter_context(RunCheckpoints(folder))
+        state = saved.restore_latest(state) or state
+        start = int(state.iteration)
+        interruption = stack.enter_context(SaveOnSignal(saved.save))
+        reward = stack.enter_context(contextlib.closing(load_reward(config, model)))
+        tracker = stack.enter_context(
+            Tracker(folder, config.num_iterations, start=start)
+        )
+        alarms = Alarms(config.alarms.to_dict())
 
-    # ---------------------------------------------------------- what is compiled
-    schedule = make_schedule(config.sampling.sampler, config.sampling.sampling_steps)
-    sampling = {
-        "model": model,
-        "schedule": schedule,
-        "eta": config.sampling.eta,
-        "cfg_scale": guidance(config.sampling.cfg_scale, model),
-    }
-    sample_and_score = make_sample_and_score(
-        config, draw_prompts, reward, sampling, mesh
-    )
-    improve = make_improve(config, optimizer, reference, sampling, mesh)
+        # ------------------------------------------------------------ what is compiled
+        schedule = make_schedule(
+            config.sampling.sampler, config.sampling.sampling_steps
+        )
+        sampling = {
+            "model": model,
+            "schedule": schedule,
+            "eta": config.sampling.eta,
+            "cfg_scale": guidance(config.sampling.cfg_scale, model),
+        }
+        sample_and_score = make_sample_and_score(
+            config, draw_prompts, reward, sampling, mesh
+        )
+        improve = make_improve(config, optimizer, reference, sampling, mesh)
 
-    # ---------------------------------------------------------------------- the loop
-    seed = jax.random.key(config.seed)
-    with (
-        saved,
-        contextlib.closing(reward),
-        Tracker(workdir, config.num_iterations, start=start) as tracker,
-    ):
+        # -------------------------------------------------------------------- the loop
+        seed = jax.random.key(config.seed)
         for iteration in range(start, config.num_iterations):
             key = jax.random.fold_in(seed, iteration)
             places = choose_steps(
@@ -123,23 +131,30 @@ def train(config, workdir: str) -> None:
             reward.raise_faults(workdir)
             state, metrics, seconds = improve(state, batch, places)
 
-            # --------------------------------------------------- log, validate, save
+            # ----------------------------------------------------- log, validate, save
             metrics |= batch.rewards.metrics
+            metrics |= alarms.check(iteration, metrics)
             seconds |= batch.seconds
             tracker.log(iteration, {f"train/{k}": v for k, v in metrics.items()})
             tracker.log(iteration, {f"time/{k}": v for k, v in seconds.items()})
             tracker.progress(iteration, reward=metrics["reward"], KL=metrics["kl_div"])
-            save_crystals(workdir, iteration, batch)
+            save_crystals(folder, iteration, batch)
             done, score = iteration + 1, None
             last = done == config.num_iterations
             if config.validate_every and (done % config.validate_every == 0 or last):
                 found = validate(config, state.params, sample_and_score)
-                metrics = mean_metrics(found)
-                score = metrics["reward"]
-                tracker.log(iteration, {f"val/{k}": v for k, v in metrics.items()})
+                means = mean_metrics(found)
+                score = float(means["reward"])
+                tracker.log(iteration, {f"val/{k}": v for k, v in means.items()})
                 log_validation(tracker, iteration, found, config.validation_pictures)
-            if done % config.checkpoint_every == 0 or last:
+            stuck = metrics["skipped_in_a_row"] >= config.max_skipped
+            due = done % config.checkpoint_every == 0 or score is not None
+            if due or last or stuck:
+                tracker.sync()  # a state counts when all that led to it is on disk
                 saved.save(done, state, score=score)
+            if stuck:
+                raise UserError(explain_skipped(iteration, metrics))
+            interruption.finished(done, state)
 
 
 def batch_size(config) -> int:
@@ -154,6 +169,7 @@ def init_state(policy: Any, optimizer: optax.GradientTransformation) -> TrainSta
         params=policy,
         opt_state=optimizer.init(policy),
         ema_params=jax.tree.map(jnp.array, policy),
+        skipped=jnp.array(0),
     )
 
 
@@ -252,10 +268,8 @@ def make_improve(
     fixed["grad_accum"] = config.rl.grad_accum or choose_parts(
         step_size, sampling["model"], config.rl.memory_budget, mesh.size
     )
-    compiled = jax.jit(
-        functools.partial(improve_policy, optimizer=optimizer, **fixed),
-        donate_argnums=0,
-    )
+    # The old state is not donated: a signal during the update saves it.
+    compiled = jax.jit(functools.partial(improve_policy, optimizer=optimizer, **fixed))
 
     def improve(state, batch, places):
         began = time.perf_counter()
@@ -317,8 +331,9 @@ def improve_policy(
         params=params,
         opt_state=opt_state,
         ema_params=optax.incremental_update(params, state.ema_params, 1 - ema_decay),
+        skipped=jnp.where(metrics["skipped_updates"] > 0, state.skipped + 1, 0),
     )
-    return state, metrics | measured
+    return state, metrics | measured | {"skipped_in_a_row": state.skipped}
 
 
 def matmul_precision(config) -> contextlib.AbstractContextManager:
@@ -401,9 +416,9 @@ def load_predictor_vae(predictor: Checkpoint) -> Checkpoint:
     return vae
 
 
-def save_crystals(workdir: str, iteration: int, batch: Batch) -> None:
+def save_crystals(workdir: Path, iteration: int, batch: Batch) -> None:
     """Keep an iteration's crystals and what they were worth, as npz."""
-    folder = Path(workdir, "crystals")
+    folder = workdir / "crystals"
     folder.mkdir(exist_ok=True)
     scores = {f"component_{k}": v for k, v in batch.rewards.components.items()}
     names = ("total", "advantage", "valid", "unique", "novel", "e_above_hull")

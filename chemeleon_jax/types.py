@@ -72,3 +72,4 @@ class TrainState:
     params: Any  # the policy
     opt_state: Any
     ema_params: Any  # moving average of the policy
+    skipped: jax.Array  # []  iterations in a row with an update that was not finite

@@ -65,6 +65,15 @@ def _paper(models: str) -> ConfigDict:
     config.rl.entropy_weight = 1e-5
     config.rl.ema_decay = 0.0  # of the averaged policy; 0: no averaging
 
+    # An update that is not finite is skipped; so many iterations in a row with one end
+    # the run, its state saved.
+    config.max_skipped = 10
+    # Above these a run warns, and counts train/alarm/*; inf: never. To compare: 0.05
+    # and 1.5 are what 100 iterations of rl_dng reach.
+    config.alarms = ConfigDict()
+    config.alarms.kl_div = 0.5  # nats per coordinate and step
+    config.alarms.ratio_max = 10.0
+
     config.data = ConfigDict()
     # Where atom counts, and conditions if any, are drawn from: 'mp_mini' (embedded),
     # 'mp_20' (its histogram of atom counts), or the path of a CSV or npz file.

@@ -6,55 +6,19 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
+from small_state import assert_identical, small_params, trained_state
 
 from chemeleon_jax import checkpoints, hub
-from chemeleon_jax.checkpoints import (
-    RunCheckpoints,
-    load,
-    params_digest,
-    save_model,
-    write_run_info,
-)
+from chemeleon_jax.checkpoints import Checkpoint, load, params_digest, save_model
 from chemeleon_jax.errors import UserError
-from chemeleon_jax.sharding import make_mesh, replicate
-from chemeleon_jax.types import TrainState
+from chemeleon_jax.states import RunCheckpoints
 
 CONFIG = {"kind": "ldm", "dit": {"width": 4}, "condition": None, "latent_std": 0.1}
-TX = optax.adamw(1e-3)
-
-
-def small_params(seed=0):
-    rng = np.random.default_rng(seed)
-    kernel = rng.normal(size=(3, 2)).astype(np.float32)
-    return {"dit": {"x_embedder": {"kernel": kernel, "bias": np.zeros(2, np.float32)}}}
 
 
 def small_vae():
     return {"vae": {"quant_conv": {"kernel": np.ones((2, 2), np.float32)}}}
-
-
-def trained_state(steps=3):
-    params = jax.tree.map(jnp.asarray, small_params())
-    opt_state, ema = TX.init(params), params
-    for i in range(steps):
-        grads = jax.tree.map(lambda x, i=i: x + jnp.float32(i), params)
-        updates, opt_state = TX.update(grads, opt_state, params)
-        params = optax.apply_updates(params, updates)
-        ema = jax.tree.map(lambda e, p: 0.9 * e + 0.1 * p, ema, params)
-    return TrainState(jnp.array(steps), params, opt_state, ema)
-
-
-def blank_state():
-    return jax.tree.map(jnp.zeros_like, trained_state(0))
-
-
-def assert_identical(a, b):
-    assert jax.tree.structure(a) == jax.tree.structure(b)
-    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
-        assert x.dtype == y.dtype
-        assert np.array_equal(np.asarray(x), np.asarray(y))
 
 
 # ------------------------------------------------------------------ model directories
@@ -215,106 +179,22 @@ def test_hub_models_are_converted_once(empty_cache, monkeypatch):
 # -------------------------------------------------------------------- run directories
 
 
-def test_a_resumed_state_is_bit_identical(tmp_path):
-    state = trained_state()
-    with RunCheckpoints(tmp_path) as run:
-        assert run.restore_latest(blank_state()) is None
-        run.save(3, state)
-    with RunCheckpoints(tmp_path) as run:
-        assert run.latest_step == 3
-        assert_identical(run.restore_latest(blank_state()), state)
-
-
-def test_a_state_moves_between_numbers_of_devices(tmp_path):
-    state = trained_state()
-    with RunCheckpoints(tmp_path) as run:
-        run.save(3, replicate(state, make_mesh(4)))
-        for devices in (1, 2, 4):
-            target = replicate(blank_state(), make_mesh(devices))
-            restored = run.restore_latest(target)
-            assert_identical(restored, state)
-            assert len(restored.params["dit"]["x_embedder"]["kernel"].devices()) == (
-                devices
-            )
-
-
-def test_latest_and_best_are_kept(tmp_path):
-    """Guards against Orbax's best_fn with max_to_keep, which deletes the newest."""
-    scores = {1: 0.1, 2: 0.9, 3: 0.3, 4: float("nan"), 5: None, 6: 0.2}
-    with RunCheckpoints(tmp_path) as run:
-        for step, score in scores.items():
-            run.save(step, {"x": jnp.full(2, step)}, score=score)
-        assert run.latest_step == 6
-        assert run.best_step == 2
-    kept = sorted(int(d.name) for d in (tmp_path / "checkpoints").iterdir())
-    assert kept == [2, 5, 6]
-    with RunCheckpoints(tmp_path) as run:
-        target = {"x": jnp.zeros(2, int)}
-        assert run.restore_best(target)["x"].tolist() == [2, 2]
-        assert run.restore_latest(target)["x"].tolist() == [6, 6]
-
-
-def test_a_state_of_another_shape_is_refused(tmp_path):
-    with RunCheckpoints(tmp_path) as run:
-        run.save(1, {"x": jnp.zeros(2)})
-        with pytest.raises(UserError, match="checkpoints/1.*--workdir"):
-            run.restore_latest({"x": jnp.zeros(3)})
-        with pytest.raises(UserError, match="checkpoints/1"):
-            run.restore_latest({"y": jnp.zeros(2)})
-
-
-def test_a_run_directory_loads_as_its_latest_policy(tmp_path):
-    state = trained_state()
-    start = checkpoints.Checkpoint(small_params() | small_vae(), CONFIG)
-    write_run_info(tmp_path, {"seed": 0}, start)
+def test_a_run_directory_loads_as_its_latest_or_best_policy(tmp_path):
+    start = Checkpoint(small_params() | small_vae(), CONFIG)
+    save_model(tmp_path / "model", start.params, CONFIG)
     with RunCheckpoints(tmp_path) as run:
         assert_identical(load(tmp_path).params, start.params)
-        run.save(2, trained_state(2))
-        run.save(3, state)
-    for weights, policy in (("raw", state.params), ("ema", state.ema_params)):
-        loaded = load(tmp_path, weights=weights)
+        with pytest.raises(UserError, match="no state of this run was validated"):
+            load(f"{tmp_path}@best")
+        run.save(1, trained_state(1), score=0.5)
+        run.save(2, trained_state(2), score=0.4)
+        run.save(3, trained_state(3))
+    for name, options, policy in (
+        (tmp_path, {}, trained_state(3).params),
+        (tmp_path, {"weights": "ema"}, trained_state(3).ema_params),
+        (tmp_path, {"step": "best"}, trained_state(1).params),
+        (f"{tmp_path}@best", {"weights": "ema"}, trained_state(1).ema_params),
+    ):
+        loaded = load(name, **options)
         assert loaded.config == CONFIG
         assert_identical(loaded.params, jax.tree.map(np.asarray, policy) | small_vae())
-
-
-def test_the_best_policy_of_a_run(tmp_path):
-    start = checkpoints.Checkpoint(small_params() | small_vae(), CONFIG)
-    write_run_info(tmp_path, {"seed": 0}, start)
-    with RunCheckpoints(tmp_path) as run:
-        run.save(1, trained_state(1))
-        with pytest.raises(UserError, match="no state of this run was validated"):
-            load(tmp_path, step="best")
-        run.save(2, best := trained_state(2), score=0.5)
-        run.save(3, trained_state(3), score=-0.5)
-    policy = jax.tree.map(np.asarray, best.params)
-    assert_identical(load(tmp_path, step="best").params, policy | small_vae())
-
-
-def test_run_info_says_how_the_run_was_started(tmp_path):
-    start = checkpoints.Checkpoint(small_params(), CONFIG)
-    write_run_info(tmp_path, {"seed": 7, "rl": {"clip_ratio": 0.1}}, start)
-    config = json.loads((tmp_path / "config.json").read_text())
-    info = json.loads((tmp_path / "run.json").read_text())
-    assert config == {"seed": 7, "rl": {"clip_ratio": 0.1}}
-    assert info["reference_sha256"] == params_digest(start.params)
-    assert info["packages"]["jax"] == jax.__version__
-    write_run_info(tmp_path, {"seed": 8}, start)  # continuing is fine
-    other = checkpoints.Checkpoint(small_params(1), CONFIG)
-    with pytest.raises(UserError, match="started from another model"):
-        write_run_info(tmp_path, {"seed": 8}, other)
-
-
-def test_a_damaged_state_is_named(tmp_path):
-    write_run_info(tmp_path, {}, checkpoints.Checkpoint(small_params(), CONFIG))
-    with RunCheckpoints(tmp_path) as run:
-        run.save(3, trained_state())
-    for file in (tmp_path / "checkpoints" / "3" / "default").rglob("*"):
-        if file.is_file():
-            file.write_bytes(b"")
-    with pytest.raises(UserError, match="checkpoints/3"):
-        load(tmp_path)
-    with (
-        RunCheckpoints(tmp_path) as run,
-        pytest.raises(UserError, match="checkpoints/3"),
-    ):
-        run.restore_latest(blank_state())

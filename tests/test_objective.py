@@ -3,6 +3,7 @@ from functools import cache, partial
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 import tiny
 
@@ -199,6 +200,30 @@ def test_inner_batches_are_one_step_after_another():
         updates, state = optimizer.update(grad, state, policy)
         policy = jax.tree.map(jnp.add, policy, updates)
     assert_close(both, policy)
+
+
+def test_an_update_that_is_not_finite_changes_nothing():
+    """Neither the parameters nor the optimiser's state, which a NaN never leaves."""
+    trajectory = rolled_out()[2]
+    policy = rolled_out()[1]
+    for bad in (jnp.nan, jnp.inf):
+        kept, opt_state, metrics = improve(
+            trajectory, ADVANTAGE.at[0].set(bad), num_inner_batch=2
+        )
+        assert int(metrics["skipped_updates"]) == 1
+        assert not np.isfinite(metrics["loss"])
+        # The second half was finite, and is all that happened.
+        assert int(optax.tree.get(opt_state, "count")) == 1
+        assert all(np.isfinite(x).all() for x in jax.tree.leaves((kept, opt_state)))
+        moved = jax.tree.map(lambda a, b: float(jnp.abs(a - b).max()), kept, policy)
+        assert 1e-4 < max(jax.tree.leaves(moved)) < 2e-3  # one step of lr 1e-3
+    kept, opt_state, metrics = improve(
+        trajectory, jnp.full(4, jnp.nan), num_inner_batch=2
+    )
+    assert int(metrics["skipped_updates"]) == 2
+    jax.tree.map(np.testing.assert_array_equal, kept, policy)
+    fresh = make_optimizer(1e-3).init(policy)
+    jax.tree.map(np.testing.assert_array_equal, opt_state, fresh)
 
 
 @pytest.mark.parametrize("devices", [2, 4])

@@ -11,6 +11,7 @@ from chemeleon_jax.data import load_dataset, save_npz
 from chemeleon_jax.errors import UserError
 from chemeleon_jax.pretrain import pretrain
 from chemeleon_jax.stages import TIMESTEP_QUANTILES, measure_latent_std
+from chemeleon_jax.states import RunCheckpoints
 from chemeleon_jax.tracking import read_scalars
 
 
@@ -104,14 +105,14 @@ def test_a_training_cut_off_ends_where_it_would_have_ended(
 ):
     whole, halves = tmp_path / "whole", tmp_path / "halves"
     pretrain(config(folder, "vae"), str(whole))
-    save = checkpoints.RunCheckpoints.save
+    save = RunCheckpoints.save
 
     def save_and_die(self, step, state, **kwargs):
         save(self, step, state, **kwargs)
         raise CutOffError
 
     with monkeypatch.context() as patch, pytest.raises(CutOffError):
-        patch.setattr(checkpoints.RunCheckpoints, "save", save_and_die)
+        patch.setattr(RunCheckpoints, "save", save_and_die)
         pretrain(config(folder, "vae"), str(halves))
     assert json.loads((halves / "config.json").read_text())["training"]["step"] == 2
     pretrain(config(folder, "vae"), str(halves))

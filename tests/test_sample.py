@@ -14,8 +14,10 @@ from chemeleon_jax.generation import batches, generate
 from chemeleon_jax.models.condition import input_width, make_condition_encoder
 from chemeleon_jax.models.dit import DiT
 from chemeleon_jax.rollout import sample_group
+from chemeleon_jax.runs import work_directory, write_run_info
 from chemeleon_jax.sample import main
 from chemeleon_jax.sharding import make_mesh
+from chemeleon_jax.states import RunCheckpoints
 from chemeleon_jax.types import TrainState
 
 KEY = jax.random.key(5)
@@ -207,9 +209,10 @@ def test_a_run_is_sampled_as_it_was_trained(models, tmp_path):
         "data": {"dataset": "mp_mini"},
     }
     workdir, out = tmp_path / "run", tmp_path / "run" / "samples"
-    checkpoints.write_run_info(workdir, config, start)
-    with checkpoints.RunCheckpoints(workdir) as saved:
-        saved.save(1, TrainState(jnp.array(1), policy, {}, policy), score=1.0)
+    state = TrainState(jnp.array(1), policy, {}, policy, jnp.array(0))
+    with work_directory(workdir), RunCheckpoints(workdir) as saved:
+        write_run_info(workdir, config, start.config, start)
+        saved.save(1, state, score=1.0)
     flags = [f"--checkpoint={workdir}", f"--out={out}", "--num_samples=3"]
     assert main([*flags, "--base", "--weights=best", "--num_atoms=4"]) == 0
     tuned, base = (

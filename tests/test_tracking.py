@@ -37,6 +37,24 @@ def test_a_resumed_run_is_one_curve(tmp_path):
     np.testing.assert_allclose(values, [0.0, 0.1, 2.2, 2.3, 2.4], rtol=1e-6)
 
 
+def test_what_is_cut_off_leaves_the_files(tmp_path):
+    """For readers that know nothing of restarts: every point is there once."""
+    write(tmp_path, [0.0, 0.1, 0.2, 0.3])
+    write(tmp_path, [2.2, 2.3, 2.4], start=2)
+    write(tmp_path, [3.4], start=4)
+    write(tmp_path, [4.3, 4.4], start=3)  # the state at 4 was damaged
+    points = [
+        (event.step, value.tag)
+        for file in tracking._event_files(tmp_path)
+        for event, _ in tracking._events(file)
+        for value in event.summary.value
+    ]
+    tags = "train/reward", "time/sample"
+    assert points == [(step, tag) for step in range(5) for tag in tags]
+    values = read_scalars(tmp_path)["train/reward"][1]
+    np.testing.assert_allclose(values, [0.0, 0.1, 2.2, 4.3, 4.4], rtol=1e-6)
+
+
 def test_a_run_without_a_checkpoint_starts_its_curve_anew(tmp_path):
     write(tmp_path, [0.0, 0.1, 0.2])
     write(tmp_path, [1.0])
@@ -48,6 +66,8 @@ def test_a_torn_last_record_is_left_out(tmp_path):
     (file,) = tmp_path.iterdir()
     file.write_bytes(file.read_bytes()[:-3])
     assert read_scalars(tmp_path)["train/reward"][1].tolist() == [1.0]
+    write(tmp_path, [3.0], start=1)
+    assert read_scalars(tmp_path)["train/reward"][1].tolist() == [1.0, 3.0]
 
 
 def test_tensorboard_reads_the_same(tmp_path):

@@ -1,0 +1,43 @@
+"""Numbers that say a run goes wrong: alarms, and updates that are not finite."""
+
+import logging
+from collections.abc import Mapping
+
+import numpy as np
+
+logger = logging.getLogger(__name__)
+
+
+class Alarms:
+    """Metrics above their limits: said when it begins, counted while it lasts."""
+
+    def __init__(self, limits: Mapping[str, float]):
+        """The limits by the metric's name; inf for none."""
+        self._limits = limits
+        self._ringing: set[str] = set()
+
+    def check(self, iteration: int, metrics: Mapping[str, float]) -> dict[str, float]:
+        """One tag per limit: 1 while its metric is above, else 0."""
+        above = {name for name, limit in self._limits.items() if metrics[name] > limit}
+        for name in sorted(above - self._ringing):
+            logger.warning(
+                "iteration %d: %s is %.3g, above its alarm at %g",
+                iteration + 1,
+                name,
+                metrics[name],
+                self._limits[name],
+            )
+        self._ringing = above
+        return {f"alarm/{name}": float(name in above) for name in self._limits}
+
+
+def explain_skipped(iteration: int, metrics: Mapping[str, float]) -> str:
+    """Why a run ends that skips its updates, one iteration after the other."""
+    broken = [f"{k} {v}" for k, v in metrics.items() if not np.isfinite(v)]
+    return (
+        f"iteration {iteration + 1}: the {metrics['skipped_in_a_row']}th in a row with "
+        f"a loss or gradient that is not finite ({', '.join(broken)}). Such updates "
+        "were skipped, and the state is saved as it was before them: continue with a "
+        "lower config.optimizer.lr or a higher config.rl.kl_weight, or look in "
+        "crystals/ for a reward that is not finite"
+    )

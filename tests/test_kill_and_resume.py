@@ -1,0 +1,36 @@
+"""The scripts of docs/robustness.md, in a short form and in full."""
+
+import signal
+
+import pytest
+import soak
+from kill_and_resume import compare, finish, kill_and_finish, prepare
+
+
+def test_a_killed_run_ends_like_one_left_alone(tmp_path):
+    program = prepare(tmp_path, "train", iterations=8)
+    pace = finish(program, "whole")
+    assert kill_and_finish(program, "killed", kills=3, pace=pace, seed=0)[0] == 3
+    assert compare(program, "whole", "killed") == []
+    # Ctrl-C, of a run that would go on: no process outlives it.
+    program.options["config.num_iterations"] = 1000
+    soak.interrupt(program, "killed", signal.SIGINT, 130)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["train", "pretrain"])
+def test_twenty_kills(tmp_path, name):
+    program = prepare(tmp_path, name, iterations=60)
+    pace = finish(program, "whole")
+    assert kill_and_finish(program, "killed", kills=20, pace=pace, seed=0)[0] == 20
+    assert compare(program, "whole", "killed") == []
+
+
+@pytest.mark.slow
+def test_two_thousand_iterations(tmp_path):
+    fewer = {"config.checkpoint_every": 20, "config.validate_every": 20}
+    program = prepare(tmp_path, "train", 2000, **fewer)
+    measured = soak.watch(program, "soak", every=10)
+    for name in ("main", "workers"):
+        growth = soak.growth(measured["iteration"], measured[name])
+        assert growth < soak.GROWTH, name
