@@ -130,17 +130,16 @@ def read_scalars(run_dir) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Reads what `Tracker` wrote, by one process or by several in turn.
 
     Returns:
-      {tag: (steps [n] int, values [n] float32)}, in order of steps.
+      {tag: (steps [n] int, values [n] float32)}, in order of steps, each step once.
     """
-    curves: dict[str, list[tuple[int, float]]] = {}
+    curves: dict[str, dict[int, float]] = {}
     for file in _event_files(run_dir):
         for event, _ in _events(file):
             for value in event.summary.value:
                 if value.HasField("simple_value"):  # no picture or histogram
-                    point = event.step, value.simple_value
-                    curves.setdefault(value.tag, []).append(point)
+                    curves.setdefault(value.tag, {})[event.step] = value.simple_value
     return {
-        tag: (np.array([s for s, _ in c], int), np.array([v for _, v in c], np.float32))
+        tag: (np.array(sorted(c), int), np.array([c[s] for s in sorted(c)], np.float32))
         for tag, c in curves.items()
     }
 
