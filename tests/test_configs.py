@@ -6,12 +6,19 @@ from importlib import import_module
 from inspect import signature
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from pymatgen.core import Lattice, Structure
 
 from chemeleon_jax import hub
-from chemeleon_jax.config import active_components, check_rl, parse, run
+from chemeleon_jax.config import (
+    active_components,
+    check_rl,
+    keep_compiled_programs,
+    parse,
+    run,
+)
 from chemeleon_jax.errors import UserError
 from chemeleon_jax.rewards.components import COMPONENTS
 
@@ -281,3 +288,18 @@ def test_help_says_what_the_program_does():
         [sys.executable, "-c", code, "--help"], capture_output=True, text=True
     )
     assert (result.returncode, result.stdout) == (0, "Trains.\n")
+
+
+def test_compiled_programs_are_kept_where_the_user_says(monkeypatch, tmp_path):
+    before = jax.config.jax_compilation_cache_dir
+    try:
+        jax.config.update("jax_compilation_cache_dir", None)
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+        keep_compiled_programs()
+        kept = str(tmp_path / "chemeleon_jax" / "compiled")
+        assert jax.config.jax_compilation_cache_dir == kept
+        jax.config.update("jax_compilation_cache_dir", "mine")
+        keep_compiled_programs()
+        assert jax.config.jax_compilation_cache_dir == "mine"
+    finally:
+        jax.config.update("jax_compilation_cache_dir", before)
