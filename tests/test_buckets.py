@@ -97,3 +97,27 @@ def test_neither_crystals_nor_the_update_depend_on_the_parts():
     for name in ("ratio", "ratio_max", "grad_norm", "neg_log_prob", "clip_fraction"):
         np.testing.assert_allclose(whole[3][name], cut[3][name], rtol=1e-4)
     np.testing.assert_allclose(cut[3]["ratio_first"], 1.0, atol=1e-6)
+
+
+def test_other_sizes_compile_nothing():
+    model, policy = tiny.generator()
+    rollout = jax.jit(partial(sample_group, group_size=1, parts=3))
+    settings = {"model": model, "schedule": SCHEDULE}
+    first = rollout(policy, jax.random.key(0), NUM_ATOMS, **settings)
+    key, smaller = jax.random.key(1), jnp.minimum(NUM_ATOMS, 3)
+    jax.block_until_ready((first, key, smaller))
+    compiled = []
+
+    def listen(event, *_, **__):
+        if event == "/jax/core/compile/backend_compile_duration":
+            compiled.append(event)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        crystals, _ = rollout(policy, key, smaller, **settings)
+        assert not compiled
+        jax.jit(lambda x: x - 1)(smaller)  # what would have been heard
+        assert compiled
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
+    np.testing.assert_array_equal(crystals.num_atoms, smaller)

@@ -1,7 +1,6 @@
 """The main job on the embedded models: few crystals, few steps, all the parts."""
 
 import importlib
-import json
 
 import jax
 import numpy as np
@@ -12,7 +11,7 @@ from chemeleon_jax import checkpoints
 from chemeleon_jax.errors import UserError
 from chemeleon_jax.states import RunCheckpoints
 from chemeleon_jax.tracking import read_scalars
-from chemeleon_jax.train import save_crystals, train
+from chemeleon_jax.train import train
 
 
 def config(name="rl_dng", **changes):
@@ -35,31 +34,10 @@ def config(name="rl_dng", **changes):
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """A finished run of the main job, and what it compiled up to each iteration."""
+    """A finished run of the main job."""
     workdir = tmp_path_factory.mktemp("dng")
-    compiled, per_iteration = [], []
-
-    def count(event, *_, **__):
-        compiled.append(event == "/jax/core/compile/backend_compile_duration")
-
-    def note(*args):
-        per_iteration.append(sum(compiled))
-        save_crystals(*args)
-
-    jax.monitoring.register_event_duration_secs_listener(count)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("chemeleon_jax.train.save_crystals", note)
-        train(config(), str(workdir))
-    jax.monitoring.unregister_event_duration_listener(count)
-    (workdir / "compiled.json").write_text(json.dumps(per_iteration))
+    train(config(), str(workdir))
     return workdir
-
-
-def test_only_the_first_iteration_compiles(run):
-    """And what a validation is the first to need, before the third."""
-    first, second, _ = json.loads((run / "compiled.json").read_text())
-    assert first > 0
-    assert second == first
 
 
 def test_the_promised_tags_are_written(run):
