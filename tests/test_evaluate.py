@@ -126,6 +126,14 @@ def test_intervals_hold_the_value_and_shrink_with_the_set():
     assert widths[1] < widths[0] / 2
 
 
+def test_two_valid_crystals_in_a_set_have_a_distance():
+    features = np.full((20, 2), np.nan)
+    features[:2] = [[0.0, 1.0], [2.0, 1.0]]
+    draws = resample(20, 200, seed=0)  # some of them without either
+    score = frechet_score(features, np.eye(2), draws)
+    assert np.isfinite(score).all()
+
+
 def test_crystals_without_a_value_are_left_out():
     draws = resample(4, 100, seed=0)
     score = mean_score(np.array([1.0, 1.0, np.nan, 1.0]), draws)

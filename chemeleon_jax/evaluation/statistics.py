@@ -51,6 +51,7 @@ def frechet_score(
     if known.sum() < 2:
         return Score(np.nan, np.nan, np.nan)
     x, weights = features[known], draws[:, known]
+    weights = weights[weights.any(1)]  # of few crystals, some resamples hold none
     target = _moments(references, np.ones(len(references)))
     root = _square_root(target[1])
     value = _distance(_moments(x, np.ones(len(x))), target, root)

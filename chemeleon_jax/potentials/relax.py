@@ -182,7 +182,7 @@ def _forces(params, state: _State, count, capacity: Capacity):
         frac = u @ inverse
         deformation = eye + strain / count[:, None, None]
         lattice = state.cell @ jnp.swapaxes(deformation, 1, 2)
-        energy, status = chgnet.batch_energy(
+        energy, status = chgnet.batch_energy(  # pyright: ignore
             params,
             frac - jax.lax.stop_gradient(jnp.floor(frac)),
             lattice,
@@ -192,9 +192,8 @@ def _forces(params, state: _State, count, capacity: Capacity):
         )
         return jnp.where(status == OK, energy * count, 0.0).sum(), (energy, status)
 
-    (_, (energy, status)), gradient = jax.value_and_grad(
-        total, argnums=(0, 1), has_aux=True
-    )(state.u, state.strain)
+    differentiate = jax.value_and_grad(total, argnums=(0, 1), has_aux=True)
+    (_, (energy, status)), gradient = differentiate(state.u, state.strain)
     deformation = eye + state.strain / count[:, None, None]
     # Of u to forces on the atoms where they really are.
     on_atoms = gradient[0] @ jnp.linalg.inv(deformation)
