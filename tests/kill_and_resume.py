@@ -161,7 +161,7 @@ def kill_and_finish(
     Args:
       program: what to start.
       run: name of the run.
-      kills: one in five during start-up, the others spread over the iterations.
+      kills: one in five during start-up, the others spread over the first half.
       pace: s per iteration.
       seed: of the random moments.
 
@@ -169,7 +169,8 @@ def kill_and_finish(
       Kills that found the run alive, and those of them while it wrote a state.
     """
     rng = random.Random(seed)
-    moments = sorted(rng.sample(range(1, program.iterations - 1), kills))
+    # The second half is left, so that a run that hurries has not ended before a kill.
+    moments = sorted(rng.sample(range(1, program.iterations // 2), kills))
     startup, killed, writing = 0.0, 0, 0
     for number, iteration in enumerate(moments, 1):
         began = time.monotonic()

@@ -8,7 +8,7 @@ from kill_and_resume import compare, finish, kill_and_finish, prepare
 
 
 def test_a_killed_run_ends_like_one_left_alone(tmp_path):
-    program = prepare(tmp_path, "train", iterations=8)
+    program = prepare(tmp_path, "train", iterations=16)
     pace = finish(program, "whole")
     assert kill_and_finish(program, "killed", kills=3, pace=pace, seed=0)[0] == 3
     assert compare(program, "whole", "killed") == []
