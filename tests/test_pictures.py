@@ -35,7 +35,7 @@ def found():
 def written(run_dir):
     """{tag: value} of an event file."""
     (file,) = run_dir.iterdir()
-    return {v.tag: v for e in tracking._events(file) for v in e.summary.value}
+    return {v.tag: v for e, _ in tracking._events(file) for v in e.summary.value}
 
 
 def test_a_validation_is_a_picture_and_histograms(tmp_path):
