@@ -13,7 +13,7 @@ import jax
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from chemeleon_jax.errors import UserError
+from chemeleon_jax.errors import UserError, exit_status
 from chemeleon_jax.rewards.normalize import NORMALIZATIONS
 from chemeleon_jax.sharding import check_divisible
 
@@ -28,13 +28,14 @@ def run(main: Callable[[ConfigDict, str], None]) -> None:
     if {"-h", "--help", "--helpfull"} & set(sys.argv):
         print(sys.modules["__main__"].__doc__)
         return
-    try:
-        config, workdir = parse(sys.argv)
-        keep_compiled_programs()
-        main(config, workdir)
-    except UserError as e:
-        print(f"error: {e}", file=sys.stderr)
-        raise SystemExit(2) from None
+    if status := exit_status(_run, main):
+        sys.exit(status)
+
+
+def _run(main: Callable[[ConfigDict, str], None]) -> None:
+    config, workdir = parse(sys.argv)
+    keep_compiled_programs()
+    main(config, workdir)
 
 
 def keep_compiled_programs() -> None:

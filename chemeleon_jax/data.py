@@ -31,6 +31,7 @@ _MP20 = (
     + (0.01330336, 0.09669811, 0.02155808, 0.06522701, 0.01437205)
     + (0.06703278, 0.00972877, 0.05317659, 0.01057636, 0.08995430)
 )
+MAX_ATOMS = 20  # N: the most that data sets here have
 MP20_ATOM_COUNTS = np.array(_MP20) / sum(_MP20)  # [20], entry i for i + 1 atoms
 
 

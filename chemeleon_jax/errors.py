@@ -1,9 +1,23 @@
 """The one exception that the programs print instead of a traceback."""
 
+import sys
+from collections.abc import Callable
+from typing import Any
+
 
 class UserError(ValueError):
     """Something that the user can put right: a config value, a file, the network.
 
-    The message says what is wrong, where, and what to do. `config.run` prints it as one
-    line and ends the program with status 2.
+    The message says what is wrong, where, and what to do. Programs print it as one line
+    and end with status 2.
     """
+
+
+def exit_status(program: Callable[..., Any], *arguments) -> int:
+    """Runs `program(*arguments)`: 0, or 2 after the one line of a `UserError`."""
+    try:
+        program(*arguments)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0

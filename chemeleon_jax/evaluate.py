@@ -29,7 +29,7 @@ from chemeleon_jax import __version__, checkpoints
 from chemeleon_jax.checkpoints import params_digest
 from chemeleon_jax.crystals import formula_key
 from chemeleon_jax.data import Dataset
-from chemeleon_jax.errors import UserError
+from chemeleon_jax.errors import UserError, exit_status
 from chemeleon_jax.evaluation import statistics
 from chemeleon_jax.evaluation.inputs import Item, load_reference, read_crystals
 from chemeleon_jax.evaluation.judge import (
@@ -354,12 +354,7 @@ def print_table(source: Path, rows, scores, protocol: dict[str, Any]) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Runs the program; what the user can put right is one line and status 2."""
-    try:
-        evaluate(parse(argv))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return exit_status(evaluate, parse(argv))
 
 
 if __name__ == "__main__":

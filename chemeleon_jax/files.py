@@ -1,15 +1,20 @@
-"""Files that appear at once or not at all, and their checksums."""
+"""Files: written whole or not at all, unpacked within bounds, their checksums."""
 
 import contextlib
+import gzip
 import hashlib
+import io
 import json
 import os
 import shutil
 import tempfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
 from chemeleon_jax.errors import UserError
+
+MAX_UNPACKED = 4 << 30  # bytes
 
 
 @contextlib.contextmanager
@@ -40,6 +45,22 @@ def read_json(file: Path) -> dict:
         return json.loads(file.read_text())
     except ValueError as e:
         raise UserError(f"{file}: not JSON ({e}); delete it or restore it") from e
+
+
+def gunzip(content: bytes, name: str) -> bytes:
+    """Unpacks gzip.
+
+    Raises:
+      UserError: `name` is damaged, or holds more than any file of crystals does.
+    """
+    try:
+        with gzip.open(io.BytesIO(content)) as file:
+            content = file.read(MAX_UNPACKED + 1)
+    except (OSError, EOFError, zlib.error) as error:
+        raise UserError(f"{name}: damaged, or no gzip file ({error})") from error
+    if len(content) > MAX_UNPACKED:
+        raise UserError(f"{name}: unpacks to more than {MAX_UNPACKED >> 30} GiB")
+    return content
 
 
 def digest(file: Path) -> str:

@@ -1,7 +1,7 @@
-"""What crystals are asked for by hand: atom counts, composition, conditions."""
+"""What crystals are asked for: drawn from a data set, or by hand."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -11,9 +11,49 @@ from pymatgen.core import Composition, Element
 
 from chemeleon_jax.data import MP20_ATOM_COUNTS, load_dataset
 from chemeleon_jax.errors import UserError
-from chemeleon_jax.models.condition import input_width, preprocess
+from chemeleon_jax.models.condition import (
+    condition_vectors,
+    input_width,
+    preprocess,
+)
+from chemeleon_jax.models.generator import Generator
 
 FORMULA_KINDS = ("composition", "chemical_system")
+
+
+def make_prompts(model: Generator, source: str) -> Callable:
+    """What the policy is asked for: (key, groups) -> num_atoms [G], conditions.
+
+    Atom counts, and with a conditional model its conditions, are those of crystals
+    drawn from a data set. Of "mp_20" only the histogram of atom counts is known here.
+    """
+    if source == "mp_20":
+        if model.condition is not None:
+            raise UserError(
+                "config.data.dataset = 'mp_20': gives atom counts only, and this model "
+                "takes conditions; name a data set that has them"
+            )
+        counts = jnp.arange(1, len(MP20_ATOM_COUNTS) + 1)
+        shares = jnp.asarray(MP20_ATOM_COUNTS)
+        return lambda key, groups: (
+            jax.random.choice(key, counts, (groups,), p=shares),
+            None,
+        )
+    dataset = load_dataset(source)
+    num_atoms, condition = jnp.asarray(dataset.crystals.mask.sum(-1)), None
+    if model.condition is not None:
+        condition, known = condition_vectors(
+            model.condition.specs,
+            jax.tree.map(jnp.asarray, dataset.crystals),
+            dataset.labels,
+        )
+        num_atoms, condition = jax.tree.map(lambda x: x[known], (num_atoms, condition))
+
+    def draw(key: jax.Array, groups: int):
+        picked = jax.random.randint(key, (groups,), 0, len(num_atoms))
+        return jax.tree.map(lambda x: x[picked], (num_atoms, condition))
+
+    return draw
 
 
 def parse_composition(formula: str) -> tuple[Composition, int]:

@@ -10,9 +10,7 @@ as data.
 """
 
 import argparse
-import gzip
 import hashlib
-import io
 import json
 import sys
 import tarfile
@@ -24,7 +22,8 @@ import numpy as np
 from pymatgen.core import Element
 
 from chemeleon_jax import crystals, data
-from chemeleon_jax.errors import UserError
+from chemeleon_jax.errors import UserError, exit_status
+from chemeleon_jax.files import MAX_UNPACKED, gunzip
 from chemeleon_jax.potentials.hull import NUM_ELEMENTS, Hull, save_hull
 from convert_checkpoints import opcodes
 from convert_checkpoints.records import CheckpointError, Record
@@ -33,7 +32,6 @@ from convert_checkpoints.records import CheckpointError, Record
 ARCHIVES = {"mp-20": ("https://ndownloader.figshare.com/files/59462369", None)}
 STRUCTURES = "mp_20_all_structure.json.gz"
 PHASE_DIAGRAM_PREFIX = "ppd-mp_all_entries_uncorrected"
-MAX_MEMBER_BYTES = 4 << 30
 MAX_OPCODES = 1_000_000_000  # 150,000 entries and the facets between them
 ENTRIES = (
     "pymatgen.analysis.phase_diagram.PDEntry",
@@ -122,18 +120,10 @@ def read_archive(path: Path) -> dict[str, bytes]:
                 if member.isreg() and wanted and name.endswith(".gz"):
                     file = archive.extractfile(member)
                     assert file is not None  # a regular file has one
-                    found[name] = _gunzip(file.read(MAX_MEMBER_BYTES), name)
+                    found[name] = gunzip(file.read(MAX_UNPACKED), name)
     except (OSError, EOFError, tarfile.TarError, zlib.error) as error:
         raise UserError(f"{path}: damaged, or no tar.gz archive ({error})") from error
     return found
-
-
-def _gunzip(content: bytes, name: str) -> bytes:
-    with gzip.open(io.BytesIO(content)) as file:
-        content = file.read(MAX_MEMBER_BYTES + 1)
-    if len(content) > MAX_MEMBER_BYTES:
-        raise UserError(f"{name}: unpacks to more than {MAX_MEMBER_BYTES >> 30} GiB")
-    return content
 
 
 def download(name: str, path: Path) -> None:
@@ -189,18 +179,17 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("name", choices=sorted(ARCHIVES))
     parser.add_argument("--out", required=True, type=Path, metavar="DIR")
     parser.add_argument("--archive", type=Path, metavar="FILE", help="a local copy")
-    args = parser.parse_args(argv)
-    try:
-        archive = args.archive or args.out / f"{args.name}.tar.gz"
-        if args.archive is None:
-            args.out.mkdir(parents=True, exist_ok=True)
-            download(args.name, archive)
-        for path in make_assets(archive, args.out):
-            print(path)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return exit_status(fetch_assets, parser.parse_args(argv))
+
+
+def fetch_assets(args: argparse.Namespace) -> None:
+    """Downloads the archive if no local copy is named, and prints what it became."""
+    archive = args.archive or args.out / f"{args.name}.tar.gz"
+    if args.archive is None:
+        args.out.mkdir(parents=True, exist_ok=True)
+        download(args.name, archive)
+    for path in make_assets(archive, args.out):
+        print(path)
 
 
 if __name__ == "__main__":

@@ -23,8 +23,9 @@ import numpy as np
 from chemeleon_jax import __version__, checkpoints
 from chemeleon_jax.checkpoints import Checkpoint, params_digest
 from chemeleon_jax.crystals import VALIDITY_REASONS, to_structures, validity
+from chemeleon_jax.data import MAX_ATOMS
 from chemeleon_jax.diffusion import make_schedule
-from chemeleon_jax.errors import UserError
+from chemeleon_jax.errors import UserError, exit_status
 from chemeleon_jax.files import read_json, replacing, write_json
 from chemeleon_jax.generation import generate
 from chemeleon_jax.models.generator import combine_checkpoints, make_generator
@@ -38,7 +39,6 @@ from chemeleon_jax.prompts import (
 from chemeleon_jax.sharding import make_mesh
 from chemeleon_jax.types import CrystalBatch
 
-MAX_ATOMS = 20  # the most that models here are trained on
 WRITTEN = ("crystals.jsonl", "manifest.json", "cif", "base", "evaluation")
 DEFAULTS = {"sampler": "ddim", "num_steps": 50, "eta": 1.0, "guidance_scale": 2.0}
 
@@ -306,12 +306,7 @@ def write_crystals(
 
 def main(argv: list[str] | None = None) -> int:
     """Runs the program; what the user can put right is one line and status 2."""
-    try:
-        sample(parse(argv))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return exit_status(sample, parse(argv))
 
 
 if __name__ == "__main__":

@@ -24,23 +24,21 @@ from jax.sharding import Mesh
 from chemeleon_jax import checkpoints
 from chemeleon_jax.alarms import Alarms, explain_skipped
 from chemeleon_jax.buckets import choose_parts
-from chemeleon_jax.checkpoints import Checkpoint, params_digest
 from chemeleon_jax.config import active_components, check_rl, run
-from chemeleon_jax.data import MP20_ATOM_COUNTS, load_dataset
+from chemeleon_jax.data import MAX_ATOMS
 from chemeleon_jax.diffusion import make_schedule
 from chemeleon_jax.errors import UserError
 from chemeleon_jax.interruption import SaveOnSignal
-from chemeleon_jax.models.condition import condition_vectors
 from chemeleon_jax.models.generator import (
     Generator,
     combine_checkpoints,
     make_generator,
 )
-from chemeleon_jax.models.predictor import make_predictor
-from chemeleon_jax.models.vae import make_vae
 from chemeleon_jax.objective import make_optimizer, reference_kl, update
 from chemeleon_jax.pictures import log_validation
-from chemeleon_jax.rewards import Reward, RewardOutput, compute_rewards, make_reward
+from chemeleon_jax.prompts import make_prompts
+from chemeleon_jax.rewards import Reward, RewardOutput, compute_rewards
+from chemeleon_jax.rewards.loading import load_reward
 from chemeleon_jax.rollout import sample_group
 from chemeleon_jax.runs import work_directory, write_run_info
 from chemeleon_jax.sharding import make_mesh, replicate, shard_batch
@@ -49,7 +47,6 @@ from chemeleon_jax.step_choice import choose_steps, stochastic_at, take_steps
 from chemeleon_jax.tracking import Tracker
 from chemeleon_jax.types import CrystalBatch, TrainState, Trajectory
 
-MAX_ATOMS = 20  # N: what crystals are padded to, and the most that data sets here have
 # Of matrix products, as JAX names it; sums are float32 in each. The default is what is
 # fast on the device: float32 on a CPU, TF32 on a GPU.
 PRECISIONS = {"default": None, "float32": "float32", "bfloat16": "BF16_BF16_F32"}
@@ -344,76 +341,6 @@ def matmul_precision(config) -> contextlib.AbstractContextManager:
 def guidance(scale: float, model: Generator) -> float | None:
     """The guidance scale, or None where guidance would change nothing and cost half."""
     return scale if model.condition and scale != 1.0 else None
-
-
-def make_prompts(model: Generator, source: str) -> Callable:
-    """What the policy is asked for: (key, groups) -> num_atoms [G], conditions.
-
-    Atom counts, and with a conditional model its conditions, are those of crystals
-    drawn from a data set. Of "mp_20" only the histogram of atom counts is known here.
-    """
-    if source == "mp_20":
-        if model.condition is not None:
-            raise UserError(
-                "config.data.dataset = 'mp_20': gives atom counts only, and this model "
-                "takes conditions; name a data set that has them"
-            )
-        counts = jnp.arange(1, len(MP20_ATOM_COUNTS) + 1)
-        shares = jnp.asarray(MP20_ATOM_COUNTS)
-        return lambda key, groups: (
-            jax.random.choice(key, counts, (groups,), p=shares),
-            None,
-        )
-    dataset = load_dataset(source)
-    num_atoms, condition = jnp.asarray(dataset.crystals.mask.sum(-1)), None
-    if model.condition is not None:
-        condition, known = condition_vectors(
-            model.condition.specs,
-            jax.tree.map(jnp.asarray, dataset.crystals),
-            dataset.labels,
-        )
-        num_atoms, condition = jax.tree.map(lambda x: x[known], (num_atoms, condition))
-
-    def draw(key: jax.Array, groups: int):
-        picked = jax.random.randint(key, (groups,), 0, len(num_atoms))
-        return jax.tree.map(lambda x: x[picked], (num_atoms, condition))
-
-    return draw
-
-
-def load_reward(config, model: Generator) -> Reward:
-    """The reward of a config, with the models that its components need."""
-    references = load_dataset(config.reward.reference_dataset)
-    components, predictor = active_components(config), None
-    if "predictor" in components:
-        checkpoint = checkpoints.load(config.reward.components.predictor.ckpt_path)
-        vae = load_predictor_vae(checkpoint)
-        predictor = (
-            make_vae(vae.config["vae"]),
-            make_predictor(checkpoint.config["predictor"]),
-            {"vae": vae.params["vae"], "predictor": checkpoint.params["predictor"]},
-        )
-    return make_reward(
-        config.reward.to_dict() | {"components": components},
-        dataset=references,
-        vae=(model.vae, model.frozen["vae"]),
-        predictor=predictor,
-    )
-
-
-def load_predictor_vae(predictor: Checkpoint) -> Checkpoint:
-    """The VAE whose features a predictor reads: in its own file, or named there."""
-    if "vae" in predictor.params:
-        return predictor
-    name = predictor.config["vae_ckpt_path"]
-    vae = checkpoints.load(name)
-    if params_digest(vae.params["vae"]) != predictor.config["vae_sha256"]:
-        raise UserError(
-            f"config.reward.components.predictor.ckpt_path: the predictor was trained "
-            f"on features of {name}, which has changed since; train it again with "
-            "configs/predictor.py"
-        )
-    return vae
 
 
 def save_crystals(workdir: Path, iteration: int, batch: Batch) -> None:

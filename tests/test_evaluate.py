@@ -261,3 +261,14 @@ def test_errors_of_the_command_line(folder, capsys, flags, message):
     argv = [str(folder / "known.json"), f"--reference={folder / 'known.json'}"]
     assert evaluate.main([*argv, *flags]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_gzip_that_is_damaged_or_a_bomb_ends_in_one_line(tmp_path, monkeypatch):
+    packed = gzip.compress(b"[" + b"1," * 1000 + b"1]")
+    (tmp_path / "cut.json.gz").write_bytes(packed[:-9])
+    (tmp_path / "flipped.json.gz").write_bytes(packed[:15] + b"\xff" + packed[16:])
+    (tmp_path / "bomb.json.gz").write_bytes(packed)
+    monkeypatch.setattr("chemeleon_jax.files.MAX_UNPACKED", 1000)
+    for name, problem in (("cut", "damaged"), ("flipped", "damaged"), ("bomb", "more")):
+        with pytest.raises(UserError, match=f"{name}.json.gz: .*{problem}"):
+            read_crystals(tmp_path / f"{name}.json.gz")

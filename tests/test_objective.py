@@ -246,7 +246,8 @@ def test_the_same_update_on_any_number_of_devices(devices):
 
 
 def test_memory_does_not_grow_with_the_number_of_steps():
-    model, policy, _ = rolled_out()
+    """Of a network that is wider than its latents, as all but the tiniest are."""
+    model, policy = tiny.generator(width=64)
     optimizer = make_optimizer(1e-3)
 
     def peak(steps):
@@ -272,5 +273,5 @@ def test_memory_does_not_grow_with_the_number_of_steps():
         memory = compiled.memory_analysis()
         return memory.temp_size_in_bytes + memory.argument_size_in_bytes
 
-    # The recorded latents do, a third of this peak; kept activations would be 20 MB.
-    assert peak(20) < 1.3 * peak(10)
+    # The recorded latents do, by 4 %.
+    assert peak(20) < 1.1 * peak(10)

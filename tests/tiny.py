@@ -86,9 +86,9 @@ def vae_of_valid_cells() -> Checkpoint:
 
 
 @cache
-def ldm_checkpoint(learn_sigma=False) -> Checkpoint:
+def ldm_checkpoint(learn_sigma=False, width=DIT["width"]) -> Checkpoint:
     """A denoiser."""
-    config = DIT | {"learn_sigma": learn_sigma}
+    config = DIT | {"learn_sigma": learn_sigma, "width": width}
     mask = crystals().mask
     z, t = jnp.zeros((*mask.shape, 4)), jnp.zeros(1)
     params = random_params(DiT(**config), z, t, mask, seed=2)
@@ -99,8 +99,8 @@ def ldm_checkpoint(learn_sigma=False) -> Checkpoint:
 
 
 @cache
-def generator(learn_sigma=False, max_atoms=MAX_ATOMS):
+def generator(learn_sigma=False, max_atoms=MAX_ATOMS, width=DIT["width"]):
     """A generator and its policy."""
-    ldm, vae = ldm_checkpoint(learn_sigma), vae_checkpoint()
+    ldm, vae = ldm_checkpoint(learn_sigma, width), vae_checkpoint()
     both = Checkpoint(ldm.params | vae.params, ldm.config | {"vae": VAE})
     return make_generator(both, max_atoms)

@@ -5,7 +5,8 @@
     python -m tools.embed_model runs/ldm ldm --unconditional
     python -m tools.embed_model runs/predictor predictor
 
-Embed the VAE before the others are trained: they stand on its rounded parameters.
+Embed the VAE before the others are trained: they stand on its rounded parameters. The
+line that is printed belongs into `checkpoints.MINI_MODELS`.
 """
 
 import argparse
@@ -17,6 +18,7 @@ import numpy as np
 
 from chemeleon_jax import checkpoints
 from chemeleon_jax.checkpoints import Checkpoint
+from chemeleon_jax.files import digest
 from chemeleon_jax.models.condition import input_width, make_condition_encoder
 
 ASSETS = Path("chemeleon_jax/assets/mini")
@@ -52,7 +54,7 @@ def main() -> None:
     if args.unconditional:
         model = without_conditions(model)
     checkpoints.save_model(args.out / args.name, *model, dtype=np.float16)
-    print(f"{args.out / args.name}")
+    print(f'"{args.name}": "{digest(args.out / args.name / "config.json")}",')
 
 
 if __name__ == "__main__":

@@ -16,23 +16,18 @@ from pymatgen.analysis.structure_matcher import StructureMatcher
 
 from chemeleon_jax import checkpoints, sample_group
 from chemeleon_jax.crystals import to_structures
-from chemeleon_jax.data import load_dataset
+from chemeleon_jax.data import MAX_ATOMS, load_dataset
 from chemeleon_jax.diffusion import make_schedule
-from chemeleon_jax.models.condition import input_width, preprocess
 from chemeleon_jax.models.generator import combine_checkpoints, make_generator
-from chemeleon_jax.train import MAX_ATOMS
+from chemeleon_jax.prompts import condition_values, encode_conditions
 
 BATCH = 10  # compositions at once
 
 
-def ask(specs, formulas: list[str]) -> dict[str, np.ndarray]:
-    """The composition alone; what else the model takes is not asked for."""
-    return {
-        spec["name"]: preprocess(spec, formulas)
-        if spec["kind"] == "composition"
-        else np.full((len(formulas), input_width(spec)), np.nan, np.float32)
-        for spec in specs
-    }
+def ask(specs, formula: str) -> dict[str, np.ndarray]:
+    """A composition, and the chemical system that it implies, as `sample` asks."""
+    by_kind, by_name = condition_values(formula, None, ())
+    return encode_conditions(specs, by_kind, by_name)
 
 
 def main() -> None:
@@ -65,7 +60,10 @@ def main() -> None:
             group_size=args.num_samples,
             eta=1.0,
             cfg_scale=args.guidance_scale,
-            condition=ask(model.condition.specs, [s.formula for s in asked]),
+            condition=jax.tree.map(
+                lambda *vectors: np.concatenate(vectors),
+                *(ask(model.condition.specs, s.formula) for s in asked),
+            ),
         )
         samples = to_structures(jax.device_get(crystals))
         for i, structure in enumerate(asked):

@@ -16,10 +16,12 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from chemeleon_jax import checkpoints, compute_rewards, sample_group
+from chemeleon_jax.data import MAX_ATOMS
 from chemeleon_jax.diffusion import make_schedule
 from chemeleon_jax.models.generator import make_generator
+from chemeleon_jax.prompts import make_prompts
+from chemeleon_jax.rewards.loading import load_reward
 from chemeleon_jax.tracking import read_scalars
-from chemeleon_jax.train import MAX_ATOMS, load_reward, make_prompts
 
 BATCH = 64
 SEED = 2026

@@ -3,8 +3,9 @@
     python tools/measure_reconstruction.py mini:vae
 
 Encodes the test split of mp_mini (posterior mean), decodes, and asks pymatgen's
-`StructureMatcher` with its defaults; then again with noise on the latents, which says
-how much of a denoiser's error the decoder mends.
+`StructureMatcher` with its defaults, and CHGNet for the median energy above the hull;
+then again with noise on the latents, which says how much of a denoiser's error the
+decoder mends.
 """
 
 import argparse
@@ -17,6 +18,8 @@ from chemeleon_jax import checkpoints
 from chemeleon_jax.crystals import to_structures
 from chemeleon_jax.data import load_dataset
 from chemeleon_jax.models.vae import make_vae, to_crystals
+from chemeleon_jax.potentials import load_potential
+from chemeleon_jax.potentials.hull import load_hull
 
 KEY = jax.random.key(0)
 
@@ -33,6 +36,8 @@ def main() -> None:
     known = load_dataset("mp_mini").select("test").crystals
 
     structures, matcher = to_structures(known), StructureMatcher()
+    potential = load_potential("chgnet")
+    hull, energies = load_hull(potential), jax.jit(potential.energies)
 
     @jax.jit
     def reconstruct(crystals, noise):
@@ -44,7 +49,7 @@ def main() -> None:
         return to_crystals(decoded, crystals.mask)
 
     print(f"{len(structures)} test crystals")
-    print("noise / latent std   matched   atom types right")
+    print("noise / latent std   matched   types right   e_above_hull, median eV/atom")
     for noise in (0.0, 0.1, 0.2, 0.3):
         found = jax.device_get(reconstruct(known, noise))
         matched = [
@@ -52,8 +57,12 @@ def main() -> None:
             for a, b in zip(structures, to_structures(found), strict=True)
         ]
         types_right = (found.atom_types == known.atom_types)[known.mask]
-        shares = f"{np.mean(matched):10.2%}{types_right.mean():19.2%}"
-        print(f"{noise:18.1f}{shares}", flush=True)
+        energy, status = jax.device_get(energies(found))
+        above = hull.e_above_hull(
+            found.atom_types, np.where(status == 0, energy, np.nan)
+        )
+        shares = f"{np.mean(matched):10.2%}{types_right.mean():14.2%}"
+        print(f"{noise:18.1f}{shares}{np.nanmedian(above):18.2f}", flush=True)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,6 @@
 Files are data: classes that a JSON file names are not looked up, nothing is unpickled.
 """
 
-import gzip
 import io
 import json
 import warnings
@@ -18,6 +17,7 @@ from pymatgen.io.ase import AseAtomsAdaptor
 
 from chemeleon_jax import crystals, data
 from chemeleon_jax.errors import UserError
+from chemeleon_jax.files import gunzip
 
 FORMATS = (".cif", ".jsonl", ".json", ".extxyz", ".xyz")
 
@@ -84,7 +84,7 @@ def _read_folder(path: Path) -> list[Item]:
 def _read_text(path: Path) -> str:
     content = path.read_bytes()
     if path.suffix == ".gz":
-        content = gzip.decompress(content)
+        content = gunzip(content, str(path))
     return content.decode()
 
 

@@ -13,7 +13,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from chemeleon_jax.errors import UserError
+from chemeleon_jax.errors import UserError, exit_status
 from chemeleon_jax.report.page import make_page
 from chemeleon_jax.report.runs import load_run
 
@@ -41,7 +41,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def report(args: argparse.Namespace) -> Path:
-    """Writes the page.
+    """Writes the page, and says where.
 
     Raises:
       UserError: a RUN that is no directory, or as many --samples as there are no RUNs.
@@ -57,17 +57,13 @@ def report(args: argparse.Namespace) -> Path:
     out = args.out or args.runs[0] / "report.html"
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(make_page(runs, args.num_crystals), encoding="utf-8")
+    print(f"{out}: {out.stat().st_size / 1e6:.1f} MB, opens in any browser")
     return out
 
 
 def main() -> None:
-    """The command line: errors of the user on one line, exit status 2."""
-    try:
-        out = report(parse())
-    except UserError as e:
-        print(f"error: {e}", file=sys.stderr)
-        raise SystemExit(2) from None
-    print(f"{out}: {out.stat().st_size / 1e6:.1f} MB, opens in any browser")
+    """Runs the program; what the user can put right is one line and status 2."""
+    sys.exit(exit_status(report, parse()))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,46 @@
+"""The reward that a config asks for, with the models that it needs."""
+
+from chemeleon_jax import checkpoints
+from chemeleon_jax.checkpoints import Checkpoint, params_digest
+from chemeleon_jax.config import active_components
+from chemeleon_jax.data import load_dataset
+from chemeleon_jax.errors import UserError
+from chemeleon_jax.models.generator import Generator
+from chemeleon_jax.models.predictor import make_predictor
+from chemeleon_jax.models.vae import make_vae
+from chemeleon_jax.rewards.reward import Reward, make_reward
+
+
+def load_reward(config, model: Generator) -> Reward:
+    """The reward of a config, with the models that its components need."""
+    references = load_dataset(config.reward.reference_dataset)
+    components, predictor = active_components(config), None
+    if "predictor" in components:
+        checkpoint = checkpoints.load(config.reward.components.predictor.ckpt_path)
+        vae = load_predictor_vae(checkpoint)
+        predictor = (
+            make_vae(vae.config["vae"]),
+            make_predictor(checkpoint.config["predictor"]),
+            {"vae": vae.params["vae"], "predictor": checkpoint.params["predictor"]},
+        )
+    return make_reward(
+        config.reward.to_dict() | {"components": components},
+        dataset=references,
+        vae=(model.vae, model.frozen["vae"]),
+        predictor=predictor,
+    )
+
+
+def load_predictor_vae(predictor: Checkpoint) -> Checkpoint:
+    """The VAE whose features a predictor reads: in its own file, or named there."""
+    if "vae" in predictor.params:
+        return predictor
+    name = predictor.config["vae_ckpt_path"]
+    vae = checkpoints.load(name)
+    if params_digest(vae.params["vae"]) != predictor.config["vae_sha256"]:
+        raise UserError(
+            f"config.reward.components.predictor.ckpt_path: the predictor was trained "
+            f"on features of {name}, which has changed since; train it again with "
+            "configs/predictor.py"
+        )
+    return vae
