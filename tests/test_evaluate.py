@@ -268,7 +268,11 @@ def test_gzip_that_is_damaged_or_a_bomb_ends_in_one_line(tmp_path, monkeypatch):
     (tmp_path / "cut.json.gz").write_bytes(packed[:-9])
     (tmp_path / "flipped.json.gz").write_bytes(packed[:15] + b"\xff" + packed[16:])
     (tmp_path / "bomb.json.gz").write_bytes(packed)
-    monkeypatch.setattr("chemeleon_jax.files.MAX_UNPACKED", 1000)
-    for name, problem in (("cut", "damaged"), ("flipped", "damaged"), ("bomb", "more")):
+    for name, limit, problem in (
+        ("cut", 10_000, "damaged"),
+        ("flipped", 10_000, "damaged"),
+        ("bomb", 1_000, "unpacks to more"),
+    ):
+        monkeypatch.setattr("chemeleon_jax.files.MAX_UNPACKED", limit)
         with pytest.raises(UserError, match=f"{name}.json.gz: .*{problem}"):
             read_crystals(tmp_path / f"{name}.json.gz")
