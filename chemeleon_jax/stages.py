@@ -36,8 +36,8 @@ class Stage(NamedTuple):
 
 # Quantile functions of the densities that training timesteps are drawn from, [0, 1) ->
 # [0, 1). The second (arXiv:2403.03206) spares a small model the timesteps below 100,
-# where all that is left to predict is the posterior's own noise, and those above 750,
-# where nothing is; on the embedded latents these were half of the loss.
+# where most of what is left to predict is the posterior's own noise, and those above
+# 750, where hardly anything is.
 TIMESTEP_QUANTILES = {
     "uniform": lambda u: u,
     "logit_normal": lambda u: jax.nn.sigmoid(ndtri(u) - 0.6),

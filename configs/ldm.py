@@ -1,6 +1,6 @@
 """The embedded latent diffusion models, on latents of `mini:vae`.
 
-46 minutes on one core, 2026-11-22 and -23; validation mse 0.120. What its crystals are
+50 minutes on one core, 2026-11-22 and -23; validation mse 0.120. What its crystals are
 worth is in docs/mini-model.md. As it was run, the timesteps were uniform up to step
 3,600.
 
