@@ -28,30 +28,31 @@ class Scored(NamedTuple):
 def log_validation(
     tracker: Tracker,
     step: int,
-    found: list[tuple[CrystalBatch, RewardOutput]],
+    crystals: CrystalBatch,
+    rewards: RewardOutput,
     num_pictures: int,
 ) -> None:
     """Writes `val/best_crystals`, histograms `val/distribution/*` and `time/pictures`.
 
-    The best are valid, the first of their kind in their batch, and have the highest raw
-    rewards. Histograms are of the valid crystals' finite values.
+    The best are valid, the first of their kind, and have the highest raw rewards.
+    Histograms are of the valid crystals' finite values.
     """
     began = time.perf_counter()
-    batches = [(c, r, np.flatnonzero(r.valid)) for c, r in found]
-    structures = [s for c, _, rows in batches for s in to_structures(take(c, rows))]
+    rows = np.flatnonzero(rewards.valid)
+    structures = to_structures(take(crystals, rows))
+    reward, above = np.asarray(rewards.raw)[rows], _e_above_hull(rewards)[rows]
     values = {
-        "reward": [r.raw[rows] for _, r, rows in batches],
-        "e_above_hull": [_e_above_hull(r)[rows] for _, r, rows in batches],
-        "num_atoms": [c.mask[rows].sum(-1) for c, _, rows in batches],
-        "density": [[s.density for s in structures if s is not None]],
+        "reward": reward,
+        "e_above_hull": above,
+        "num_atoms": crystals.mask[rows].sum(-1),
+        "density": np.array([s.density for s in structures if s is not None]),
     }
-    joined = {name: np.concatenate(parts) for name, parts in values.items()}
-    for name, x in joined.items():
+    for name, x in values.items():
         tracker.log_histogram(step, f"val/distribution/{name}", x[np.isfinite(x)])
-    unique = np.concatenate([np.asarray(r.unique)[rows] for _, r, rows in batches])
+    unique = np.asarray(rewards.unique)[rows]
     scored = [
-        Scored(structures[i], joined["reward"][i], joined["e_above_hull"][i])
-        for i in np.argsort(-joined["reward"])
+        Scored(structures[i], reward[i], above[i])
+        for i in np.argsort(-reward)
         if unique[i] and structures[i] is not None
     ]
     if scored[:num_pictures]:

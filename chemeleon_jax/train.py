@@ -39,7 +39,7 @@ from chemeleon_jax.pictures import log_validation
 from chemeleon_jax.prompts import make_prompts
 from chemeleon_jax.rewards import Reward, RewardOutput, compute_rewards
 from chemeleon_jax.rewards.loading import load_reward
-from chemeleon_jax.rollout import sample_group
+from chemeleon_jax.rollout import crystal_keys, sample_group
 from chemeleon_jax.runs import work_directory, write_run_info
 from chemeleon_jax.sharding import make_mesh, replicate, shard_batch
 from chemeleon_jax.states import RunCheckpoints
@@ -100,9 +100,9 @@ def train(config, workdir: str) -> None:
             "eta": config.sampling.eta,
             "cfg_scale": guidance(config.sampling.cfg_scale, model),
         }
-        sample_and_score = make_sample_and_score(
-            config, draw_prompts, reward, sampling, mesh
-        )
+        rollout = make_rollout(config, sampling, mesh)
+        sample_and_score = make_sample_and_score(config, draw_prompts, reward, rollout)
+        validate = make_validate(config, draw_prompts, reward, rollout)
         improve = make_improve(config, optimizer, reference, sampling, mesh)
 
         # -------------------------------------------------------------------- the loop
@@ -118,12 +118,7 @@ def train(config, workdir: str) -> None:
                 window_iterations=config.rl.window_iterations,
             )
             batch = sample_and_score(
-                state.params,
-                key,
-                window=places if config.rl.window else None,
-                num_groups=config.data.batch_size,
-                group_size=config.rl.num_group_samples,
-                with_energies="energy" in active_components(config),
+                state.params, key, window=places if config.rl.window else None
             )
             reward.raise_faults(workdir)
             state, metrics, seconds = improve(state, batch, places)
@@ -139,11 +134,13 @@ def train(config, workdir: str) -> None:
             done, score = iteration + 1, None
             last = done == config.num_iterations
             if config.validate_every and (done % config.validate_every == 0 or last):
-                found = validate(config, state.params, sample_and_score)
-                means = mean_metrics(found)
-                score = float(means["reward"])
-                tracker.log(iteration, {f"val/{k}": v for k, v in means.items()})
-                log_validation(tracker, iteration, found, config.validation_pictures)
+                crystals, rewards = validate(state.params)
+                score = float(rewards.metrics["reward"])
+                found = {f"val/{k}": v for k, v in rewards.metrics.items()}
+                tracker.log(iteration, found)
+                log_validation(
+                    tracker, iteration, crystals, rewards, config.validation_pictures
+                )
             stuck = metrics["skipped_in_a_row"] >= config.max_skipped
             due = done % config.checkpoint_every == 0 or score is not None
             if due or last or stuck:
@@ -170,55 +167,59 @@ def init_state(policy: Any, optimizer: optax.GradientTransformation) -> TrainSta
     )
 
 
-def make_sample_and_score(
-    config, draw_prompts: Callable, reward: Reward, sampling: dict, mesh: Mesh
-) -> Callable[..., Batch]:
-    """Compiles the first half of an iteration, on the devices and the host."""
+def make_rollout(config, sampling: dict, mesh: Mesh) -> Callable:
+    """Compiles sampling: B crystals, on the host, and their trajectory, on the mesh."""
     parts = choose_parts(
         batch_size(config), sampling["model"], config.rl.memory_budget, mesh.size
     )
-    rollout = jax.jit(functools.partial(sample_group, group_size=1, parts=parts))
-    normalised = config.rl.num_group_samples
-    if not config.rl.group_reward_norm:
-        normalised *= config.data.batch_size
-    score = jax.jit(
-        functools.partial(
-            compute_rewards,
-            reward=reward,
-            group_size=normalised,
-            component_group_size=config.rl.num_group_samples
-            if config.reward.normalize_in_group
-            else None,
-        ),
-        static_argnames="with_energies",
-    )
+    compiled = jax.jit(functools.partial(sample_group, group_size=1, parts=parts))
 
-    def sample_and_score(
-        params, key, *, num_groups, group_size, with_energies, window=None
-    ):
-        began = time.perf_counter()
+    def rollout(params, keys, num_atoms, condition, window=None):
         settings = sampling
         if window is not None:
             schedule = stochastic_at(sampling["schedule"], window)
             settings = sampling | {"schedule": schedule}
-        num_atoms, condition = draw_prompts(jax.random.fold_in(key, 0), num_groups)
-        num_atoms, condition = jax.tree.map(
-            lambda x: jnp.repeat(x, group_size, 0), (num_atoms, condition)
-        )
         with jax.set_mesh(mesh), matmul_precision(config):
-            # Groups are laid out above and go in as groups of one, so that validation,
-            # where every crystal has an atom count of its own, is the same program.
-            crystals, trajectory = rollout(
-                params,
-                jax.random.fold_in(key, 1),
-                num_atoms,
-                condition=condition,
-                **settings,
+            crystals, trajectory = compiled(
+                params, keys, num_atoms, condition=condition, **settings
             )
-        crystals = jax.device_get(crystals)
+        return jax.device_get(crystals), trajectory
+
+    return rollout
+
+
+def make_sample_and_score(
+    config, draw_prompts: Callable, reward: Reward, rollout: Callable
+) -> Callable[..., Batch]:
+    """Compiles the first half of an iteration, on the devices and the host."""
+    num_groups, group_size = config.data.batch_size, config.rl.num_group_samples
+    score = jax.jit(
+        functools.partial(
+            compute_rewards,
+            reward=reward,
+            group_size=group_size
+            if config.rl.group_reward_norm
+            else batch_size(config),
+            component_group_size=group_size
+            if config.reward.normalize_in_group
+            else None,
+            with_energies="energy" in active_components(config),
+        )
+    )
+
+    def sample_and_score(params, key, window=None):
+        began = time.perf_counter()
+        prompts = draw_prompts(jax.random.fold_in(key, 0), num_groups)
+        # Groups are laid out here and go in as groups of one, so that validation,
+        # where every crystal has an atom count of its own, is the same program.
+        num_atoms, condition = jax.tree.map(
+            lambda x: jnp.repeat(x, group_size, 0), prompts
+        )
+        keys = crystal_keys(jax.random.fold_in(key, 1), jnp.arange(len(num_atoms)))
+        crystals, trajectory = rollout(params, keys, num_atoms, condition, window)
         sampled = time.perf_counter()
         # Rewards are host work, and small on the device: one device computes them.
-        rewards = jax.device_get(score(crystals, with_energies=with_energies))
+        rewards = jax.device_get(score(crystals))
         seconds = {
             "sample": sampled - began,
             "reward": time.perf_counter() - sampled,
@@ -228,27 +229,38 @@ def make_sample_and_score(
     return sample_and_score
 
 
-def validate(
-    config, params, sample_and_score: Callable
-) -> list[tuple[CrystalBatch, RewardOutput]]:
-    """Crystals that nobody trains on, in batches; the same noise every time."""
-    size = batch_size(config)
-    keys = jax.random.split(
-        jax.random.key(config.seed + 1), -(-config.validation_samples // size)
-    )
-    found = []
-    for key in keys:
-        batch = sample_and_score(
-            params, key, num_groups=size, group_size=1, with_energies=True
+def make_validate(
+    config, draw_prompts: Callable, reward: Reward, rollout: Callable
+) -> Callable[[Any], tuple[CrystalBatch, RewardOutput]]:
+    """Compiles validation: `validation_samples` crystals that nobody trains on.
+
+    They always come from the same noise and are scored as one set. Their score depends
+    neither on the training batch nor on how many are sampled at once.
+    """
+    count, size = config.validation_samples, batch_size(config)
+    key = jax.random.key(config.seed + 1)
+    num_atoms, condition = draw_prompts(jax.random.fold_in(key, 0), count)
+    keys = crystal_keys(jax.random.fold_in(key, 1), jnp.arange(count))
+    score = jax.jit(
+        functools.partial(
+            compute_rewards, reward=reward, group_size=count, with_energies=True
         )
-        found.append((batch.crystals, batch.rewards))
-    return found
+    )
 
+    def sample(params, rows):
+        prompts = jax.tree.map(lambda x: x[rows], (keys, num_atoms, condition))
+        return rollout(params, *prompts)[0]
 
-def mean_metrics(found: list[tuple[CrystalBatch, RewardOutput]]) -> dict[str, float]:
-    """Metrics of batches, averaged."""
-    metrics = [rewards.metrics for _, rewards in found]
-    return {name: np.mean([m[name] for m in metrics]) for name in metrics[0]}
+    def validate(params):
+        found = [
+            # The last batch is filled up with crystals of the first.
+            sample(params, np.arange(start, start + size) % count)
+            for start in range(0, count, size)
+        ]
+        crystals = jax.tree.map(lambda *x: np.concatenate(x)[:count], *found)
+        return crystals, jax.device_get(score(crystals))
+
+    return validate
 
 
 def make_improve(

@@ -17,19 +17,15 @@ def salt(anion, length):
 
 
 def found():
-    """Two batches of two crystals; the third is invalid, the last is a duplicate."""
-    first = from_structures([salt("Cl", 4.1), salt("Br", 4.3)])
-    second = from_structures([salt("I", 0.1), salt("F", 4.0)])
-    scores = (
-        {"raw": [1.0, 2.0], "valid": [True, True], "unique": [True, True]},
-        {"raw": [9.0, 8.0], "valid": [False, True], "unique": [False, False]},
+    """Four crystals and their rewards: the third is invalid, the last a duplicate."""
+    salts = [salt("Cl", 4.1), salt("Br", 4.3), salt("I", 0.1), salt("F", 4.0)]
+    rewards = SimpleNamespace(
+        raw=np.array([1.0, 2.0, 9.0, 8.0]),
+        valid=np.array([True, True, False, True]),
+        unique=np.array([True, True, False, False]),
+        e_above_hull=np.array([0.1, np.nan, np.nan, np.nan]),
     )
-    rewards = [
-        SimpleNamespace(**{k: np.array(v) for k, v in s.items()}, e_above_hull=None)
-        for s in scores
-    ]
-    rewards[0].e_above_hull = np.array([0.1, np.nan])
-    return list(zip((first, second), rewards, strict=True))
+    return from_structures(salts), rewards
 
 
 def written(run_dir):
@@ -40,7 +36,7 @@ def written(run_dir):
 
 def test_a_validation_is_a_picture_and_histograms(tmp_path):
     with Tracker(tmp_path, total=1) as tracker:
-        log_validation(tracker, 0, found(), num_pictures=12)
+        log_validation(tracker, 0, *found(), num_pictures=12)
     values = written(tmp_path)
     counts = {tag: v.histo.num for tag, v in values.items() if v.HasField("histo")}
     assert counts == {
@@ -66,17 +62,25 @@ def test_the_best_come_first_and_only_once(tmp_path, monkeypatch):
         lambda best: shown.extend(best) or Image.new("RGB", (1, 1)),
     )
     with Tracker(tmp_path, total=1) as tracker:
-        log_validation(tracker, 0, found(), num_pictures=12)
-        log_validation(tracker, 0, found(), num_pictures=1)
-        log_validation(tracker, 0, found(), num_pictures=0)
+        log_validation(tracker, 0, *found(), num_pictures=12)
+        log_validation(tracker, 0, *found(), num_pictures=1)
+        log_validation(tracker, 0, *found(), num_pictures=0)
     formulas = [s.structure.composition.reduced_formula for s in shown]
     assert formulas == ["CsBr", "CsCl", "CsBr"]
 
 
 def test_no_valid_crystal_is_no_picture(tmp_path):
-    batches = found()
-    for _, rewards in batches:
-        rewards.valid[:] = False
+    crystals, rewards = found()
+    rewards.valid[:] = False
     with Tracker(tmp_path, total=1) as tracker:
-        log_validation(tracker, 0, batches, num_pictures=4)
+        log_validation(tracker, 0, crystals, rewards, num_pictures=4)
     assert set(written(tmp_path)) == {"time/pictures"}
+
+
+def test_no_energies_are_no_histogram_of_them(tmp_path):
+    crystals, rewards = found()
+    rewards.e_above_hull = None
+    with Tracker(tmp_path, total=1) as tracker:
+        log_validation(tracker, 0, crystals, rewards, num_pictures=0)
+    assert "val/distribution/e_above_hull" not in written(tmp_path)
+    assert "val/distribution/reward" in written(tmp_path)
