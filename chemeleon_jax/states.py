@@ -84,6 +84,7 @@ class RunCheckpoints:
                     "is room to write, the same command continues from the latest"
                 ) from e
             self._delete_old()
+            _forget_shards(state)
 
     def _delete_old(self) -> None:
         steps = sorted(list_steps(self._directory))
@@ -265,6 +266,17 @@ def _require_intact(directory: Path) -> None:
     damage = find_damage(directory)
     if damage is not None:
         raise UserError(f"{directory}: the best state is damaged ({damage})")
+
+
+def _forget_shards(state) -> None:
+    """Lets the arrays of a state go when nobody needs them any more.
+
+    Orbax asks each for its shards, which JAX keeps with it: on one device the shard is
+    the array, which then refers to itself, and lives until Python looks for cycles.
+    Many old states would stay in device memory.
+    """
+    for x in jax.tree.leaves(state):
+        getattr(x, "__dict__", {}).pop("addressable_shards", None)
 
 
 def _first_line(error: Exception) -> str:

@@ -1,5 +1,6 @@
 import resource
 import shutil
+import weakref
 
 import jax
 import jax.numpy as jnp
@@ -39,6 +40,16 @@ def test_a_resumed_state_is_bit_identical(tmp_path):
     with RunCheckpoints(tmp_path) as run:
         assert run.latest_step == 3
         assert_identical(run.restore_latest(blank_state()), state)
+
+
+def test_a_state_that_was_saved_leaves_memory_with_its_last_name(tmp_path):
+    """Orbax leaves a cycle of references behind, around every array."""
+    state = numbers(1)
+    gone = weakref.ref(state["x"])
+    with RunCheckpoints(tmp_path) as run:
+        run.save(1, state)
+        del state
+        assert gone() is None
 
 
 def test_a_state_moves_between_numbers_of_devices(tmp_path):
