@@ -18,11 +18,12 @@ import json
 import shutil
 import sys
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pymatgen.core import Element
+from pymatgen.core import Element, Structure
 from tqdm import tqdm
 
 from chemeleon_jax import __version__, checkpoints
@@ -42,7 +43,7 @@ from chemeleon_jax.evaluation.judge import (
 )
 from chemeleon_jax.files import read_json, replacing, write_json
 from chemeleon_jax.models.vae import VAE, make_vae
-from chemeleon_jax.potentials import load_potential, relax
+from chemeleon_jax.potentials import Relaxed, calculators, load_potential, relax
 from chemeleon_jax.potentials.hull import load_hull
 from chemeleon_jax.rewards.creativity import index_references
 from chemeleon_jax.rewards.diversity import (
@@ -80,9 +81,15 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     add("crystals", nargs="+", type=Path, metavar="CRYSTALS")
     add("--reference", default="mp_mini", help="known crystals: mp_mini, DIR or FILE")
     add("--potential", default="chgnet", help="chgnet, ase:module:callable or none")
-    add("--relax", action="store_true", help="relax positions and cells first (chgnet)")
+    add("--relax", action="store_true", help="relax positions and cells first")
     add("--relax_steps", type=int, default=relax.MAX_STEPS)
     add("--max_force", type=float, default=relax.MAX_FORCE, help="eV/Å, to stop at")
+    add(
+        "--relax_time_limit",
+        type=float,
+        default=calculators.TIME_LIMIT,
+        help="s, for a crystal, with an ASE potential",
+    )
     add("--vae", default="mini:vae", help="whose features are compared")
     add("--out", type=Path, help="instead of the folder of each set of crystals")
     add("--workers", type=int, help="processes; by default as many as CPUs")
@@ -91,10 +98,12 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
 
 def evaluate(args: argparse.Namespace) -> None:
     """Judges each set of crystals, and writes what came out."""
-    if args.relax and args.potential != "chgnet":
-        raise UserError("--relax: relaxes with CHGNet only; leave --potential=chgnet")
-    if args.relax_steps < 1 or not args.max_force > 0:
-        raise UserError("--relax_steps and --max_force must be above 0")
+    if args.relax and args.potential == "none":
+        raise UserError("--relax: needs a --potential to relax with")
+    if args.relax_steps < 1 or not min(args.max_force, args.relax_time_limit) > 0:
+        raise UserError(
+            "--relax_steps, --max_force and --relax_time_limit must be above 0"
+        )
     sets = find_sets(args.crystals, args.out)
     items = {source: read_crystals(source) for source in sets}
     dataset = load_reference(args.reference)
@@ -112,13 +121,12 @@ def evaluate(args: argparse.Namespace) -> None:
         (len(i.structure) for x in items.values() for i in x if i.structure), default=1
     )
     width = max(-(-largest // 4) * 4, 20)
-    relaxation = {"max_steps": args.relax_steps, "max_force": args.max_force}
     with WorkerPool(args.workers, time_limit=TIME_LIMIT) as pool:
         judge = Judge(
             references=index_references(dataset.crystals),
             pool=pool,
             vae=vae,
-            relax=functools.partial(relax.relax, **relaxation) if args.relax else None,
+            relax=make_relaxation(args, pool) if args.relax else None,
             width=width,
             chunk=max(CHUNK * 20 // width, 1),
             **energies,
@@ -159,6 +167,22 @@ def find_sets(paths: list[Path], out: Path | None) -> dict[Path, Path]:
     return dict(zip(sets, places, strict=True))
 
 
+def make_relaxation(
+    args: argparse.Namespace, pool: WorkerPool
+) -> Callable[[list[Structure]], list[Relaxed]]:
+    """Relaxes with the potential: CHGNet in batches, others crystal by crystal."""
+    limits = {"max_steps": args.relax_steps, "max_force": args.max_force}
+    if args.potential == "chgnet":
+        return functools.partial(relax.relax, **limits)
+    return functools.partial(
+        calculators.relax,
+        potential=args.potential,
+        pool=pool,
+        time_limit=args.relax_time_limit,
+        **limits,
+    )
+
+
 def describe_protocol(args, dataset: Dataset, vae_params, potential) -> dict[str, Any]:
     """What the numbers depend on, and must be stated with them."""
     return {
@@ -173,6 +197,7 @@ def describe_protocol(args, dataset: Dataset, vae_params, potential) -> dict[str
         "relaxed": args.relax,
         "relax_steps": args.relax_steps if args.relax else None,
         "max_force": args.max_force if args.relax else None,
+        "relax_time_limit": args.relax_time_limit if args.relax else None,
         "metastable": METASTABLE,
         "stable": STABLE,
         "min_distance": 0.5,

@@ -1,16 +1,30 @@
 """ASE calculators in the place of CHGNet."""
 
+import os
+import signal
+import time
+from functools import partial
+
 import jax
 import numpy as np
 import pytest
 from ase.build import bulk
 from ase.calculators.calculator import Calculator
 from ase.calculators.emt import EMT
+from ase.calculators.lj import LennardJones
 from pymatgen.core import Lattice, Structure
 
 from chemeleon_jax.crystals import from_structures
 from chemeleon_jax.errors import UserError
-from chemeleon_jax.potentials import FAILED, OK, STATUS, TOO_DENSE, load_potential
+from chemeleon_jax.potentials import (
+    FAILED,
+    OK,
+    STATUS,
+    TOO_DENSE,
+    calculators,
+    load_potential,
+)
+from chemeleon_jax.rewards.pool import WorkerPool
 from chemeleon_jax.sharding import make_mesh, shard_batch
 
 
@@ -74,6 +88,57 @@ def test_an_energy_that_is_not_finite_is_a_failure():
         from_structures([copper(3.6)])
     )
     assert np.isnan(energy[0]) and status[0] == FAILED
+
+
+def like_argon():
+    return LennardJones(sigma=3.4, epsilon=0.0104, rc=8.5, smooth=True)
+
+
+class Moody(EMT):
+    """Hangs on gold, dies of silver, has no idea of nickel."""
+
+    def calculate(self, atoms=None, *args, **kwargs):
+        symbol = atoms.get_chemical_symbols()[0]
+        if symbol == "Au":
+            time.sleep(3600)
+        if symbol == "Ag":
+            os.kill(os.getpid(), signal.SIGKILL)
+        super().calculate(atoms, *args, **kwargs)
+        if symbol == "Ni":
+            self.results["energy"] = np.nan
+
+
+def test_relaxation_in_workers():
+    """Copper ends where ASE's own equation of state has its minimum, 3.59 Å."""
+    start = copper(3.9)
+    start.apply_strain([0.05, -0.04, 0.02])
+    others = [
+        Structure(start.lattice, [s], [[0, 0, 0]]) for s in ("Ag", "Ni", "Na", "Au")
+    ]
+    with WorkerPool(1) as pool:
+        relax = partial(
+            calculators.relax,
+            potential=f"ase:{__name__}:Moody",
+            pool=pool,
+            max_steps=200,
+            max_force=0.01,
+        )
+        found = relax([start, *others[:3]], time_limit=300.0)
+        found += relax(others[3:], time_limit=0.5)
+    relaxed = found[0]
+    assert relaxed.converged and 0 < relaxed.steps < 200 and not relaxed.problem
+    lattice = relaxed.structure.lattice
+    np.testing.assert_allclose(lattice.angles, 60, atol=0.5)
+    assert (4 * lattice.volume) ** (1 / 3) == pytest.approx(3.59, abs=0.01)
+    atoms = bulk("Cu", "fcc", 3.59)
+    atoms.calc = EMT()
+    assert relaxed.energy == pytest.approx(atoms.get_potential_energy(), abs=1e-3)
+    assert relaxed.initial_energy > relaxed.energy + 0.1
+    problems = ["died", "raised", "raised", "timed_out"]
+    assert [r.problem for r in found[1:]] == problems
+    for before, after in zip(others, found[1:], strict=True):
+        assert after.structure == before and not after.converged
+        assert np.isnan(after.energy)
 
 
 @pytest.mark.parametrize(

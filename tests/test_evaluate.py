@@ -208,6 +208,32 @@ def test_flags_of_a_mixed_set(folder, capsys):
         assert part in shown
 
 
+def test_relaxed_with_an_ase_potential(folder):
+    """Atoms like argon, drawn apart."""
+    fcc = Lattice([[0, 2.75, 2.75], [2.75, 0, 2.75], [2.75, 2.75, 0]])
+    sodium = Structure(fcc, ["Na"], [[0, 0, 0]])
+    save(folder / "apart.json", [sodium, CLASH])
+    rows, summary = run(
+        folder,
+        "apart.json",
+        "--relax",
+        "--relax_steps=60",
+        potential="ase:test_ase:like_argon",
+    )
+    assert rows[0]["relaxed"] == "True" and 0 < int(rows[0]["relax_steps"]) <= 60
+    assert float(rows[0]["energy"]) < float(rows[0]["energy_unrelaxed"]) - 0.001
+    # The potential that relaxes is the one that judges.
+    first = json.loads(
+        (folder / "out" / "structures.jsonl").read_text().splitlines()[0]
+    )
+    before, after = (
+        Structure.from_dict(first[name]) for name in ("initial_structure", "structure")
+    )
+    assert before == sodium and after.volume < before.volume
+    assert rows[1]["reason"] == "min_distance" and rows[1]["relaxed"] == ""
+    assert summary["protocol"]["relaxed"] is True
+
+
 def test_an_evaluation_cut_off_goes_on(folder, monkeypatch):
     save(folder / "some.json", [NEW, NACL, NEW, CLASH, NEW])
     monkeypatch.setattr(evaluate, "CHUNK", 2)

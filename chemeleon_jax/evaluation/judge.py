@@ -18,7 +18,7 @@ from chemeleon_jax.crystals import (
 )
 from chemeleon_jax.evaluation.inputs import Item
 from chemeleon_jax.models.vae import VAE
-from chemeleon_jax.potentials import Potential
+from chemeleon_jax.potentials import Potential, Relaxed
 from chemeleon_jax.potentials.hull import Hull
 from chemeleon_jax.rewards.creativity import (
     References,
@@ -47,7 +47,7 @@ class Judge:
     vae: tuple[VAE, Any]  # with its parameters
     potential: Potential | None
     hull: Hull | None
-    relax: Callable[[list[Structure]], list] | None  # see potentials.relax
+    relax: Callable[[list[Structure]], list[Relaxed]] | None
     width: int  # atoms that all batches are padded to
     chunk: int  # crystals of a batch
     smact: dict[tuple[int, ...], bool | None] = field(default_factory=dict)
@@ -135,6 +135,8 @@ def _relax(structures, reasons, rows, judge) -> list[Structure | None]:
             "relax_steps": result.steps,
             "relaxed": result.converged,
         }
+        if result.problem:
+            _note(rows[i], f"relaxation: {result.problem}")
     return relaxed
 
 

@@ -6,7 +6,9 @@ Every potential is a `Potential`; `load_potential` makes one from a config strin
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
+
+from pymatgen.core import Structure
 
 from chemeleon_jax.errors import UserError
 
@@ -34,6 +36,17 @@ class Potential:
     name: str  # as in the config
     digest: str  # of the weights or settings: two potentials of one digest agree
     energies: Callable[[Any], tuple[Any, Any]] = field(repr=False)
+
+
+class Relaxed(NamedTuple):
+    """What became of a crystal whose energy was minimised."""
+
+    structure: Structure  # as far as it came
+    energy: float  # eV/atom; NaN where the potential gave none
+    initial_energy: float
+    steps: int
+    converged: bool
+    problem: str = ""  # why it stayed where it was
 
 
 def per_device(energies):

@@ -19,8 +19,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from chemeleon_jax.errors import UserError
 from chemeleon_jax.potentials import FAILED, OK, Potential, per_device
+from chemeleon_jax.potentials.calculators import make_calculator, split_name
 from chemeleon_jax.potentials.graph import screen
 from chemeleon_jax.types import CrystalBatch
 
@@ -38,33 +38,9 @@ def potential(name: str, settings: dict) -> Potential:
     Raises:
       UserError: the module or callable is missing, or refuses the settings.
     """
-    _, _, path = name.partition(":")
-    module_name, _, callable_name = path.partition(":")
-    if not (module_name and callable_name):
-        raise UserError(f"potential {name!r} is not of the form 'ase:module:callable'")
-    try:
-        module = importlib.import_module(module_name)
-    except ImportError as error:
-        raise UserError(
-            f"potential {name!r}: module {module_name!r} cannot be imported "
-            f"({error}); install the package that has it"
-        ) from error
-    make = getattr(module, callable_name, None)
-    if not callable(make):
-        raise UserError(
-            f"potential {name!r}: module {module_name!r} has no callable "
-            f"{callable_name!r}"
-        )
-    try:
-        calculator = make(**settings)
-    except Exception as error:
-        raise UserError(
-            f"potential {name!r}: {callable_name}(**{settings}) failed: "
-            f"{type(error).__name__}: {error}"
-        ) from error
-    version = getattr(
-        importlib.import_module(module_name.split(".")[0]), "__version__", ""
-    )
+    calculator = make_calculator(name, settings)
+    package = split_name(name)[0].split(".")[0]
+    version = getattr(importlib.import_module(package), "__version__", "")
     identity = json.dumps([name, version, settings], sort_keys=True, default=str)
     host = partial(_host_energies, calculator, threading.Lock())
     return Potential(

@@ -7,7 +7,6 @@ atoms, moves at the pace of an atom.
 """
 
 from functools import partial
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +14,7 @@ import numpy as np
 from flax import struct
 from pymatgen.core import Lattice, Structure
 
-from chemeleon_jax.potentials import OK, chgnet
+from chemeleon_jax.potentials import OK, Relaxed, chgnet
 from chemeleon_jax.potentials.graph import Capacity
 
 MAX_FORCE = 0.05  # eV/Å on an atom, and eV per atom and unit of strain on the cell
@@ -25,16 +24,6 @@ MIN_WIDTH = 20  # atoms: crystals up to this size are one compilation
 
 DT, DT_MAX, MAX_MOVE = 0.1, 1.0, 0.2  # time steps; Å that a crystal moves in a step
 MIN_STEPS, GROW, SHRINK, MIX, MIX_DECAY = 5, 1.1, 0.5, 0.1, 0.99
-
-
-class Relaxed(NamedTuple):
-    """What became of a crystal."""
-
-    structure: Structure  # as far as it came
-    energy: float  # eV/atom; NaN where the potential gave none
-    initial_energy: float
-    steps: int
-    converged: bool
 
 
 @struct.dataclass
