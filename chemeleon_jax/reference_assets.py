@@ -12,6 +12,7 @@ as data.
 import argparse
 import hashlib
 import json
+import logging
 import sys
 import tarfile
 import urllib.request
@@ -27,6 +28,8 @@ from chemeleon_jax.files import MAX_UNPACKED, gunzip
 from chemeleon_jax.potentials.hull import NUM_ELEMENTS, Hull, save_hull
 from convert_checkpoints import opcodes
 from convert_checkpoints.records import CheckpointError, Record
+
+logger = logging.getLogger(__name__)
 
 # Address, and SHA-256 once known.
 ARCHIVES = {"mp-20": ("https://ndownloader.figshare.com/files/59462369", None)}
@@ -129,6 +132,10 @@ def read_archive(path: Path) -> dict[str, bytes]:
 def download(name: str, path: Path) -> None:
     """Fetch an archive; a file that is there is not fetched again.
 
+    Its SHA-256 must be the one that is known here. Where none is, the first file is
+    taken at its word: its SHA-256 is kept beside it, for `sha256sum --check` too, and
+    every later one must have the same.
+
     Raises:
       UserError: out of reach, or not the file that is known under that name.
     """
@@ -148,7 +155,19 @@ def download(name: str, path: Path) -> None:
         part.replace(path)
     with open(path, "rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
-    if sha256 not in (None, found):
+    pin = path.with_name(f"{path.name}.sha256")
+    if sha256 is None and pin.is_file():
+        sha256 = pin.read_text()[:64]
+    if sha256 is None:
+        pin.write_text(f"{found}  {path.name}\n")
+        logger.warning(
+            "%s: nobody has recorded its SHA-256 yet; %s, now kept in %s, is what a "
+            "later one is compared with",
+            path,
+            found,
+            pin.name,
+        )
+    elif found != sha256:
         raise UserError(f"{path}: its SHA-256 is {found}, not {sha256}: fetch it anew")
 
 

@@ -122,3 +122,25 @@ def test_out_of_reach_and_other_files(tmp_path, monkeypatch):
     monkeypatch.setitem(reference_assets.ARCHIVES, "mp-20", (source.as_uri(), "0" * 64))
     with pytest.raises(UserError, match="SHA-256"):
         reference_assets.download("mp-20", path)
+
+
+def test_an_archive_that_nobody_knows_is_the_first_one_fetched(
+    tmp_path, monkeypatch, caplog
+):
+    path, source = tmp_path / "mp-20.tar.gz", tmp_path / "source"
+    source.write_bytes(b"content")
+    monkeypatch.setitem(reference_assets.ARCHIVES, "mp-20", (source.as_uri(), None))
+    reference_assets.download("mp-20", path)
+    assert "nobody has recorded" in caplog.text
+    # printf content | sha256sum
+    sha256 = "ed7002b439e9ac845f22357d822bac1444730fbdb6016d3ec9432297b9ec9f73"
+    kept = tmp_path / "mp-20.tar.gz.sha256"
+    assert kept.read_text() == f"{sha256}  mp-20.tar.gz\n"
+    reference_assets.download("mp-20", path)  # is the same
+    path.write_bytes(b"damaged")
+    with pytest.raises(UserError, match=f"not {sha256}"):
+        reference_assets.download("mp-20", path)
+    path.unlink()
+    source.write_bytes(b"another")
+    with pytest.raises(UserError, match=f"not {sha256}"):
+        reference_assets.download("mp-20", path)
