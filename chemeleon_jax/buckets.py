@@ -15,7 +15,6 @@ from jax import lax
 
 from chemeleon_jax.diffusion import Schedule
 from chemeleon_jax.models.generator import Generator
-from chemeleon_jax.sharding import constrain
 
 # Crystals of MP-20 are then padded by 10 % on average, by 92 % where all have 20 atoms.
 # Every width costs seconds of compilation.
@@ -80,9 +79,7 @@ def map_parts(
         lambda part: function(jax.tree.map(lambda x: x[part], crystals)), rows
     )
     old_order = jnp.argsort(rows.ravel())
-    return jax.tree.map(
-        lambda x: constrain(x.reshape(-1, *x.shape[2:])[old_order]), results
-    )
+    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[old_order], results)
 
 
 def choose_parts(

@@ -13,6 +13,7 @@ import jax
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
+from chemeleon_jax import distributed
 from chemeleon_jax.errors import UserError, exit_status
 from chemeleon_jax.rewards.normalize import NORMALIZATIONS
 from chemeleon_jax.sharding import check_divisible
@@ -35,7 +36,8 @@ def run(main: Callable[[ConfigDict, str], None]) -> None:
 def _run(main: Callable[[ConfigDict, str], None]) -> None:
     config, workdir = parse(sys.argv)
     keep_compiled_programs()
-    main(config, workdir)
+    with distributed.processes(config.get("distributed")):
+        main(config, workdir)
 
 
 def keep_compiled_programs() -> None:
@@ -166,6 +168,7 @@ _AT_LEAST_ONE = (
     "rl.num_inner_batch",
     "rl.window_iterations",
     "data.batch_size",
+    "fsdp",
 )
 _NOT_NEGATIVE = (
     "seed",

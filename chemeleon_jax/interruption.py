@@ -7,6 +7,9 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+import jax
+
+from chemeleon_jax import distributed
 from chemeleon_jax.errors import UserError
 
 GRACE = 4.0  # s for the iteration under way to end by itself
@@ -26,6 +29,9 @@ class SaveOnSignal:
     If the iteration under way ends within `GRACE`, its result is saved. If not, what
     the last one left is, by a thread: Python runs signal handlers between two steps of
     the main thread, and one call of a compiled function can be minutes long.
+
+    Several processes agree at the end of each iteration whether one has got a signal,
+    and then end together. They save together too, so none does on its own after GRACE.
     """
 
     def __init__(self, save: Callable[[int, Any], None]):
@@ -38,6 +44,8 @@ class SaveOnSignal:
     def finished(self, step: int, state: Any) -> None:
         """Tells that an iteration has ended, and all that belongs to it is on disk.
 
+        All processes wait for each other here.
+
         Args:
           step: iterations done.
           state: its arrays must stay alive (not donated) until the next call.
@@ -46,10 +54,11 @@ class SaveOnSignal:
           Interrupted: a signal has come.
         """
         self._finished = step, state
-        if self._signal is not None:
+        received = distributed.greatest(self._signal or 0)
+        if received:
             self._save(step, state)
-            self._say(step)
-            raise Interrupted(128 + self._signal)
+            self._say(received, step)
+            raise Interrupted(128 + received)
 
     def __enter__(self):
         self._reader, self._writer = os.pipe()
@@ -75,23 +84,26 @@ class SaveOnSignal:
             if received[0] in SIGNALS:
                 self._signal = received[0]
                 break
-        if self._signal is None or self._ended.wait(GRACE):
+        alone = jax.process_count() == 1
+        if self._signal is None or not alone or self._ended.wait(GRACE):
             return
         status = 128 + self._signal
         try:
             if self._finished is not None:
                 self._save(*self._finished)
-                self._say(self._finished[0])
+                self._say(self._signal, self._finished[0])
         except UserError as e:
             print(f"error: {e}", file=sys.stderr, flush=True)
             status = 2
         # The worker processes notice within a second that their parent is gone.
         os._exit(status)
 
-    def _say(self, step: int) -> None:
-        name = signal.Signals(self._signal).name
+    def _say(self, number: int, step: int) -> None:
+        if not distributed.is_first():
+            return
         print(
-            f"{name}: the state after {step} is saved; the same command continues",
+            f"{signal.Signals(number).name}: the state after {step} is saved; the same "
+            "command continues",
             file=sys.stderr,
             flush=True,
         )

@@ -5,12 +5,14 @@ Flow-GRPO and DanceGRPO: every denoising step is an action with a Gaussian densi
 """
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 from jax import lax
+from jax.sharding import PartitionSpec as P
 
 from chemeleon_jax.buckets import at_width, network_widths, parts_by_size
 from chemeleon_jax.diffusion import (
@@ -20,8 +22,20 @@ from chemeleon_jax.diffusion import (
     gaussian_log_prob,
 )
 from chemeleon_jax.models.generator import Generator
-from chemeleon_jax.sharding import constrain
+from chemeleon_jax.sharding import (
+    CRYSTALS,
+    device_extremes,
+    device_mean,
+    gather_params,
+    mean_gradient,
+    over_devices,
+    param_specs,
+)
 from chemeleon_jax.types import Step, Trajectory
+
+# How a trajectory lies on the mesh: each device has its own crystals.
+_STEPS = P(None, *CRYSTALS)
+OWN_TRAJECTORY = Trajectory(Step(P(), _STEPS, _STEPS, _STEPS), CRYSTALS, CRYSTALS)
 
 
 def grpo_loss(
@@ -165,15 +179,63 @@ def trajectory_gradient(
     return gradient, means | extremes | {"loss": loss}
 
 
+def make_gradient(
+    params: Any, num_parts: int, *, reference_params: Any = None, **kwargs
+) -> Callable[..., tuple[Any, dict[str, jax.Array]]]:
+    """The gradient of one part of the crystals, each device's own, then their mean.
+
+    Args:
+      params: of the policy, or their shapes.
+      num_parts: that the crystals of each device are cut into, in order.
+      reference_params: of the original policy; see `grpo_loss`.
+      **kwargs: of `trajectory_gradient`.
+
+    Returns:
+      (params, trajectory, advantage, number of the part) -> gradient, metrics.
+    """
+    specs = param_specs(params)
+
+    def own_gradient(params, reference, trajectory, advantage, part):
+        rows = jnp.arange(len(advantage)).reshape(num_parts, -1)[part]
+        params, reference = (
+            None if p is None else gather_params(p, specs) for p in (params, reference)
+        )
+        gradient, metrics = trajectory_gradient(
+            params,
+            take_crystals(trajectory, rows),
+            advantage[rows],
+            reference_params=reference,
+            **kwargs,
+        )
+        extremes = metrics.pop("ratio_min"), metrics.pop("ratio_max")
+        extremes = device_extremes(*extremes)
+        metrics = device_mean(metrics)
+        metrics |= {"ratio_min": extremes[0], "ratio_max": extremes[1]}
+        return mean_gradient(gradient, specs), metrics
+
+    compute = over_devices(
+        own_gradient,
+        in_specs=(
+            specs,
+            None if reference_params is None else specs,
+            OWN_TRAJECTORY,
+            CRYSTALS,
+            P(),
+        ),
+        out_specs=(specs, P()),
+    )
+    return lambda params, *rest: compute(params, reference_params, *rest)
+
+
 def take_crystals(
     trajectory: Trajectory, rows: jax.Array, width: int | None = None
 ) -> Trajectory:
     """The trajectory of some crystals, of which none has more than `width` atoms."""
     steps = trajectory.steps
-    z, z_next = (constrain(x[:, rows, :width], axis=1) for x in (steps.z, steps.z_next))
-    steps = Step(steps.index, z, z_next, constrain(steps.log_prob[:, rows], axis=1))
-    condition = jax.tree.map(lambda x: constrain(x[rows]), trajectory.condition)
-    return Trajectory(steps, constrain(trajectory.mask[rows, :width]), condition)
+    z, z_next = (x[:, rows, :width] for x in (steps.z, steps.z_next))
+    steps = Step(steps.index, z, z_next, steps.log_prob[:, rows])
+    condition = jax.tree.map(lambda x: x[rows], trajectory.condition)
+    return Trajectory(steps, trajectory.mask[rows, :width], condition)
 
 
 def update(
@@ -189,9 +251,10 @@ def update(
     """One iteration's optimiser steps.
 
     The crystals are split into `num_inner_batch` equal parts, in order, and each part
-    is one step, so the later parts see a policy that has already moved. A step whose
-    loss or gradient is not finite is skipped: it changes neither parameters nor the
-    optimiser's state.
+    is one step, so the later parts see a policy that has already moved. Under a mesh
+    each device splits its own (`sharding.device_order` makes the parts the same), and
+    the devices exchange one gradient per step. A step whose loss or gradient is not
+    finite is skipped: it changes neither parameters nor the optimiser's state.
 
     Args:
       params: of the policy.
@@ -206,12 +269,11 @@ def update(
       New parameters and optimiser state; means of the metrics over the inner batches,
       and `skipped_updates`, how many were skipped.
     """
+    gradient_of_part = make_gradient(params, num_inner_batch, **gradient_kwargs)
 
-    def inner_step(carry, rows):
+    def inner_step(carry, part):
         params, opt_state = carry
-        gradient, metrics = trajectory_gradient(
-            params, take_crystals(trajectory, rows), advantage[rows], **gradient_kwargs
-        )
+        gradient, metrics = gradient_of_part(params, trajectory, advantage, part)
         metrics["grad_norm"] = optax.global_norm(gradient)
         updates, new_opt_state = optimizer.update(gradient, opt_state, params)
         new = optax.apply_updates(params, updates), new_opt_state
@@ -220,8 +282,9 @@ def update(
         carry = jax.tree.map(functools.partial(jnp.where, finite), new, carry)
         return carry, metrics
 
-    parts = jnp.arange(len(advantage)).reshape(num_inner_batch, -1)
-    (params, opt_state), metrics = lax.scan(inner_step, (params, opt_state), parts)
+    (params, opt_state), metrics = lax.scan(
+        inner_step, (params, opt_state), jnp.arange(num_inner_batch)
+    )
     first_ratio = metrics["ratio"][0]
     means = {name: value.mean() for name, value in metrics.items()}
     means["ratio_max"] = metrics["ratio_max"].max()
@@ -262,12 +325,30 @@ def reference_kl(
     picked = jnp.asarray(
         [(2 * i + 1) * total // (2 * num_steps) for i in range(num_steps)]
     )
-    num_atoms = trajectory.mask.sum(-1)
-    trajectory = trajectory.replace(
-        steps=jax.tree.map(lambda x: x[picked], trajectory.steps)
+    specs = param_specs(params)
+
+    def own_kl(params, reference, trajectory):
+        both = (gather_params(p, specs) for p in (params, reference))
+        steps = jax.tree.map(lambda x: x[picked], trajectory.steps)
+        kl = _trajectory_kl(
+            jax.tree.map(lambda *x: jnp.stack(x), *both),
+            trajectory.replace(steps=steps),
+            parts,
+            model=model,
+            schedule=schedule,
+            eta=eta,
+            cfg_scale=cfg_scale,
+        )
+        return device_mean(kl)
+
+    return over_devices(own_kl, in_specs=(specs, specs, OWN_TRAJECTORY), out_specs=P())(
+        params, reference_params, trajectory
     )
 
-    both = jax.tree.map(lambda *x: jnp.stack(x), params, reference_params)
+
+def _trajectory_kl(both, trajectory, parts, *, model, schedule, eta, cfg_scale):
+    """Mean over crystals and steps; `both`: the two policies, stacked."""
+    num_atoms = trajectory.mask.sum(-1)
 
     def part_kl(rows):
         def kl_at(width):

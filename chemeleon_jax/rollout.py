@@ -1,6 +1,7 @@
 """`sample_group`: the policy at work."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -10,7 +11,7 @@ from jax import lax
 from chemeleon_jax.buckets import at_width, map_parts, network_widths, pad_atoms
 from chemeleon_jax.diffusion import Denoiser, Schedule, denoise_step, gaussian_log_prob
 from chemeleon_jax.models.generator import Generator
-from chemeleon_jax.sharding import constrain
+from chemeleon_jax.sharding import CRYSTALS, gather_params, over_devices, param_specs
 from chemeleon_jax.types import CrystalBatch, Step, Trajectory
 
 
@@ -65,22 +66,25 @@ def sample_group(
       eta: noise of the DDIM sampler; 1 in RL.
       cfg_scale: classifier-free guidance scale; None for none.
       condition: preprocessed conditions of each group, {name: [G, in]}.
-      parts: that crystals are sampled in, one after another; see `buckets`. Crystals do
-        not depend on it.
+      parts: that a device's crystals are sampled in, one after another; see `buckets`.
+        Crystals do not depend on it.
 
     Returns:
       B = G * K crystals, groups contiguous, and their trajectory. The last step of DDIM
-      is taken but not part of it: without noise it has no log-probability.
+      is taken but not part of it: without noise it has no log-probability. Under a mesh
+      each device has its rows of both; B must be a multiple of the devices.
     """
     counts = jnp.repeat(num_atoms, group_size)
     keys = key if key.ndim else crystal_keys(key, jnp.arange(len(counts)))
     condition = repeat_condition(condition, group_size)
 
-    def sample_part(part):
+    specs = param_specs(params)
+
+    def sample_part(params, part):
         keys, counts, condition = part
 
         def sample(width):
-            mask = constrain(jnp.arange(width)[None] < counts[:, None])
+            mask = jnp.arange(width)[None] < counts[:, None]
             denoiser = model.denoiser(params, mask, condition, cfg_scale)
 
             def noise(draw):
@@ -98,9 +102,13 @@ def sample_group(
 
         return at_width(sample, counts, network_widths(model, schedule))
 
-    crystals, z, z_next, log_prob = map_parts(
-        sample_part, (keys, counts, condition), counts, parts
-    )
+    def sample_own(params, crystals):
+        params = gather_params(params, specs)
+        return map_parts(partial(sample_part, params), crystals, crystals[1], parts)
+
+    crystals, z, z_next, log_prob = over_devices(
+        sample_own, in_specs=(specs, CRYSTALS), out_specs=CRYSTALS
+    )(params, (keys, counts, condition))
     z, z_next, log_prob = (jnp.moveaxis(x, 1, 0) for x in (z, z_next, log_prob))
     index = jnp.arange(schedule.num_steps)[::-1][: schedule.num_recorded]
     steps = Step(index, z, z_next, log_prob)

@@ -18,6 +18,7 @@ from typing import Any
 
 import jax
 
+from chemeleon_jax import distributed
 from chemeleon_jax.checkpoints import Checkpoint, params_digest, save_model
 from chemeleon_jax.errors import UserError
 from chemeleon_jax.files import read_json, write_json
@@ -36,15 +37,19 @@ ARCHITECTURE = "kind vae dit condition diffusion predictor vae_sha256".split()
 
 @contextlib.contextmanager
 def work_directory(workdir) -> Iterator[Path]:
-    """The directory of a run, made if need be, for this process alone.
+    """The directory of a run, made if need be, for this run alone.
 
-    The lock is the kernel's: it ends with the process, however that ends.
+    The lock is the kernel's, and held by the first process of the run: it ends with it,
+    however that ends.
 
     Raises:
-      UserError: another process runs there, or, also from within the block, the
+      UserError: another run goes on there, or, also from within the block, the
         directory cannot be written: a full disk, no permission, or it is gone.
     """
     workdir = Path(workdir)
+    if not distributed.is_first():
+        yield workdir
+        return
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         with open(workdir / "run.lock", "a+") as lock:
@@ -87,7 +92,8 @@ def write_run_info(
 ) -> None:
     """Writes how a run was started: `config.json`, `run.json`, `model/`.
 
-    What a run that continues changes in its config is said.
+    What a run that continues changes in its config is said. Only the first process does
+    anything.
 
     Args:
       workdir: the run directory.
@@ -98,6 +104,8 @@ def write_run_info(
     Raises:
       UserError: the directory holds a run of another model.
     """
+    if not distributed.is_first():
+        return
     digest = params_digest(reference.params) if reference else None
     architecture = {name: model[name] for name in ARCHITECTURE if name in model}
     info = workdir / "run.json"
@@ -131,6 +139,7 @@ def write_run_info(
             "python": platform.python_version(),
             "packages": {p: importlib.metadata.version(p) for p in PACKAGES},
             "devices": [str(d) for d in jax.devices()],
+            "processes": jax.process_count(),
             "command": sys.argv,
         },
     )

@@ -12,6 +12,7 @@ import logging
 import os
 import shutil
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from chemeleon_jax import distributed
 from chemeleon_jax.errors import UserError
 from chemeleon_jax.files import digest, sync
 
@@ -30,16 +32,18 @@ KEEP_LATEST = 2  # one to continue from, one to fall back on
 class RunCheckpoints:
     """The states of one run, by step: the latest ones and the best one are kept.
 
-    For the process that owns the run (see `runs.work_directory`); others read with
-    `read_subtree`.
+    For the run that owns the directory (see `runs.work_directory`); others read with
+    `read_subtree`. All processes of the run call the same methods: each writes what it
+    alone has of an array, to a file system that all see; all else is the first one's.
     """
 
     def __init__(self, workdir):
         """Opens `workdir`/checkpoints, made if need be."""
         self._directory = Path(workdir, "checkpoints").absolute()
-        self._directory.mkdir(parents=True, exist_ok=True)
-        for leftover in self._directory.glob(".*"):  # of a process that was killed
-            shutil.rmtree(leftover)
+        if distributed.is_first():
+            self._directory.mkdir(parents=True, exist_ok=True)
+            for leftover in self._directory.glob(".*"):  # of a process that was killed
+                shutil.rmtree(leftover)
         self._orbax = ocp.Checkpointer(ocp.StandardCheckpointHandler())
         self._saving = threading.Lock()  # a signal saves from a thread of its own
 
@@ -67,15 +71,17 @@ class RunCheckpoints:
         with self._saving:
             scratch = self._directory / f".writing-{step}"
             try:
-                if step == self.latest_step:
+                if self._first_says(lambda: step == self.latest_step):
                     return
-                scratch.mkdir()  # not its parents: a vanished run must not come back
+                if distributed.is_first():
+                    scratch.mkdir()  # not its parents: a vanished run stays away
                 self._orbax.save(
                     scratch / "state", args=ocp.args.StandardSave(state), force=True
                 )
-                _write_manifest(scratch, score)
-                os.replace(scratch, self._directory / str(step))
-                sync(self._directory)
+                if distributed.is_first():
+                    _write_manifest(scratch, score)
+                    os.replace(scratch, self._directory / str(step))
+                    sync(self._directory)
             except Exception as e:  # Orbax and TensorStore raise many kinds
                 shutil.rmtree(scratch, ignore_errors=True)
                 raise UserError(
@@ -83,8 +89,13 @@ class RunCheckpoints:
                     f"({_first_line(e)}). Earlier states are as they were: once there "
                     "is room to write, the same command continues from the latest"
                 ) from e
-            self._delete_old()
+            if distributed.is_first():
+                self._delete_old()
             _forget_shards(state)
+
+    def _first_says(self, find: Callable[[], int]) -> int:
+        """What the first process finds on disk, on all of them."""
+        return distributed.first_says(find() if distributed.is_first() else 0)
 
     def _delete_old(self) -> None:
         steps = sorted(list_steps(self._directory))
@@ -105,11 +116,16 @@ class RunCheckpoints:
         Raises:
           UserError: all are damaged, or the state has another structure.
         """
+        step = self._first_says(self._find_intact)
+        return None if step < 0 else self._restore(step, target)
+
+    def _find_intact(self) -> int:
+        """The newest state that is intact, -1 if there is none yet."""
         steps = sorted(list_steps(self._directory), reverse=True)
         for step in steps:
             damage = find_damage(self._directory / str(step))
             if damage is None:
-                return self._restore(step, target)
+                return step
             aside = self._directory / f"damaged-{step}"
             shutil.rmtree(aside, ignore_errors=True)
             os.replace(self._directory / str(step), aside)
@@ -124,7 +140,7 @@ class RunCheckpoints:
                 f"{self._directory}: every state is damaged; delete this directory to "
                 "start the run anew"
             )
-        return None
+        return -1
 
     def _restore(self, step: int, target):
         directory = self._directory / str(step)

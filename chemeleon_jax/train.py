@@ -13,21 +13,31 @@ import functools
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 
-from chemeleon_jax import checkpoints
+from chemeleon_jax import checkpoints, distributed
 from chemeleon_jax.alarms import Alarms, explain_skipped
 from chemeleon_jax.buckets import choose_parts
-from chemeleon_jax.config import active_components, check_rl, run
+from chemeleon_jax.config import check_rl, run
 from chemeleon_jax.data import MAX_ATOMS
-from chemeleon_jax.diffusion import make_schedule
+from chemeleon_jax.diffusion import Schedule
 from chemeleon_jax.errors import UserError
+from chemeleon_jax.experience import (
+    Batch,
+    batch_size,
+    make_rollout,
+    make_sample_and_score,
+    make_validate,
+    matmul_precision,
+    sampling_settings,
+)
 from chemeleon_jax.interruption import SaveOnSignal
 from chemeleon_jax.models.generator import (
     Generator,
@@ -37,35 +47,27 @@ from chemeleon_jax.models.generator import (
 from chemeleon_jax.objective import make_optimizer, reference_kl, update
 from chemeleon_jax.pictures import log_validation
 from chemeleon_jax.prompts import make_prompts
-from chemeleon_jax.rewards import Reward, RewardOutput, compute_rewards
 from chemeleon_jax.rewards.loading import load_reward
-from chemeleon_jax.rollout import crystal_keys, sample_group
 from chemeleon_jax.runs import work_directory, write_run_info
-from chemeleon_jax.sharding import make_mesh, replicate, shard_batch
+from chemeleon_jax.sharding import (
+    device_order,
+    make_mesh,
+    replicate,
+    shard_batch,
+    shard_params,
+)
 from chemeleon_jax.states import RunCheckpoints
-from chemeleon_jax.step_choice import choose_steps, stochastic_at, take_steps
+from chemeleon_jax.step_choice import choose_steps, take_steps
 from chemeleon_jax.tracking import Tracker
 from chemeleon_jax.types import CrystalBatch, TrainState, Trajectory
 
-# Of matrix products, as JAX names it; sums are float32 in each. The default is what is
-# fast on the device: float32 on a CPU, TF32 on a GPU.
-PRECISIONS = {"default": None, "float32": "float32", "bfloat16": "BF16_BF16_F32"}
 KL_EVERY = 12  # steps of a trajectory per one at which the KL to the original is taken
-
-
-class Batch(NamedTuple):
-    """Crystals that were sampled and scored."""
-
-    crystals: CrystalBatch  # on the host
-    trajectory: Trajectory  # on the mesh
-    rewards: RewardOutput  # on the host
-    seconds: dict[str, float]
 
 
 def train(config, workdir: str) -> None:
     """Run, or continue, one RL fine-tuning; see the module's docstring."""
-    mesh = make_mesh()
-    check_rl(config, mesh.size)
+    check_rl(config, jax.device_count())
+    mesh = make_mesh(fsdp=config.fsdp)
     start_model = combine_checkpoints(
         checkpoints.load(config.ldm_ckpt_path),
         checkpoints.load(config.vae_ckpt_path),
@@ -73,9 +75,7 @@ def train(config, workdir: str) -> None:
     model, policy = make_generator(start_model, MAX_ATOMS)
     draw_prompts = make_prompts(model, config.data.dataset)
     optimizer = make_optimizer(**config.optimizer)
-    state, reference, model = replicate(
-        (init_state(policy, optimizer), jax.tree.map(jnp.array, policy), model), mesh
-    )
+    state = shard_params(init_state(policy, optimizer), mesh)
     with contextlib.ExitStack() as stack:
         # ---------------------------------------------------- what is held till the end
         folder = stack.enter_context(work_directory(workdir))
@@ -88,59 +88,34 @@ def train(config, workdir: str) -> None:
         tracker = stack.enter_context(
             Tracker(folder, config.num_iterations, start=start)
         )
-        alarms = Alarms(config.alarms.to_dict())
+        log = make_log(config, folder, tracker)
 
         # ------------------------------------------------------------ what is compiled
-        schedule = make_schedule(
-            config.sampling.sampler, config.sampling.sampling_steps
-        )
-        sampling = {
-            "model": model,
-            "schedule": schedule,
-            "eta": config.sampling.eta,
-            "cfg_scale": guidance(config.sampling.cfg_scale, model),
-        }
+        sampling = sampling_settings(config, replicate(model, mesh))
         rollout = make_rollout(config, sampling, mesh)
         sample_and_score = make_sample_and_score(config, draw_prompts, reward, rollout)
         validate = make_validate(config, draw_prompts, reward, rollout)
-        improve = make_improve(config, optimizer, reference, sampling, mesh)
+        reference = shard_params(policy, mesh)
+        improve = make_improve(config, state, reference, optimizer, sampling, mesh)
 
         # -------------------------------------------------------------------- the loop
-        seed = jax.random.key(config.seed)
         for iteration in range(start, config.num_iterations):
-            key = jax.random.fold_in(seed, iteration)
-            places = choose_steps(
-                jax.random.fold_in(key, 2),
-                iteration,
-                schedule.num_recorded,
-                num_train_steps=config.rl.num_train_steps,
-                window=config.rl.window,
-                window_iterations=config.rl.window_iterations,
-            )
+            key = jax.random.fold_in(jax.random.key(config.seed), iteration)
+            places = choose_places(config, key, iteration, sampling["schedule"])
             batch = sample_and_score(
                 state.params, key, window=places if config.rl.window else None
             )
             reward.raise_faults(workdir)
             state, metrics, seconds = improve(state, batch, places)
+            log(iteration, batch, metrics, seconds)
 
-            # ----------------------------------------------------- log, validate, save
-            metrics |= batch.rewards.metrics
-            metrics |= alarms.check(iteration, metrics)
-            seconds |= batch.seconds
-            tracker.log(iteration, {f"train/{k}": v for k, v in metrics.items()})
-            tracker.log(iteration, {f"time/{k}": v for k, v in seconds.items()})
-            tracker.progress(iteration, reward=metrics["reward"], KL=metrics["kl_div"])
-            save_crystals(folder, iteration, batch)
+            # ----------------------------------------------------------- validate, save
             done, score = iteration + 1, None
             last = done == config.num_iterations
             if config.validate_every and (done % config.validate_every == 0 or last):
                 crystals, rewards = validate(state.params)
                 score = float(rewards.metrics["reward"])
-                found = {f"val/{k}": v for k, v in rewards.metrics.items()}
-                tracker.log(iteration, found)
-                log_validation(
-                    tracker, iteration, crystals, rewards, config.validation_pictures
-                )
+                log_scores(config, tracker, iteration, crystals, rewards)
             stuck = metrics["skipped_in_a_row"] >= config.max_skipped
             due = done % config.checkpoint_every == 0 or score is not None
             if due or last or stuck:
@@ -149,11 +124,6 @@ def train(config, workdir: str) -> None:
             if stuck:
                 raise UserError(explain_skipped(iteration, metrics))
             interruption.finished(done, state)
-
-
-def batch_size(config) -> int:
-    """B, crystals of an iteration."""
-    return config.data.batch_size * config.rl.num_group_samples
 
 
 def init_state(policy: Any, optimizer: optax.GradientTransformation) -> TrainState:
@@ -167,106 +137,23 @@ def init_state(policy: Any, optimizer: optax.GradientTransformation) -> TrainSta
     )
 
 
-def make_rollout(config, sampling: dict, mesh: Mesh) -> Callable:
-    """Compiles sampling: B crystals, on the host, and their trajectory, on the mesh."""
-    parts = choose_parts(
-        batch_size(config), sampling["model"], config.rl.memory_budget, mesh.size
+def choose_places(config, key: jax.Array, iteration: int, schedule: Schedule):
+    """The steps of the trajectory that this iteration trains on; None for all."""
+    return choose_steps(
+        jax.random.fold_in(key, 2),
+        iteration,
+        schedule.num_recorded,
+        num_train_steps=config.rl.num_train_steps,
+        window=config.rl.window,
+        window_iterations=config.rl.window_iterations,
     )
-    compiled = jax.jit(functools.partial(sample_group, group_size=1, parts=parts))
-
-    def rollout(params, keys, num_atoms, condition, window=None):
-        settings = sampling
-        if window is not None:
-            schedule = stochastic_at(sampling["schedule"], window)
-            settings = sampling | {"schedule": schedule}
-        with jax.set_mesh(mesh), matmul_precision(config):
-            crystals, trajectory = compiled(
-                params, keys, num_atoms, condition=condition, **settings
-            )
-        return jax.device_get(crystals), trajectory
-
-    return rollout
-
-
-def make_sample_and_score(
-    config, draw_prompts: Callable, reward: Reward, rollout: Callable
-) -> Callable[..., Batch]:
-    """Compiles the first half of an iteration, on the devices and the host."""
-    num_groups, group_size = config.data.batch_size, config.rl.num_group_samples
-    score = jax.jit(
-        functools.partial(
-            compute_rewards,
-            reward=reward,
-            group_size=group_size
-            if config.rl.group_reward_norm
-            else batch_size(config),
-            component_group_size=group_size
-            if config.reward.normalize_in_group
-            else None,
-            with_energies="energy" in active_components(config),
-        )
-    )
-
-    def sample_and_score(params, key, window=None):
-        began = time.perf_counter()
-        prompts = draw_prompts(jax.random.fold_in(key, 0), num_groups)
-        # Groups are laid out here and go in as groups of one, so that validation,
-        # where every crystal has an atom count of its own, is the same program.
-        num_atoms, condition = jax.tree.map(
-            lambda x: jnp.repeat(x, group_size, 0), prompts
-        )
-        keys = crystal_keys(jax.random.fold_in(key, 1), jnp.arange(len(num_atoms)))
-        crystals, trajectory = rollout(params, keys, num_atoms, condition, window)
-        sampled = time.perf_counter()
-        # Rewards are host work, and small on the device: one device computes them.
-        rewards = jax.device_get(score(crystals))
-        seconds = {
-            "sample": sampled - began,
-            "reward": time.perf_counter() - sampled,
-        }
-        return Batch(crystals, trajectory, rewards, seconds)
-
-    return sample_and_score
-
-
-def make_validate(
-    config, draw_prompts: Callable, reward: Reward, rollout: Callable
-) -> Callable[[Any], tuple[CrystalBatch, RewardOutput]]:
-    """Compiles validation: `validation_samples` crystals that nobody trains on.
-
-    They always come from the same noise and are scored as one set. Their score depends
-    neither on the training batch nor on how many are sampled at once.
-    """
-    count, size = config.validation_samples, batch_size(config)
-    key = jax.random.key(config.seed + 1)
-    num_atoms, condition = draw_prompts(jax.random.fold_in(key, 0), count)
-    keys = crystal_keys(jax.random.fold_in(key, 1), jnp.arange(count))
-    score = jax.jit(
-        functools.partial(
-            compute_rewards, reward=reward, group_size=count, with_energies=True
-        )
-    )
-
-    def sample(params, rows):
-        prompts = jax.tree.map(lambda x: x[rows], (keys, num_atoms, condition))
-        return rollout(params, *prompts)[0]
-
-    def validate(params):
-        found = [
-            # The last batch is filled up with crystals of the first.
-            sample(params, np.arange(start, start + size) % count)
-            for start in range(0, count, size)
-        ]
-        crystals = jax.tree.map(lambda *x: np.concatenate(x)[:count], *found)
-        return crystals, jax.device_get(score(crystals))
-
-    return validate
 
 
 def make_improve(
     config,
-    optimizer: optax.GradientTransformation,
+    state: TrainState,
     reference: Any,
+    optimizer: optax.GradientTransformation,
     sampling: dict,
     mesh: Mesh,
 ) -> Callable[..., tuple[TrainState, dict, dict[str, float]]]:
@@ -278,12 +165,19 @@ def make_improve(
         step_size, sampling["model"], config.rl.memory_budget, mesh.size
     )
     # The old state is not donated: a signal during the update saves it.
-    compiled = jax.jit(functools.partial(improve_policy, optimizer=optimizer, **fixed))
+    compiled = jax.jit(
+        functools.partial(improve_policy, optimizer=optimizer, **fixed),
+        out_shardings=(
+            jax.tree.map(lambda x: x.sharding, state),
+            NamedSharding(mesh, P()),
+        ),
+    )
+    order = device_order(batch_size(config), config.rl.num_inner_batch, mesh.size)
 
     def improve(state, batch, places):
         began = time.perf_counter()
         with jax.set_mesh(mesh), matmul_precision(config):
-            advantage = shard_batch(batch.rewards.advantage, mesh)
+            advantage = shard_batch(batch.rewards.advantage[order], mesh)
             state, metrics = compiled(
                 state, batch.trajectory, advantage, reference, places, **sampling
             )
@@ -345,18 +239,36 @@ def improve_policy(
     return state, metrics | measured | {"skipped_in_a_row": state.skipped}
 
 
-def matmul_precision(config) -> contextlib.AbstractContextManager:
-    """Inside, rollout and update are compiled with the config's precision."""
-    return jax.default_matmul_precision(PRECISIONS[config.precision])
+def make_log(config, workdir: Path, tracker: Tracker) -> Callable[..., None]:
+    """What an iteration leaves behind: events, the progress line, its crystals."""
+    alarms = Alarms(config.alarms.to_dict())
+
+    def log(iteration: int, batch: Batch, metrics: dict, seconds: dict) -> None:
+        metrics = metrics | batch.rewards.metrics
+        metrics |= alarms.check(iteration, metrics)
+        seconds = seconds | batch.seconds
+        tracker.log(iteration, {f"train/{k}": v for k, v in metrics.items()})
+        tracker.log(iteration, {f"time/{k}": v for k, v in seconds.items()})
+        tracker.progress(iteration, reward=metrics["reward"], KL=metrics["kl_div"])
+        save_crystals(workdir, iteration, batch)
+
+    return log
 
 
-def guidance(scale: float, model: Generator) -> float | None:
-    """The guidance scale, or None where guidance would change nothing and cost half."""
-    return scale if model.condition and scale != 1.0 else None
+def log_scores(
+    config, tracker: Tracker, iteration: int, crystals: CrystalBatch, rewards
+) -> None:
+    """What a validation leaves behind: events."""
+    tracker.log(iteration, {f"val/{k}": v for k, v in rewards.metrics.items()})
+    if distributed.is_first():
+        pictures = config.validation_pictures
+        log_validation(tracker, iteration, crystals, rewards, pictures)
 
 
 def save_crystals(workdir: Path, iteration: int, batch: Batch) -> None:
     """Keep an iteration's crystals and what they were worth, as npz."""
+    if not distributed.is_first():
+        return
     folder = workdir / "crystals"
     folder.mkdir(exist_ok=True)
     scores = {f"component_{k}": v for k, v in batch.rewards.components.items()}

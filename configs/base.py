@@ -38,6 +38,9 @@ def _paper(models: str) -> ConfigDict:
     config.ldm_ckpt_path = f"hub:{models}_ldm_base"
     config.vae_ckpt_path = f"hub:{models}_vae"
     config.seed = 0
+    # Several processes, docs/scaling.md: True, False, or where a launcher says so.
+    config.distributed = placeholder(bool)
+    config.fsdp = 1  # devices that share one copy of the parameters
     config.precision = "default"  # of matrix products: or float32, or bfloat16
     config.num_iterations = 1000  # rollouts; each makes rl.num_inner_batch updates
     config.checkpoint_every = 20

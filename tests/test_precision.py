@@ -7,7 +7,7 @@ import tiny
 
 from chemeleon_jax import sample_group
 from chemeleon_jax.diffusion import make_schedule
-from chemeleon_jax.train import matmul_precision
+from chemeleon_jax.experience import matmul_precision
 from configs.rl_dng import get_config
 
 DOT = re.compile(r"stablehlo\.dot_general.*")

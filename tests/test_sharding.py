@@ -9,7 +9,7 @@ from chemeleon_jax.sharding import check_divisible, make_mesh, replicate, shard_
 
 def test_the_tests_have_four_devices():
     assert jax.device_count() == 4
-    assert make_mesh().shape == {"data": 4}
+    assert make_mesh().shape == {"data": 4, "fsdp": 1}
 
 
 @pytest.mark.parametrize("devices", [1, 2, 4])

@@ -9,9 +9,9 @@ from test_pictures import salt
 
 from chemeleon_jax.crystals import from_structures, take
 from chemeleon_jax.data import load_dataset
+from chemeleon_jax.experience import make_validate
 from chemeleon_jax.rewards import make_reward
 from chemeleon_jax.rewards.pool import WorkerPool
-from chemeleon_jax.train import make_validate
 
 SALTS = from_structures([salt("Cl", 4.12), salt("Br", 4.29), salt("I", 4.57)])
 VALIDATION_KEY = jax.random.fold_in(jax.random.key(1), 1)  # of seed + 1

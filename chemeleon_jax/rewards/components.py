@@ -111,6 +111,8 @@ class Component:
     penalty: float | None = None
     reasons: tuple[str, ...] = STATUS  # of a crystal without a value; 0 is "ok"
     fault: Callable[[], Fault | None] = lambda: None  # why a run should end
+    # A crystal's value depends on all crystals of the batch, not on its formula alone.
+    of_batch: bool = False
 
 
 def _creativity(
@@ -158,7 +160,7 @@ def _structure_diversity(context: Context) -> Component:
     def evaluate(facts):
         return diversity(facts.computed["latent"], facts.valid, kernel)
 
-    return Component(evaluate, "latent")
+    return Component(evaluate, "latent", of_batch=True)
 
 
 def _composition_diversity(context: Context) -> Component:
@@ -173,7 +175,7 @@ def _composition_diversity(context: Context) -> Component:
         shares = composition_fractions(crystals.atom_types, crystals.mask)
         return diversity(shares, facts.valid, kernel)
 
-    return Component(evaluate)
+    return Component(evaluate, of_batch=True)
 
 
 def _predictor(
@@ -214,7 +216,9 @@ def _custom(
 ) -> Component:
     call = CustomReward(function, context.pool, time_limit=time_limit)
     return Component(
-        lambda facts: call(facts.cells, facts.valid), fault=lambda: call.fault
+        lambda facts: call(facts.cells, facts.valid),
+        fault=lambda: call.fault,
+        of_batch=True,  # a user's function may compare crystals
     )
 
 

@@ -12,7 +12,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import struct
 
 from chemeleon_jax.crystals import VALIDITY_REASONS
@@ -22,7 +21,7 @@ from chemeleon_jax.models.predictor import Predictor
 from chemeleon_jax.models.vae import VAE
 from chemeleon_jax.potentials import Potential, load_potential
 from chemeleon_jax.potentials.hull import Hull, load_hull
-from chemeleon_jax.rewards.components import COMPONENTS, Component, Context, Facts
+from chemeleon_jax.rewards.components import COMPONENTS, Component, Context
 from chemeleon_jax.rewards.creativity import index_references
 from chemeleon_jax.rewards.custom import MAX_FAULTS
 from chemeleon_jax.rewards.energy import METASTABLE
@@ -30,6 +29,7 @@ from chemeleon_jax.rewards.features import mean_latent, predict_properties
 from chemeleon_jax.rewards.matching import to_structure
 from chemeleon_jax.rewards.normalize import NORMALIZATIONS
 from chemeleon_jax.rewards.pool import STATUS, WorkerPool
+from chemeleon_jax.rewards.scoring import score_on_host
 from chemeleon_jax.types import CrystalBatch
 
 logger = logging.getLogger(__name__)
@@ -246,21 +246,14 @@ def compute_rewards(
       with_energies: compute `e_above_hull` and the metrics that need it even if no
         component asks for it (where the reward has a hull).
     """
+    computed = compute_features(crystals, reward=reward, with_energies=with_energies)
     batch = crystals.mask.shape[0]
-    needs = {term.component.needs for term in reward.terms} - {None}
-    if with_energies and "energy" in dict(reward.models):
-        needs |= {"energy"}
-    computed = {
-        name: model(reward.params[name], crystals)
-        for name, model in reward.models
-        if name in needs
-    }
     names = [term.name for term in reward.terms]
     numbers = jax.ShapeDtypeStruct((batch,), jnp.float32)
     codes = jax.ShapeDtypeStruct((batch,), jnp.int32)
     flags = jax.ShapeDtypeStruct((batch,), jnp.bool_)
     found = jax.pure_callback(
-        partial(_score_on_host, reward.terms, reward.context),
+        partial(score_on_host, reward.terms, reward.context),
         {
             "components": dict.fromkeys(names, numbers),
             "status": dict.fromkeys(names, codes),
@@ -274,6 +267,39 @@ def compute_rewards(
         computed,
         vmap_method="sequential",
     )
+    return combine(
+        found,
+        reward=reward,
+        group_size=group_size,
+        component_group_size=component_group_size,
+        with_energies="energy" in computed,
+    )
+
+
+def compute_features(
+    crystals: CrystalBatch, *, reward: Reward, with_energies: bool
+) -> dict[str, Any]:
+    """What the reward needs of the models, by crystal; jits, on one device."""
+    needs = {term.component.needs for term in reward.terms}
+    if with_energies:
+        needs |= {"energy"}
+    return {
+        name: model(reward.params[name], crystals)
+        for name, model in reward.models
+        if name in needs
+    }
+
+
+def combine(
+    found: dict[str, Any],
+    *,
+    reward: Reward,
+    group_size: int,
+    component_group_size: int | None,
+    with_energies: bool,
+) -> RewardOutput:
+    """Normalises and adds up what was found on the host; jits."""
+    batch = len(found["validity"])
     raw, total = jnp.zeros(batch), jnp.zeros(batch)
     for term in reward.terms:
         values = found["components"][term.name]
@@ -292,8 +318,8 @@ def compute_rewards(
         valid=found["validity"] == 0,
         unique=found["unique"],
         novel=found["novel"],
-        e_above_hull=found["e_above_hull"] if "energy" in needs else None,
-        metrics=_metrics(reward, found, raw, "energy" in needs),
+        e_above_hull=found["e_above_hull"] if with_energies else None,
+        metrics=_metrics(reward, found, raw, with_energies),
     )
 
 
@@ -318,62 +344,3 @@ def _metrics(reward: Reward, found, raw, with_energies: bool) -> dict[str, jax.A
                 count = (found["status"][name] == code).sum()
                 metrics[f"failures/{name}/{reason}"] = count
     return metrics
-
-
-# --- on the host ------------------------------------------------------------------
-
-
-def _score_on_host(terms, context: Context, crystals, computed) -> dict[str, Any]:
-    """The callback: NumPy in, NumPy out, no JAX call in between."""
-    facts = Facts(
-        CrystalBatch(**{k: np.asarray(v) for k, v in vars(crystals).items()}),
-        {name: _to_numpy(value) for name, value in computed.items()},
-        context,
-    )
-    batch = len(facts.crystals.mask)
-    none, nan = np.zeros(batch, bool), np.full(batch, np.nan)
-    components, statuses, scored = {}, {}, {}
-    for term in terms:
-        component = term.component
-        failed = np.full(batch, component.reasons.index("raised"))
-        values, status = _attempt(
-            partial(component.evaluate, facts), (np.zeros(batch), failed), term.name
-        )
-        ok = status == 0
-        penalty = component.penalty
-        if penalty is None:
-            penalty = values[ok].min() if ok.any() else 0.0
-        components[term.name] = np.where(ok, values, penalty).astype(np.float32)
-        statuses[term.name] = status.astype(np.int32)
-        # A penalty that is a value of its own kind counts in the mean.
-        scored[term.name] = ok | (component.penalty is not None)
-    flags = _attempt(
-        lambda: (facts.matches.unique, facts.matches.novel), (none, none), "matches"
-    )
-    above = nan
-    if "energy" in computed:
-        above = _attempt(lambda: facts.e_above_hull[0], nan, "e_above_hull")
-    return {
-        "components": components,
-        "status": statuses,
-        "scored": scored,
-        "validity": facts.validity.astype(np.int32),
-        "unique": flags[0],
-        "novel": flags[1],
-        "e_above_hull": above.astype(np.float32),
-    }
-
-
-def _to_numpy(value):
-    if isinstance(value, tuple):
-        return tuple(np.asarray(v) for v in value)
-    return np.asarray(value)
-
-
-def _attempt(function: Callable, fallback, what: str):
-    """`function()`; a fault of ours must not end a run of days, but be seen."""
-    try:
-        return function()
-    except Exception:
-        logger.exception("%s could not be computed for a whole batch", what)
-        return fallback
