@@ -36,8 +36,7 @@ def run(main: Callable[[ConfigDict, str], None]) -> None:
 def _run(main: Callable[[ConfigDict, str], None]) -> None:
     config, workdir = parse(sys.argv)
     keep_compiled_programs()
-    with distributed.processes(config.get("distributed")):
-        main(config, workdir)
+    distributed.run(config.get("distributed"), main, config, workdir)
 
 
 def keep_compiled_programs() -> None:

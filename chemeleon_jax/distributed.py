@@ -4,12 +4,11 @@ JAX's own runtime does it (`jax.distributed`). All processes run the same progra
 must happen once (files, logging, events) happens on the first one. See docs/scaling.md.
 """
 
-import contextlib
 import logging
 import os
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -23,26 +22,31 @@ START = 300  # s, for all processes to come
 STOP = 10  # s, for all processes to go, once the first one is done
 
 
-@contextlib.contextmanager
-def processes(wanted: bool | None) -> Iterator[None]:
-    """A context in which this process is one of a run's, if there are several.
+def run(wanted: bool | None, program: Callable[..., None], *arguments) -> None:
+    """`program(*arguments)` as one of its processes, if there are several.
 
     An error on one of them ends all: this one at once, the others when they next wait
     for it, or after `HEARTBEAT`.
 
     Args:
       wanted: whether there are several; None: if a launcher says so.
+      program: of all processes.
+      *arguments: of the program.
 
     Raises:
       UserError: they do not find each other.
     """
     if wanted or (wanted is None and launcher() is not None):
         start()
-    if jax.process_count() == 1:
-        yield
-        return
+    if jax.distributed.is_initialized():
+        _run_together(program, *arguments)
+    else:
+        program(*arguments)
+
+
+def _run_together(program: Callable[..., None], *arguments) -> None:
     try:
-        yield
+        program(*arguments)
     except SystemExit:  # after a signal, all processes have agreed to end
         raise
     except UserError as error:

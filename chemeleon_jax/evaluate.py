@@ -22,11 +22,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 from pymatgen.core import Element, Structure
 from tqdm import tqdm
 
-from chemeleon_jax import __version__, checkpoints
+from chemeleon_jax import __version__, checkpoints, distributed
 from chemeleon_jax.checkpoints import params_digest
 from chemeleon_jax.crystals import formula_key
 from chemeleon_jax.data import Dataset
@@ -93,6 +94,11 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     add("--vae", default="mini:vae", help="whose features are compared")
     add("--out", type=Path, help="instead of the folder of each set of crystals")
     add("--workers", type=int, help="processes; by default as many as CPUs")
+    add(
+        "--distributed",
+        action=argparse.BooleanOptionalAction,
+        help="one of several processes; by default where a launcher says so",
+    )
     return parser.parse_args(argv)
 
 
@@ -134,6 +140,8 @@ def evaluate(args: argparse.Namespace) -> None:
         known_features = features_of_known(vae, dataset)
         for source, out in sets.items():
             rows = judge_all(items[source], judge, out, protocol)
+            if not distributed.is_first():
+                continue
             scores = score_set(rows, vae, known_features, energies["hull"] is not None)
             write_results(out, rows, scores, protocol)
             print_table(source, rows, scores, protocol)
@@ -217,33 +225,45 @@ def describe_protocol(args, dataset: Dataset, vae_params, potential) -> dict[str
 def judge_all(
     items: list[Item], judge: Judge, out: Path, protocol: dict[str, Any]
 ) -> list[Row]:
-    """Rows of all crystals, chunk by chunk; finished chunks are read from disk."""
-    folder = prepare_partial(items, judge, out, protocol)
+    """Rows of all crystals, chunk by chunk, by way of the disk.
+
+    Chunks that are there are not judged again. Each process judges its share of the
+    others, and the first one, which alone gets rows, reads them all.
+    """
+    folder = out / "partial"
+    if distributed.is_first():
+        prepare_partial(items, judge, folder, protocol)
+    distributed.first_says(0)  # that it is prepared
     keys = [
         formula_key(i.structure.atomic_numbers) if i.structure else () for i in items
     ]
     counts: dict[tuple, int] = {}
     for key in keys:
         counts[key] = counts.get(key, 0) + 1
-    rows: list[Row] = []
-    with tqdm(total=len(items), unit=" crystals", disable=None) as progress:
-        for start in range(0, len(items), judge.chunk):
+    files = {
+        start: folder / f"{start:08d}.json"
+        for start in range(0, len(items), judge.chunk)
+    }
+    mine = list(files)[jax.process_index() :: jax.process_count()]
+    silent = None if distributed.is_first() else True
+    with tqdm(total=len(mine), unit=" chunks", disable=silent) as progress:
+        for start in mine:
             part = slice(start, start + judge.chunk)
-            file = folder / f"{start:08d}.json"
-            if file.is_file():
-                found = read_json(file)["rows"]
-            else:
+            if not files[start].is_file():
                 crowded = [counts[key] > 1 for key in keys[part]]
                 found = judge_chunk(items[part], crowded, judge)
-                write_json(file, {"rows": found})
-            rows += found
-            progress.update(len(found))
+                write_json(files[start], {"rows": found})
+            progress.update()
+    distributed.first_says(0)  # that all chunks are there
+    if not distributed.is_first():
+        return []
+    rows = [row for file in files.values() for row in read_json(file)["rows"]]
     judge_set(rows, judge.pool)
     return rows
 
 
-def prepare_partial(items: list[Item], judge: Judge, out: Path, protocol) -> Path:
-    """The folder of finished chunks, emptied if they are of another evaluation."""
+def prepare_partial(items: list[Item], judge: Judge, folder: Path, protocol) -> None:
+    """Empties the folder of finished chunks if they are of another evaluation."""
     digest = hashlib.sha256(json.dumps([protocol, judge.chunk]).encode())
     for structure, problem in items:
         digest.update(problem.encode())
@@ -251,12 +271,11 @@ def prepare_partial(items: list[Item], judge: Judge, out: Path, protocol) -> Pat
             digest.update(np.array(structure.atomic_numbers, np.int64).tobytes())
             digest.update(structure.lattice.matrix.tobytes())
             digest.update(structure.frac_coords.tobytes())
-    folder, name = out / "partial", {"sha256": digest.hexdigest()}
+    name = {"sha256": digest.hexdigest()}
     mark = folder / "evaluation.json"
     if not (mark.is_file() and read_json(mark) == name):
         shutil.rmtree(folder, ignore_errors=True)
         write_json(mark, name)
-    return folder
 
 
 # --------------------------------------------------------------------------- scores
@@ -379,7 +398,8 @@ def print_table(source: Path, rows, scores, protocol: dict[str, Any]) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Runs the program; what the user can put right is one line and status 2."""
-    return exit_status(evaluate, parse(argv))
+    args = parse(argv)
+    return exit_status(distributed.run, args.distributed, evaluate, args)
 
 
 if __name__ == "__main__":

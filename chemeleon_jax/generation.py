@@ -10,9 +10,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from tqdm import tqdm
 
+from chemeleon_jax import distributed
 from chemeleon_jax.crystals import empty_batch
 from chemeleon_jax.diffusion import Schedule
 from chemeleon_jax.models.generator import Generator
@@ -55,13 +56,15 @@ def generate(
       batch_size: crystals sampled at once; by default, as many as fit.
 
     Returns:
-      n crystals as NumPy arrays, padded to `model.max_atoms`.
+      n crystals as NumPy arrays, padded to `model.max_atoms`, on every process.
     """
     params, model = replicate((params, model), mesh)
     crystals = empty_batch(len(num_atoms), model.max_atoms)
-    rollout = jax.jit(partial(_sample, eta=eta))
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    rollout = jax.jit(partial(_sample, eta=eta), out_shardings=everywhere)
     largest = batch_size or fitting_batch(model, cfg_scale is not None, mesh.size)
-    with tqdm(total=len(num_atoms), unit=" crystals", disable=None) as progress:
+    silent = None if distributed.is_first() else True
+    with tqdm(total=len(num_atoms), unit=" crystals", disable=silent) as progress:
         for part, size in batches(num_atoms, largest, mesh.size):
             filled = np.resize(part, size)  # one shape, compiled once
             with jax.set_mesh(mesh):
@@ -126,4 +129,4 @@ def fitting_batch(model: Generator, guided: bool, num_devices: int) -> int:
         else:
             free = stats["bytes_limit"] - stats["bytes_in_use"]
             each = min(each, max(free // 2 // per_crystal, 1))
-    return each * num_devices
+    return -distributed.greatest(-each) * num_devices  # the least that any process has

@@ -20,7 +20,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from chemeleon_jax import __version__, checkpoints
+from chemeleon_jax import __version__, checkpoints, distributed
 from chemeleon_jax.checkpoints import Checkpoint, params_digest
 from chemeleon_jax.crystals import VALIDITY_REASONS, to_structures, validity
 from chemeleon_jax.data import MAX_ATOMS
@@ -73,6 +73,11 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     add("--num_steps", type=int, help="of the sampler")
     add("--eta", type=float, help="noise of DDIM, 0 to 1")
     add("--batch_size", type=int, help="crystals at once; by default what fits")
+    add(
+        "--distributed",
+        action=argparse.BooleanOptionalAction,
+        help="one of several processes; by default where a launcher says so",
+    )
     return parser.parse_args(argv)
 
 
@@ -102,7 +107,7 @@ def sample(args: argparse.Namespace) -> None:
     key = jax.random.key(args.seed)
     num_atoms = draw_atom_counts(jax.random.fold_in(key, 0), args.num_samples, shares)
     schedule = make_schedule(settings["sampler"], settings["num_steps"])
-    if args.overwrite:
+    if args.overwrite and distributed.is_first():
         remove_old(args.out)
     for directory, checkpoint in models.items():
         model, policy = make_generator(checkpoint, MAX_ATOMS)
@@ -126,7 +131,8 @@ def sample(args: argparse.Namespace) -> None:
             "settings": settings | {"conditions": by_kind | by_name},
             "version": __version__,
         }
-        write_crystals(directory, crystals, made_from, cif=args.cif)
+        if distributed.is_first():
+            write_crystals(directory, crystals, made_from, cif=args.cif)
 
 
 # ------------------------------------------------------------------- what to sample
@@ -306,7 +312,8 @@ def write_crystals(
 
 def main(argv: list[str] | None = None) -> int:
     """Runs the program; what the user can put right is one line and status 2."""
-    return exit_status(sample, parse(argv))
+    args = parse(argv)
+    return exit_status(distributed.run, args.distributed, sample, args)
 
 
 if __name__ == "__main__":

@@ -30,6 +30,13 @@ ROOT = Path(__file__).parent.parent
 QUICK = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 
 LAYOUTS = {"1x4": (1, 4), "2x2": (2, 2), "4x1": (4, 1)}  # processes, devices of each
+# What may differ by more than 1e-5: degrees, a norm of about 500, and what amplifies.
+BOUNDS = {
+    "angles": 1e-4,
+    "train/grad_norm": 1e-2,
+    "train/ratio_max": 1e-4,
+    "train/ratio_min": 1e-4,
+}
 # Every kind of share: by formula, by rows on the device, by the first process.
 REWARDS = {
     "config": "configs/rl_dng.py",
@@ -49,7 +56,13 @@ def launch(
     program: Program, run: str, processes: int, devices: int
 ) -> list[subprocess.Popen]:
     """Starts a run; process i is the i-th."""
-    arguments = [f"--{k}={v}" for k, v in program.options.items()]
+    options = program.options | {"workdir": program.folder / run}
+    arguments = [f"--{name}={value}" for name, value in options.items()]
+    return start([__file__, "--worker", *arguments], processes, devices)
+
+
+def start(command: list[str], processes: int, devices: int) -> list[subprocess.Popen]:
+    """Starts a Python script in several processes that find each other."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
@@ -66,10 +79,12 @@ def launch(
                 "JAX_NUM_PROCESSES": str(processes),
                 "JAX_PROCESS_ID": str(i),
             }
-        command = [sys.executable, __file__, "--worker", *arguments]
-        command += [f"--workdir={program.folder / run}"]
         process = subprocess.Popen(
-            command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True
+            [sys.executable, *command],
+            cwd=ROOT,
+            env=environment,
+            stderr=subprocess.PIPE,
+            text=True,
         )
         started.append(process)
     return started
