@@ -51,16 +51,14 @@ def _run_together(program: Callable[..., None], *arguments) -> None:
         raise
     except UserError as error:
         _leave(f"error: {error}", 2)
-    except jax.errors.JaxRuntimeError as error:
+    except Exception as error:
         traceback.print_exc()
         _leave(
-            f"error: cannot go on ({str(error).splitlines()[0][:200]}). If another "
-            "process of the run has ended, its output says why. Start all of them "
-            "again: the run continues from its last state",
+            f"error: cannot go on ({str(error).splitlines()[:1]}). If another process "
+            "of the run has ended, its output says why. Start all of them again: the "
+            "run continues from its last state",
             1,
         )
-    except BaseException:
-        _leave(traceback.format_exc(), 1)
 
 
 def _leave(message: str, status: int) -> None:
