@@ -34,6 +34,7 @@ def test_an_update_sends_one_gradient_and_scalars():
     assert 0 <= sum(c.num_bytes for c in found) - gradient < 200
 
 
+@pytest.mark.slow
 def test_fsdp_gathers_parameters_and_nothing_else():
     found = collectives(update_hlo(DIT, devices=4, fsdp=2, num_atoms=N))
     params = policy_shapes(DIT, N)

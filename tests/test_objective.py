@@ -226,11 +226,11 @@ def test_an_update_that_is_not_finite_changes_nothing():
     jax.tree.map(np.testing.assert_array_equal, opt_state, fresh)
 
 
-@pytest.mark.parametrize("devices", [2, 4])
-def test_the_same_update_on_any_number_of_devices(devices):
+@pytest.mark.parametrize(("devices", "fsdp"), [(2, 1), (4, 2)])
+def test_the_same_update_on_any_number_of_devices(devices, fsdp):
     model, policy, trajectory = rolled_out()
     alone, _, _ = improve(trajectory, ADVANTAGE)
-    mesh = make_mesh(devices)
+    mesh = make_mesh(devices, fsdp=fsdp)
     model, policy = replicate((model, policy), mesh)
     steps = trajectory.steps
     over_crystals = jax.tree.map(

@@ -72,10 +72,10 @@ def test_without_noise_sampling_is_a_function_of_the_first_latent():
     np.testing.assert_array_equal(first.lengths, second.lengths)
 
 
-@pytest.mark.parametrize("devices", [2, 4])
-def test_the_same_crystals_on_any_number_of_devices(devices):
+@pytest.mark.parametrize(("devices", "fsdp"), [(2, 1), (4, 2)])
+def test_the_same_crystals_on_any_number_of_devices(devices, fsdp):
     alone, _ = sample([2, 5])
-    mesh = make_mesh(devices)
+    mesh = make_mesh(devices, fsdp=fsdp)
     model, policy = replicate(tiny.generator(), mesh)
     rollout = jax.jit(partial(sample_group, group_size=2))
     with jax.set_mesh(mesh):
