@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 
-from chemeleon_jax import checkpoints
+from chemeleon_jax import checkpoints, distributed
 from chemeleon_jax.config import run
 from chemeleon_jax.data import BucketedBatches, load_dataset
 from chemeleon_jax.interruption import SaveOnSignal
@@ -152,7 +152,7 @@ def pretrain(config, workdir: str) -> None:
                     best=jnp.minimum(state.best, scores["loss"]),
                     since_best=jnp.where(improved, 0, state.since_best + 1),
                 )
-                if improved:
+                if improved and distributed.is_first():
                     summary = {"step": step + 1, "validation": scores}
                     checkpoints.save_model(
                         workdir, state.ema_params, {**stage.config, "training": summary}
