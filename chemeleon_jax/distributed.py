@@ -53,8 +53,9 @@ def _run_together(program: Callable[..., None], *arguments) -> None:
         _leave(f"error: {error}", 2)
     except Exception as error:
         traceback.print_exc()
+        reason = str(error).partition("\n")[0][:200]
         _leave(
-            f"error: cannot go on ({str(error).splitlines()[:1]}). If another process "
+            f"error: cannot go on ({reason}). If another process "
             "of the run has ended, its output says why. Start all of them again: the "
             "run continues from its last state",
             1,
