@@ -6,10 +6,13 @@ import numpy as np
 import pytest
 from ase.io import write as write_ase
 from crystal_sets import disguised
+from pymatgen.analysis.structure_matcher import StructureMatcher
 from pymatgen.core import Lattice, Structure
 from pymatgen.io.ase import AseAtomsAdaptor
 
 from chemeleon_jax import evaluate
+from chemeleon_jax.crystals import take, to_structures
+from chemeleon_jax.data import load_dataset
 from chemeleon_jax.errors import UserError
 from chemeleon_jax.evaluation.inputs import read_crystals
 from chemeleon_jax.evaluation.statistics import (
@@ -180,6 +183,24 @@ def test_copies_are_known_however_they_are_written(folder):
     assert summary["scores"]["novel"]["value"] == 0.0
     assert summary["scores"]["unique"]["value"] == pytest.approx(1 / 3)
     assert summary["status"] == {"ok": len(copies)}
+
+
+@pytest.mark.slow
+def test_five_hundred_copies_of_known_crystals(tmp_path):
+    """Exact copies first, then the same in disguise: as many unique as are distinct."""
+    rng, dataset = np.random.default_rng(2), load_dataset("mp_mini")
+    picked = rng.choice(len(dataset), 500, replace=False)
+    exact = to_structures(take(dataset.crystals, picked))
+    distinct = len(StructureMatcher().group_structures(exact))
+    save(tmp_path / "exact.json", exact)
+    save(tmp_path / "disguised.json", [disguised(s, rng) for s in exact])
+    argv = [str(tmp_path / f"{name}.json") for name in ("exact", "disguised")]
+    flags = ["--potential=none", f"--out={tmp_path / 'out'}"]
+    assert evaluate.main([*argv, *flags]) == 0
+    for name in ("exact", "disguised"):
+        summary = json.loads((tmp_path / "out" / name / "summary.json").read_text())
+        assert summary["scores"]["novel"]["value"] == 0.0, name
+        assert round(500 * summary["scores"]["unique"]["value"]) == distinct, name
 
 
 def test_flags_of_a_mixed_set(folder, capsys):
