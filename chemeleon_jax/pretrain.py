@@ -23,7 +23,7 @@ from chemeleon_jax.data import BucketedBatches, load_dataset
 from chemeleon_jax.interruption import SaveOnSignal
 from chemeleon_jax.runs import work_directory, write_run_info
 from chemeleon_jax.sharding import make_mesh, replicate, shard_batch
-from chemeleon_jax.stages import STAGES, Stage, relevant_crystals
+from chemeleon_jax.stages import STAGES, Stage, relevant_crystals, start_from
 from chemeleon_jax.states import RunCheckpoints
 from chemeleon_jax.tracking import Tracker
 
@@ -106,7 +106,7 @@ def pretrain(config, workdir: str) -> None:
     batches = BucketedBatches(train, atoms, config.seed, multiple_of)
     held_out = BucketedBatches(validation, atoms // 8, 0, multiple_of)
     key = jax.random.key(config.seed)
-    stage = STAGES[config.stage](config, train, key)
+    stage = start_from(config.init_from, STAGES[config.stage](config, train, key))
     optimizer = optax.chain(
         optax.clip_by_global_norm(config.optimizer.max_grad_norm),
         optax.adamw(make_schedule(config), weight_decay=config.optimizer.weight_decay),

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.scipy.special import ndtri
 
 from chemeleon_jax import checkpoints
@@ -194,6 +195,42 @@ def relevant_crystals(config, dataset: Dataset) -> Dataset:
 
 
 STAGES = {"vae": vae_stage, "ldm": ldm_stage, "predictor": predictor_stage}
+
+
+def start_from(name: str, stage: Stage) -> Stage:
+    """The stage, starting from the weights of model `name`; "" for a random start.
+
+    What the model lacks starts as usual: a block more of the denoiser begins as the
+    identity (its gates are zero), so a trained model can be made deeper.
+
+    Raises:
+      UserError: a model of another kind or width, or one on another VAE.
+    """
+    if not name:
+        return stage
+    checkpoint = checkpoints.load(name)
+    config, ours = checkpoint.config, stage.config
+    if config["kind"] != ours["kind"]:
+        raise UserError(f"config.init_from: {name} is of kind {config['kind']!r}")
+    if config.get("vae_sha256") != ours.get("vae_sha256"):
+        raise UserError(
+            f"config.init_from: {name} was trained on another VAE than "
+            "config.vae_ckpt_path; give that VAE"
+        )
+    params, given = flatten_dict(stage.params), flatten_dict(checkpoint.params)
+    for path in params.keys() & given.keys():
+        if params[path].shape != given[path].shape:
+            raise UserError(
+                f"config.init_from: {'/'.join(path)} of {name} has the shape "
+                f"{given[path].shape}, this model's has {params[path].shape}"
+            )
+    if unknown := sorted(given.keys() - params.keys()):
+        raise UserError(
+            f"config.init_from: {name} has parameters that this model lacks, the "
+            f"first is {'/'.join(unknown[0])}"
+        )
+    params |= {path: jnp.asarray(x) for path, x in given.items()}
+    return stage._replace(params=unflatten_dict(params))
 
 
 def load_vae(name: str) -> tuple[VAE, dict, dict]:

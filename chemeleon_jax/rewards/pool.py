@@ -15,6 +15,7 @@ import traceback
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import TimeoutError as FutureTimeout
+from concurrent.futures import wait
 from importlib.machinery import ModuleSpec
 from multiprocessing.context import SpawnContext, SpawnProcess
 from typing import Any, NamedTuple
@@ -35,6 +36,7 @@ _SINGLE_THREADED = (
 )
 _GRACE = 120.0  # s, for workers to start, beyond what the tasks may take
 _PATIENCE = 5.0  # s, for workers to end
+_SLICE = 1.0  # s, of waiting
 _ATTEMPTS = 3  # in company, then twice alone
 # Exit codes of a worker at its memory limit: filled by this task, or by earlier ones.
 _NO_MEMORY, _LEAKED = 97, 98
@@ -172,8 +174,11 @@ class WorkerPool:
             )
         results = []
         for future in futures:
+            # In slices: Python sees a signal that comes just before a wait after it.
+            while not future.done() and time.monotonic() < deadline:
+                wait([future], _SLICE)
             try:
-                results.append(future.result(max(0.0, deadline - time.monotonic())))
+                results.append(future.result(0))
             except FutureTimeout:  # pebble's, of the task; or ours, of the pool
                 message = f"exceeded its time limit of {limit:g} s"
                 results.append(_Lost(Outcome(TIMED_OUT, message=message)))
