@@ -27,9 +27,9 @@ MINI = Path(str(files("chemeleon_jax"))) / "assets" / "mini"
 # needs its new one here.
 MINI_MODELS = {
     "vae": "f8b7944fef30970a9b6f488e84dcff58b1e8be956da37b82dd6f06c58ea1e8e7",
-    "ldm": "29fb3052fd2a913b471e9088c966d3ca646ae19c07daeda54971683890c4ead7",
+    "ldm": "b1faabf148cc465414281e7a4b98ed85f19b20834cf4e745d5ece96f55e0b7fe",
     "ldm_conditional": (
-        "f1dd15d6c22cf6a1e45b21c618d962d0fd2753b85b64030c57a2ed70c70d27a3"
+        "e2feeaa3a25b916e88fda2861eb7ab3a6cee52c591dcd2eee87c8ccc0accb61c"
     ),
     "predictor": "63d4e277c132411234bf4eb4eec838625faff5fdccc565c5d031b0bed292f174",
 }

@@ -24,16 +24,17 @@ def test_asked_for_nothing_a_conditional_model_is_the_unconditional_one():
     t = jnp.array([3.0, 700.0])
     keep = jnp.zeros(2, bool)
     encoder_params = tiny.random_params(encoder, nothing, keep)
-    y = encoder.apply({"params": encoder_params}, nothing, keep)
+    encode, apply = jax.jit(encoder.apply), jax.jit(dit.apply)
+    y = encode({"params": encoder_params}, nothing, keep)
     params = tiny.random_params(dit, z, t, crystals.mask, y)
     model = without_conditions(
         Checkpoint({"dit": params, "condition": encoder_params}, config)
     )
     assert set(model.params) == {"dit"} and model.config["condition"] is None
     np.testing.assert_allclose(
-        dit.apply({"params": model.params["dit"]}, z, t, crystals.mask),
-        dit.apply({"params": params}, z, t, crystals.mask, y),
+        apply({"params": model.params["dit"]}, z, t, crystals.mask),
+        apply({"params": params}, z, t, crystals.mask, y),
         atol=1e-5,
     )
-    plain = dit.apply({"params": params}, z, t, crystals.mask)
-    assert not np.allclose(plain, dit.apply({"params": params}, z, t, crystals.mask, y))
+    plain = apply({"params": params}, z, t, crystals.mask)
+    assert not np.allclose(plain, apply({"params": params}, z, t, crystals.mask, y))

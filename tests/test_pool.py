@@ -171,7 +171,7 @@ def test_no_worker_outlives_its_program(how):
     group = int(program.stdout.readline())  # of the program and its workers
     assert group == program.pid
     program.send_signal(how)
-    program.wait(30)
+    program.wait(120)
     program.stdout.close()
     for _ in range(100):
         try:

@@ -10,7 +10,12 @@ from chemeleon_jax import checkpoints
 from chemeleon_jax.data import load_dataset, save_npz
 from chemeleon_jax.errors import UserError
 from chemeleon_jax.pretrain import pretrain
-from chemeleon_jax.stages import TIMESTEP_QUANTILES, measure_latent_std
+from chemeleon_jax.stages import (
+    TIMESTEP_QUANTILES,
+    ldm_stage,
+    measure_latent_std,
+    start_from,
+)
 from chemeleon_jax.states import RunCheckpoints
 from chemeleon_jax.tracking import read_scalars
 
@@ -38,6 +43,7 @@ def config(folder, stage, **changes):
         {
             "stage": stage,
             "seed": 0,
+            "init_from": "",
             "num_steps": 4,
             "validate_every": 2,
             "patience": 6,
@@ -94,6 +100,56 @@ def test_a_conditional_ldm_trains_its_encoders(folder, tmp_path):
     assert set(model.params["condition"]) >= {"band_gap", "formula", "band_gap_null"}
     specs = {spec["name"]: spec for spec in model.config["condition"]["specs"]}
     assert specs["band_gap"]["std"] > 0
+
+
+def test_a_denoiser_goes_on_deeper_where_another_ended(folder, tmp_path):
+    shallow, deeper = config(folder, "ldm"), config(folder, "ldm")
+    deeper.dit.depth = 2
+    pretrain(shallow, str(tmp_path))
+    dataset = load_dataset(folder / "few.npz")
+
+    def loss(config, name):
+        stage = start_from(name, ldm_stage(config, dataset, jax.random.key(1)))
+        batch = stage.frozen, dataset.crystals, {}, jax.random.key(2), False
+        return stage.loss(stage.params, *batch)[0]
+
+    trained = loss(shallow, str(tmp_path))
+    assert abs(trained - loss(shallow, "")) > 1e-3
+    # The block more is the identity until it is trained.
+    np.testing.assert_allclose(trained, loss(deeper, str(tmp_path)), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("stage", "changes", "message"),
+    [
+        ("predictor", {}, "is of kind 'ldm'"),
+        ("ldm", {"width": 32}, r"block_0.* of .* has the shape"),
+        ("ldm", {"depth": 0}, "has parameters that this model lacks.*block_0"),
+    ],
+)
+def test_what_cannot_be_the_start_is_said(folder, tmp_path, stage, changes, message):
+    save_ldm(folder, tmp_path, config(folder, "ldm"))
+    wanted = config(folder, stage, init_from=str(tmp_path))
+    wanted.dit.update(changes)
+    with pytest.raises(UserError, match=message):
+        pretrain(wanted, str(tmp_path / "next"))
+
+
+def test_a_start_on_another_vae_is_refused(folder, tmp_path):
+    model = save_ldm(folder, tmp_path, config(folder, "ldm"))
+    other = {**model.config, "vae_sha256": "0" * 64}
+    checkpoints.save_model(tmp_path, model.params, other)
+    with pytest.raises(UserError, match="trained on another VAE"):
+        pretrain(
+            config(folder, "ldm", init_from=str(tmp_path)), str(tmp_path / "next")
+        )
+
+
+def save_ldm(folder, directory, config):
+    """An untrained denoiser, as `pretrain` would leave it."""
+    stage = ldm_stage(config, load_dataset(folder / "few.npz"), jax.random.key(0))
+    checkpoints.save_model(directory, stage.params, stage.config)
+    return checkpoints.load(directory)
 
 
 class CutOffError(Exception):

@@ -1,10 +1,11 @@
-"""The main job on the embedded models: few crystals, few steps, all the parts."""
+"""The main job on tiny models: few crystals, few steps, all the parts."""
 
 import importlib
 
 import jax
 import numpy as np
 import pytest
+import tiny
 from pymatgen.core import Structure
 
 from chemeleon_jax import checkpoints
@@ -14,7 +15,16 @@ from chemeleon_jax.tracking import read_scalars
 from chemeleon_jax.train import train
 
 
-def config(name="rl_dng", **changes):
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    """Where a VAE and a denoiser are, as config fields."""
+    folder = tmp_path_factory.mktemp("models")
+    checkpoints.save_model(folder / "vae", *tiny.vae_of_valid_cells())
+    checkpoints.save_model(folder / "ldm", *tiny.ldm_checkpoint())
+    return {f"{kind}_ckpt_path": str(folder / kind) for kind in ("vae", "ldm")}
+
+
+def config(name, models, **changes):
     small = importlib.import_module(f"configs.{name}").get_config("mini")
     small.update(
         {
@@ -28,15 +38,15 @@ def config(name="rl_dng", **changes):
             "reward": {"workers": 1},
         }
     )
-    small.update(changes)
+    small.update(models | changes)
     return small
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
+def run(tmp_path_factory, models):
     """A finished run of the main job."""
     workdir = tmp_path_factory.mktemp("dng")
-    train(config(), str(workdir))
+    train(config("rl_dng", models), str(workdir))
     return workdir
 
 
@@ -59,7 +69,7 @@ def test_the_promised_tags_are_written(run):
 
 
 def test_a_run_holds_what_it_was_and_what_it_made(run):
-    base, tuned = checkpoints.load("mini:ldm"), checkpoints.load(run)
+    base, tuned = checkpoints.load(run / "model"), checkpoints.load(run)
     assert tuned.config["kind"] == "ldm" and "vae" in tuned.params
     moved = jax.tree.map(
         lambda a, b: float(np.abs(a - b).max()), base.params["dit"], tuned.params["dit"]
@@ -70,9 +80,11 @@ def test_a_run_holds_what_it_was_and_what_it_made(run):
         assert np.isfinite(crystals["component_energy"]).all()
 
 
-def test_a_faulty_custom_reward_ends_the_run_after_ten_crystals(tmp_path, caplog):
+def test_a_faulty_custom_reward_ends_the_run_after_ten_crystals(
+    tmp_path, models, caplog
+):
     """The first eight crystals do not end it."""
-    faulty = config("rl_custom_reward", validate_every=0)
+    faulty = config("rl_custom_reward", models, validate_every=0)
     faulty.reward.components.custom.function = "custom_rewards:raises"
     cif = tmp_path / "fault_custom.cif"
     with pytest.raises(UserError, match=f"10 crystals in a row.*{cif}.*no such phonon"):
