@@ -294,12 +294,21 @@ def update(
 
 
 def make_optimizer(
-    lr: float, weight_decay: float = 0.0, max_grad_norm: float = 1.0
+    lr: float,
+    weight_decay: float = 0.0,
+    max_grad_norm: float = 1.0,
+    warmup_steps: int = 0,
 ) -> optax.GradientTransformation:
-    """AdamW behind a clip of the gradient's global norm."""
+    """AdamW behind a clip of the gradient's global norm.
+
+    The learning rate rises linearly over `warmup_steps`: AdamW's first steps move every
+    parameter by the whole of it, whatever the gradient, and undo some of what a policy
+    could do.
+    """
+    warmup = optax.linear_schedule(lr / (warmup_steps + 1), lr, warmup_steps)
     return optax.chain(
         optax.clip_by_global_norm(max_grad_norm),
-        optax.adamw(lr, weight_decay=weight_decay),
+        optax.adamw(warmup, weight_decay=weight_decay),
     )
 
 

@@ -93,6 +93,7 @@ def _paper(models: str) -> ConfigDict:
     config.optimizer.lr = 1e-5
     config.optimizer.weight_decay = 0.0
     config.optimizer.max_grad_norm = 1.0
+    config.optimizer.warmup_steps = 0  # of the learning rate, in optimiser steps
     return config
 
 

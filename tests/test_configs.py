@@ -88,6 +88,7 @@ def test_the_paper_s_setting():
         "lr": 1e-5,
         "weight_decay": 0.0,
         "max_grad_norm": 1.0,
+        "warmup_steps": 0,
     }
     assert config.sampling.to_dict() == {
         "sampler": "ddim",
