@@ -140,8 +140,6 @@ def _reward() -> ConfigDict:
             "weight": 0.0,
             "normalize_fn": "norm",
             "clip_max": 1.0,
-            # eV/atom: -log(1 + it / log_scale) instead, for what lies near the hull
-            "log_scale": placeholder(float),
             # -clip_max for crystals of fewer elements, or of a chemical system with
             # fewer known compounds
             "min_elements": 1,

@@ -41,4 +41,5 @@ def get_config(preset: str = "mini"):
         config.rl.num_group_samples = 24
         config.sampling.sampling_steps = 10
         config.optimizer.lr = 2e-4
+        config.optimizer.warmup_steps = 20
     return config

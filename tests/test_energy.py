@@ -8,9 +8,3 @@ ABOVE = np.array([-0.2, 0.0, 0.1, 0.9, 7.0, np.nan])  # eV/atom
 def test_linear_within_the_limits():
     expected = [0.0, 0.0, -0.1, -0.9, -5.0, -5.0]
     np.testing.assert_allclose(energy_reward(ABOVE, 5.0), expected)
-
-
-def test_on_a_log_scale():
-    # log 2, log 10 and log 51
-    expected = [0.0, 0.0, -0.693147, -2.302585, -3.931826, -3.931826]
-    np.testing.assert_allclose(energy_reward(ABOVE, 5.0, 0.1), expected, rtol=1e-6)

@@ -135,7 +135,6 @@ def _energy(
     context: Context,
     *,
     clip_max: float = 1.0,
-    log_scale: float | None = None,
     min_elements: int = 1,
     min_hull_entries: int = 0,
 ) -> Component:
@@ -148,10 +147,9 @@ def _energy(
             min_elements=min_elements,
             min_hull_entries=min_hull_entries,
         )
-        return energy_reward(above, clip_max, log_scale), status
+        return energy_reward(above, clip_max), status
 
-    worst = float(energy_reward(np.float64(clip_max), clip_max, log_scale))
-    return Component(evaluate, "energy", penalty=worst, reasons=REASONS)
+    return Component(evaluate, "energy", penalty=-clip_max, reasons=REASONS)
 
 
 def _structure_diversity(context: Context) -> Component:

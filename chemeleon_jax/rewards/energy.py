@@ -58,20 +58,15 @@ def guard_energies(hull, cells, status, *, min_elements: int, min_hull_entries: 
     return status
 
 
-def energy_reward(
-    e_above_hull: np.ndarray, clip_max: float = 1.0, log_scale: float | None = None
-) -> np.ndarray:
-    """Minus the energy above the hull, clipped to [0, clip_max] eV/atom, or its log.
+def energy_reward(e_above_hull: np.ndarray, clip_max: float = 1.0) -> np.ndarray:
+    """Minus the energy above the hull, clipped to [0, clip_max] eV/atom.
 
     Args:
       e_above_hull: [B] eV/atom; NaN where there is none, which counts as `clip_max`.
       clip_max: eV/atom; crystals above it are all alike to the reward. The published
         value is 1; a weak model, whose crystals mostly lie higher, learns from more.
-      log_scale: eV/atom; with it, -log(1 + clipped / log_scale). The step from 0.5 to
-        0.1 eV/atom then counts for as much as larger ones among bad crystals.
 
     Returns:
-      [B], at most 0.
+      [B], -clip_max to 0.
     """
-    above = np.clip(np.nan_to_num(e_above_hull, nan=clip_max), 0.0, clip_max)
-    return -above if log_scale is None else -np.log1p(above / log_scale)
+    return -np.clip(np.nan_to_num(e_above_hull, nan=clip_max), 0.0, clip_max)
