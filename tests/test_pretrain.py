@@ -140,9 +140,7 @@ def test_a_start_on_another_vae_is_refused(folder, tmp_path):
     other = {**model.config, "vae_sha256": "0" * 64}
     checkpoints.save_model(tmp_path, model.params, other)
     with pytest.raises(UserError, match="trained on another VAE"):
-        pretrain(
-            config(folder, "ldm", init_from=str(tmp_path)), str(tmp_path / "next")
-        )
+        pretrain(config(folder, "ldm", init_from=str(tmp_path)), str(tmp_path / "next"))
 
 
 def save_ldm(folder, directory, config):
