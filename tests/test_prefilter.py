@@ -77,6 +77,7 @@ def test_never_misses_a_smaller_cell(count):
     picked = rng.choice(len(dataset), count, replace=False)
     answers = []
     for structure in to_structures(take(dataset.crystals, picked)):
+        assert structure is not None
         if len(structure) <= 10 and rng.random() < 0.5:
             structure.make_supercell(rng.permutation([2, 1, 1]).tolist())
         structure.perturb(rng.choice([0.001, 0.05, 0.1, 0.2]))
