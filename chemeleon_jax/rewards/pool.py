@@ -37,6 +37,7 @@ _SINGLE_THREADED = (
 _GRACE = 120.0  # s, for workers to start, beyond what the tasks may take
 _PATIENCE = 5.0  # s, for workers to end
 _SLICE = 1.0  # s, of waiting
+_LARGEST_CHUNK = 32  # items that share the time limit of one
 _ATTEMPTS = 3  # in company, then twice alone
 # Exit codes of a worker at its memory limit: filled by this task, or by earlier ones.
 _NO_MEMORY, _LEAKED = 97, 98
@@ -108,7 +109,9 @@ class WorkerPool:
         """
         limit = time_limit or self.time_limit
         count = len(items)
-        size = chunk_size or max(1, count // (4 * self.num_workers))
+        size = chunk_size or min(
+            max(1, count // (4 * self.num_workers)), _LARGEST_CHUNK
+        )
         chunks = [range(i, min(i + size, count)) for i in range(0, count, size)]
         outcomes: dict[int, Outcome] = {}
         failures = Counter()  # of items that were alone
