@@ -378,6 +378,8 @@ def _trajectory_kl(both, trajectory, parts, *, model, schedule, eta, cfg_scale):
 
             return lax.map(kl, part.steps)
 
-        return at_width(kl_at, num_atoms[rows], network_widths(model, schedule))
+        return at_width(kl_at, num_atoms[rows], widths)
 
+    # Every second width: a few steps cost less than what they take to compile.
+    widths = network_widths(model, schedule)[::-2][::-1]
     return lax.map(part_kl, parts_by_size(num_atoms, parts)).mean()

@@ -79,28 +79,36 @@ def sample_group(
     condition = repeat_condition(condition, group_size)
 
     specs = param_specs(params)
+    widths = network_widths(model, schedule)
 
     def sample_part(params, part):
         keys, counts, condition = part
+        mask = jnp.arange(model.max_atoms)[None] < counts[:, None]
+        # Noise and decoder are the same at every width, and cost little beside T steps
+        # of the network: outside of the branches, they are compiled once.
+        noise = lax.map(
+            lambda draw: crystal_noise(keys, draw, mask, model.dit.latent_channels),
+            jnp.arange(schedule.num_steps + 1),
+        )
 
         def sample(width):
-            mask = jnp.arange(width)[None] < counts[:, None]
-            denoiser = model.denoiser(params, mask, condition, cfg_scale)
-
-            def noise(draw):
-                return crystal_noise(keys, draw, mask, model.dit.latent_channels)
-
+            narrow = mask[:, :width]
             z, steps = roll_out(
-                denoiser,
-                noise(schedule.num_steps),
-                noise,
-                mask,
+                model.denoiser(params, narrow, condition, cfg_scale),
+                noise[-1, :, :width],
+                lambda draw: noise[draw, :, :width],
+                narrow,
                 schedule=schedule,
                 eta=eta,
             )
-            return crystals_first(model.decode(z, mask), steps, model.max_atoms)
+            z_past, z_next = (
+                pad_atoms(jnp.moveaxis(x, 0, 1), model.max_atoms, axis=2)
+                for x in (steps.z, steps.z_next)
+            )
+            return pad_atoms(z, model.max_atoms), z_past, z_next, steps.log_prob.T
 
-        return at_width(sample, counts, network_widths(model, schedule))
+        z, *steps = at_width(sample, counts, widths)
+        return model.decode(z, mask), *steps
 
     def sample_own(params, crystals):
         params = gather_params(params, specs)
@@ -113,20 +121,6 @@ def sample_group(
     index = jnp.arange(schedule.num_steps)[::-1][: schedule.num_recorded]
     steps = Step(index, z, z_next, log_prob)
     return crystals, Trajectory(steps, crystals.mask, condition)
-
-
-def crystals_first(crystals: CrystalBatch, steps: Step, width: int):
-    """Crystals, z, z_next [B, S, N, L] and log_prob [B, S], padded to N = `width`."""
-    crystals = crystals.replace(
-        **{
-            name: pad_atoms(getattr(crystals, name), width)
-            for name in ("atom_types", "frac_coords", "mask")
-        }
-    )
-    z, z_next = (
-        pad_atoms(jnp.moveaxis(x, 0, 1), width, axis=2) for x in (steps.z, steps.z_next)
-    )
-    return crystals, z, z_next, steps.log_prob.T
 
 
 def roll_out(

@@ -22,6 +22,7 @@ import numpy as np
 
 from chemeleon_jax import __version__, checkpoints, distributed
 from chemeleon_jax.checkpoints import Checkpoint, params_digest
+from chemeleon_jax.config import keep_compiled_programs
 from chemeleon_jax.crystals import VALIDITY_REASONS, to_structures, validity
 from chemeleon_jax.data import MAX_ATOMS
 from chemeleon_jax.diffusion import make_schedule
@@ -313,6 +314,7 @@ def write_crystals(
 def main(argv: list[str] | None = None) -> int:
     """Runs the program; what the user can put right is one line and status 2."""
     args = parse(argv)
+    keep_compiled_programs()
     return exit_status(distributed.run, args.distributed, sample, args)
 
 
