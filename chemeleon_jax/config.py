@@ -157,6 +157,7 @@ _CHOICES = {
     "rl.kl_target": ("old", "reference"),
     "sampling.sampler": ("ddim", "ddpm"),
     "reward.normalize_fn": tuple(NORMALIZATIONS),
+    "reward.executor": ("processes", "ray"),
 }
 _AT_LEAST_ONE = (
     "num_iterations",

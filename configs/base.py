@@ -123,6 +123,10 @@ def _reward() -> ConfigDict:
     reward.eps = 1e-4
     reward.reference_dataset = "mp_mini"  # what is novel is not in here
     reward.workers = 0  # processes; 0: as many as CPUs
+    # Where the workers are: processes of this machine, or ray, a cluster whose address
+    # is given as ray.init takes it (local: one of this machine's CPUs; auto; HOST:PORT)
+    reward.executor = "processes"
+    reward.ray_address = "local"
     reward.time_limit = 10.0  # s, for one crystal in a worker
     reward.memory_limit = 8.0  # GiB, of one worker; 0: none
     reward.potential = "chgnet"  # or ase:module:callable, an ASE calculator

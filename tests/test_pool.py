@@ -1,12 +1,17 @@
+"""What both pools promise: processes of this machine, and of a Ray cluster."""
+
 import ctypes
+import importlib.util
 import os
 import signal
 import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 
+from chemeleon_jax.errors import UserError
 from chemeleon_jax.rewards.pool import (
     DIED,
     OK,
@@ -14,14 +19,20 @@ from chemeleon_jax.rewards.pool import (
     RAISED,
     TIMED_OUT,
     WorkerPool,
+    start_pool,
 )
 
 LIMIT = 1.0  # s
+HAS_RAY = importlib.util.find_spec("ray") is not None
+with_ray = pytest.mark.skipif(not HAS_RAY, reason="needs the extra 'ray'")
+EXECUTORS = ["processes", pytest.param("ray", marks=with_ray)]
 
 
-@pytest.fixture(scope="module")
-def pool():
-    with WorkerPool(2, time_limit=LIMIT, memory_limit=1.0) as pool:
+@pytest.fixture(scope="module", params=EXECUTORS)
+def pool(request):
+    handler = signal.getsignal(signal.SIGTERM)
+    with start_pool(request.param, 2, time_limit=LIMIT, memory_limit=1.0) as pool:
+        assert signal.getsignal(signal.SIGTERM) is handler
         yield pool
 
 
@@ -58,6 +69,19 @@ def log_and_die(path):
     os.abort()
 
 
+def kill_once(item):
+    path, parent = item
+    if not os.path.exists(path):
+        open(path, "w").close()
+        kill_again(parent)
+    return "second time"
+
+
+def kill_again(parent):
+    os.kill(os.getppid() if parent else os.getpid(), signal.SIGKILL)
+    time.sleep(1000)
+
+
 LEAK = []
 
 
@@ -74,6 +98,13 @@ def environment(_):
         "platform": os.environ["JAX_PLATFORMS"],
         "here": os.getcwd() in sys.path,
     }
+
+
+@with_ray
+def test_no_cluster_at_the_address():
+    """The first of this file: where there is a connection already, it is used."""
+    with pytest.raises(UserError, match=r"ray_address = 'auto': Could not find any"):
+        start_pool("ray", ray_address="auto")
 
 
 @pytest.mark.parametrize("chunk_size", [None, 1, 5])
@@ -126,6 +157,29 @@ def test_workers_are_killed_between_calls(pool):
         assert [o.value for o in outcomes] == [0, 1, 4]
 
 
+def test_what_runs_the_workers_is_killed(pool, tmp_path):
+    """With Ray, the actor; with processes, the worker once more."""
+    ray = not isinstance(pool, WorkerPool)
+    outcome = pool.call(kill_once, (str(tmp_path / "dead"), ray), time_limit=LIMIT)
+    assert outcome.value == "second time"
+    outcome = pool.call(kill_again, ray, time_limit=LIMIT)
+    assert outcome.status == DIED
+
+
+@with_ray
+def test_rewards_of_a_ray_cluster_are_those_of_processes_bit_for_bit(pool):
+    # Not at the top of this file, which the workers import.
+    from small_reward import BATCH, COMPONENTS, assert_same, build, score
+
+    names = ("creativity", "energy", "custom")
+    components = {name: COMPONENTS[name] for name in names}
+    with WorkerPool(2, time_limit=60.0) as processes:
+        expected = score(BATCH, reward=build(processes, components), group_size=4)
+    found = score(BATCH, reward=build(pool, components), group_size=4)
+    assert 0 < expected.unique.sum() < 16 and np.ptp(expected.total) > 0
+    assert_same(found, expected, rtol=0)
+
+
 def test_workers_have_one_thread_and_no_jax(pool):
     assert (
         pool.call(environment, 0, time_limit=LIMIT).value.items()
@@ -141,6 +195,13 @@ def test_workers_have_one_thread_and_no_jax(pool):
 
 def test_nothing_to_do(pool):
     assert pool.map(misbehave, []) == []
+
+
+def test_ray_is_an_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    monkeypatch.delitem(sys.modules, "chemeleon_jax.rewards.ray_pool", raising=False)
+    with pytest.raises(UserError, match=r"reward.executor = 'ray'.*\[ray\]"):
+        start_pool("ray")
 
 
 def test_a_closed_pool_says_so():

@@ -29,7 +29,7 @@ from chemeleon_jax.rewards.creativity import (
 from chemeleon_jax.rewards.energy import METASTABLE, REASONS, judge_energies
 from chemeleon_jax.rewards.features import mean_latent
 from chemeleon_jax.rewards.matching import Cell, reduce_cell, to_structure
-from chemeleon_jax.rewards.pool import OK, STATUS, Outcome, WorkerPool
+from chemeleon_jax.rewards.pool import OK, STATUS, Outcome, Pool
 from chemeleon_jax.types import CrystalBatch
 
 SYMMETRY_TOLERANCE = 0.1  # Å, of the space group
@@ -43,7 +43,7 @@ class Judge:
     """What crystals are judged by, made once."""
 
     references: References
-    pool: WorkerPool
+    pool: Pool
     vae: tuple[VAE, Any]  # with its parameters
     potential: Potential | None
     hull: Hull | None
@@ -229,7 +229,7 @@ def _note(row: Row, problem: str) -> None:
 # --------------------------------------------------------------- the set as a whole
 
 
-def judge_set(rows: list[Row], pool: WorkerPool) -> None:
+def judge_set(rows: list[Row], pool: Pool) -> None:
     """What depends on the whole set: who is unique; and the flags made of others."""
     cells = {
         i: Cell(*(np.array(x) for x in row["reduced"]))

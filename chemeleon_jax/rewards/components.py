@@ -40,7 +40,7 @@ from chemeleon_jax.rewards.energy import (
 )
 from chemeleon_jax.rewards.features import encode_references, type_embedding
 from chemeleon_jax.rewards.matching import Cell
-from chemeleon_jax.rewards.pool import STATUS, WorkerPool
+from chemeleon_jax.rewards.pool import STATUS, Pool
 from chemeleon_jax.rewards.predictor import property_reward
 from chemeleon_jax.types import CrystalBatch
 
@@ -51,7 +51,7 @@ class Context:
 
     dataset: Dataset  # the known crystals
     references: References  # the same, by formula
-    pool: WorkerPool
+    pool: Pool
     hull: Hull | None = None
     vae: tuple[VAE, Any] | None = None  # with its parameters
     predictor: tuple[VAE, Predictor, Any] | None = None  # see features.py

@@ -16,7 +16,7 @@ from chemeleon_jax.rewards.matching import (
     fits_any,
     reduce_cell,
 )
-from chemeleon_jax.rewards.pool import INVALID, OK, STATUS, Outcome, WorkerPool
+from chemeleon_jax.rewards.pool import INVALID, OK, STATUS, Outcome, Pool
 from chemeleon_jax.types import CrystalBatch
 
 AMD_ZERO = 1e-5  # Å, the same crystal: ten times what float32 coordinates resolve
@@ -71,7 +71,7 @@ class Matches:
 
 
 def match_crystals(
-    cells: list[Cell], valid: np.ndarray, references: References, pool: WorkerPool
+    cells: list[Cell], valid: np.ndarray, references: References, pool: Pool
 ) -> Matches:
     """Compares crystals by StructureMatcher() within their reduced formula.
 
@@ -119,7 +119,7 @@ def match_references(
     formulas: dict[int, tuple[int, ...]],
     reduced: dict[int, Outcome],
     references: References,
-    pool: WorkerPool,
+    pool: Pool,
 ) -> dict[int, Outcome]:
     """Whether crystals match a reference, by number.
 
@@ -205,7 +205,7 @@ def creativity(
     cells: list[Cell],
     matches: Matches,
     references: References,
-    pool: WorkerPool,
+    pool: Pool,
     *,
     max_amd: float | None = 1.0,
     min_elements: int = 1,

@@ -20,7 +20,7 @@ from chemeleon_jax.rewards.pool import (
     STATUS,
     TIMED_OUT,
     Outcome,
-    WorkerPool,
+    Pool,
 )
 
 logger = logging.getLogger(__name__)
@@ -93,7 +93,7 @@ class CustomReward:
     caller should stop.
     """
 
-    def __init__(self, name: str, pool: WorkerPool, *, time_limit: float):
+    def __init__(self, name: str, pool: Pool, *, time_limit: float):
         """Checks that the workers can import the function.
 
         Args:

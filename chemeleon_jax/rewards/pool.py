@@ -7,11 +7,13 @@ before either is loaded. Functions and items must be picklable.
 import atexit
 import logging
 import os
+import pickle
 import resource
 import sys
 import threading
 import time
 import traceback
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import TimeoutError as FutureTimeout
@@ -21,6 +23,8 @@ from multiprocessing.context import SpawnContext, SpawnProcess
 from typing import Any, NamedTuple
 
 from pebble import ProcessExpired, ProcessPool
+
+from chemeleon_jax.errors import UserError
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +38,7 @@ _SINGLE_THREADED = (
     "MKL_NUM_THREADS",
     "NUMEXPR_NUM_THREADS",
 )
-_GRACE = 120.0  # s, for workers to start, beyond what the tasks may take
+GRACE = 120.0  # s, for workers to start, beyond what the tasks may take
 _PATIENCE = 5.0  # s, for workers to end
 _SLICE = 1.0  # s, of waiting
 _LARGEST_CHUNK = 32  # items that share the time limit of one
@@ -53,15 +57,15 @@ class Outcome(NamedTuple):
     traceback: str = ""  # where, if it raised
 
 
-class _Lost(NamedTuple):
+class Lost(NamedTuple):
     """A chunk without results."""
 
     outcome: Outcome  # of each item, unless another attempt does better
     innocent: bool = False  # another chunk's fault, as far as can be told
 
 
-class WorkerPool:
-    """Maps functions over items in spawned processes; no item can end the program.
+class Pool(ABC):
+    """Maps functions over items in worker processes; no item can end the program.
 
     A worker that dies, or exceeds its time or memory limit, is replaced. Results come
     in the order of the items, and do not depend on the number of workers. Use it as a
@@ -69,27 +73,18 @@ class WorkerPool:
     Ctrl-C.
     """
 
-    def __init__(
-        self,
-        num_workers: int | None = None,
-        *,
-        time_limit: float = 10.0,
-        memory_limit: float | None = None,
-    ):
-        """Starts the workers.
+    num_workers: int
+    time_limit: float  # s, of an item
 
-        Args:
-          num_workers: processes; the number of CPUs this process may use by default.
-          time_limit: seconds per item.
-          memory_limit: GiB that a worker may allocate; None for no limit.
-        """
-        self.num_workers = num_workers or _cpu_count()
-        self.time_limit = time_limit
-        self.memory_limit = memory_limit
-        self._lock = threading.Lock()
-        self._closed = False
-        self._processes = self._start()
-        atexit.register(self.close)
+    @abstractmethod
+    def run_chunks(
+        self, function: Callable[[Any], Any], chunks: list[list[Any]], limit: float
+    ) -> "list[list[Outcome] | Lost]":
+        """Per chunk: the outcomes of its items, or what befell it as a whole."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Ends the workers, busy or not. Harmless when called twice."""
 
     def map(
         self,
@@ -118,9 +113,9 @@ class WorkerPool:
         # The last ones are for tasks that met workers filled by others.
         for _ in range(_ATTEMPTS + self.num_workers):
             again = []
-            for chunk, result in zip(
-                chunks, self._run(function, items, chunks, limit), strict=True
-            ):
+            tasks = [[items[i] for i in chunk] for chunk in chunks]
+            results = self.run_chunks(function, tasks, limit) if tasks else []
+            for chunk, result in zip(chunks, results, strict=True):
                 if isinstance(result, list):
                     outcomes |= zip(chunk, result, strict=True)
                     continue
@@ -142,6 +137,38 @@ class WorkerPool:
         """`function(item)` in one worker; tried again once if lost."""
         return self.map(function, [item], time_limit=time_limit, retry=retry)[0]
 
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
+
+class WorkerPool(Pool):
+    """Spawned processes of this machine."""
+
+    def __init__(
+        self,
+        num_workers: int | None = None,
+        *,
+        time_limit: float = 10.0,
+        memory_limit: float | None = None,
+    ):
+        """Starts the workers.
+
+        Args:
+          num_workers: processes; the number of CPUs this process may use by default.
+          time_limit: seconds per item.
+          memory_limit: GiB that a worker may allocate; None for no limit.
+        """
+        self.num_workers = num_workers or cpu_count()
+        self.time_limit = time_limit
+        self.memory_limit = memory_limit
+        self._lock = threading.Lock()
+        self._closed = False
+        self._processes = self._start()
+        atexit.register(self.close)
+
     def close(self) -> None:
         """Ends the workers, busy or not. Harmless when called twice."""
         with self._lock:
@@ -150,31 +177,20 @@ class WorkerPool:
                 self._stop(self._processes)
         atexit.unregister(self.close)
 
-    def __enter__(self) -> "WorkerPool":
-        return self
-
-    def __exit__(self, *_) -> None:
-        self.close()
-
-    def _run(self, function, items, chunks, limit) -> "list[list[Outcome] | _Lost]":
+    def run_chunks(self, function, chunks, limit) -> list[list[Outcome] | Lost]:
         """Per chunk: the outcomes of its items, or what befell it as a whole."""
-        if not chunks:
-            return []
         processes = self._healthy()
         # Backstop for a pool that stops answering: all tasks one after another.
         waves = -(-len(chunks) // self.num_workers)
-        deadline = time.monotonic() + _GRACE + 2 * limit * waves
+        deadline = time.monotonic() + GRACE + 2 * limit * waves
         try:
             futures = [
-                processes.schedule(
-                    run_chunk, (function, [items[i] for i in chunk]), timeout=limit
-                )
+                processes.schedule(run_chunk, (function, chunk), timeout=limit)
                 for chunk in chunks
             ]
         except RuntimeError as error:  # the pool broke since we asked
-            return [_Lost(Outcome(DIED, message=str(error)), innocent=True)] * len(
-                chunks
-            )
+            lost = Lost(Outcome(DIED, message=str(error)), innocent=True)
+            return [lost] * len(chunks)
         results = []
         for future in futures:
             # In slices: Python sees a signal that comes just before a wait after it.
@@ -184,15 +200,15 @@ class WorkerPool:
                 results.append(future.result(0))
             except FutureTimeout:  # pebble's, of the task; or ours, of the pool
                 message = f"exceeded its time limit of {limit:g} s"
-                results.append(_Lost(Outcome(TIMED_OUT, message=message)))
+                results.append(Lost(Outcome(TIMED_OUT, message=message)))
                 if not future.done():
                     self._stop(processes)
             except ProcessExpired as error:
                 leaked = error.exitcode == _LEAKED
-                results.append(_Lost(self._why(error.exitcode), innocent=leaked))
+                results.append(Lost(self._why(error.exitcode), innocent=leaked))
             except Exception as error:  # the pool broke, or nothing could be pickled
                 message = f"{type(error).__name__}: {error}"
-                results.append(_Lost(Outcome(DIED, message=message), innocent=True))
+                results.append(Lost(Outcome(DIED, message=message), innocent=True))
         return results
 
     def _why(self, exit_code: int | None) -> Outcome:
@@ -234,7 +250,41 @@ class WorkerPool:
         joining.join(_PATIENCE)
 
 
-def _cpu_count() -> int:
+def start_pool(
+    executor: str = "processes",
+    num_workers: int | None = None,
+    *,
+    ray_address: str = "local",
+    sharers: int = 1,
+    **limits,
+) -> Pool:
+    """The pool that a config asks for.
+
+    Args:
+      executor: "processes" of this machine, or "ray".
+      num_workers: processes; by default as many as there are CPUs to use.
+      ray_address: of the cluster, as `ray.init` takes it.
+      sharers: programs that share the cluster.
+      **limits: `time_limit` and `memory_limit`.
+
+    Raises:
+      UserError: Ray is not installed, or its cluster cannot be used.
+    """
+    if executor == "processes":
+        return WorkerPool(num_workers, **limits)
+    try:
+        from chemeleon_jax.rewards.ray_pool import RayPool  # an extra
+    except ModuleNotFoundError as error:
+        if error.name != "ray":
+            raise
+        raise UserError(
+            f"config.reward.executor = {executor!r}: Ray is not installed; it comes with "
+            "the extra of that name: pip install -e '.[ray]'"
+        ) from error
+    return RayPool(num_workers, address=ray_address, sharers=sharers, **limits)
+
+
+def cpu_count() -> int:
     """CPUs that this process may use."""
     if hasattr(os, "sched_getaffinity"):  # not on macOS
         return len(os.sched_getaffinity(0))
@@ -280,6 +330,11 @@ def run_chunk(function: Callable[[Any], Any], items: Sequence[Any]) -> list[Outc
             message = f"{type(error).__name__}: {error}"
             outcomes.append(Outcome(RAISED, None, message, traceback.format_exc()))
     return outcomes
+
+
+def run_packed(task: bytes) -> bytes:
+    """`run_chunk` of a pickled function and items, for what only passes them on."""
+    return pickle.dumps(run_chunk(*pickle.loads(task)))
 
 
 def _allocated() -> int:

@@ -28,7 +28,7 @@ from chemeleon_jax.rewards.energy import METASTABLE
 from chemeleon_jax.rewards.features import mean_latent, predict_properties
 from chemeleon_jax.rewards.matching import to_structure
 from chemeleon_jax.rewards.normalize import NORMALIZATIONS
-from chemeleon_jax.rewards.pool import STATUS, WorkerPool
+from chemeleon_jax.rewards.pool import STATUS, Pool, start_pool
 from chemeleon_jax.rewards.scoring import score_on_host
 from chemeleon_jax.types import CrystalBatch
 
@@ -111,15 +111,15 @@ def make_reward(
     predictor: tuple[VAE, Predictor, Any] | None = None,
     potential: Potential | None = None,
     hull: Hull | None = None,
-    pool: WorkerPool | None = None,
+    pool: Pool | None = None,
 ) -> Reward:
     """Builds a reward from the `reward` section of a config; slow, once at start-up.
 
     Args:
       config: `normalize_fn`, `eps`, `components` {name: {weight, normalize_fn, ...}},
         and where the arguments below leave them open, `potential`,
-        `reference_dataset`, `workers`, `time_limit` and `memory_limit`. Components of
-        weight 0 are left out.
+        `reference_dataset`, `executor`, `ray_address`, `workers`, `time_limit` and
+        `memory_limit`. Components of weight 0 are left out.
       dataset: the known crystals, which are not novel.
       vae: module and parameters, for the diversity components.
       predictor: VAE, predictor and {"vae": ..., "predictor": ...} parameters.
@@ -137,8 +137,11 @@ def make_reward(
     _nearest_or_raise("reward.normalize_fn", config["normalize_fn"], NORMALIZATIONS)
     potential = potential or load_potential(config.get("potential", "chgnet"))
     hull = hull or _default_hull(config, components, potential, dataset)
-    pool = pool or WorkerPool(
+    pool = pool or start_pool(
+        config.get("executor", "processes"),
         config.get("workers") or None,
+        ray_address=config.get("ray_address", "local"),
+        sharers=jax.process_count(),
         time_limit=config.get("time_limit", 30.0),
         memory_limit=config.get("memory_limit"),
     )
