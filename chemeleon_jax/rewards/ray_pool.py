@@ -29,6 +29,7 @@ from chemeleon_jax.rewards.pool import (
     OK,
     Lost,
     Outcome,
+    Packed,
     Pool,
     WorkerPool,
     cpu_count,
@@ -194,8 +195,8 @@ class _Worker:
 
     def run(self, task: bytes, limit: float) -> bytes | Lost:
         """The chunk's outcomes, packed, or what befell it."""
-        [result] = self._pool.run_chunks(run_packed, [[task]], limit)
+        [result] = self._pool.run_chunks(run_packed, [[Packed(task)]], limit)
         if isinstance(result, Lost):
             return result
-        [outcome] = result  # not OK: its code is not on this node
+        [outcome] = result  # not OK: a result that cannot be pickled
         return outcome.value if outcome.status == OK else Lost(outcome)
