@@ -278,8 +278,8 @@ def start_pool(
         if error.name != "ray":
             raise
         raise UserError(
-            f"config.reward.executor = {executor!r}: Ray is not installed; it comes with "
-            "the extra of that name: pip install -e '.[ray]'"
+            f"config.reward.executor = {executor!r}: Ray is not installed; it comes "
+            "with the extra of that name: pip install -e '.[ray]'"
         ) from error
     return RayPool(num_workers, address=ray_address, sharers=sharers, **limits)
 

@@ -96,7 +96,7 @@ class RayPool(Pool):
         """Per chunk: the outcomes of its items, or what befell it as a whole."""
         if self._closed:
             raise RuntimeError("the worker pool is closed: start another")
-        results = [_pack(function, chunk) for chunk in chunks]
+        results: list[Any] = [_pack(function, chunk) for chunk in chunks]
         waiting = deque(i for i, task in enumerate(results) if isinstance(task, bytes))
         idle, running = list(self._actors), {}
         # Backstop for a cluster that stops answering: all chunks one after another.
