@@ -19,8 +19,8 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-import ray
-from ray.exceptions import RayError
+import ray  # pyright: ignore[reportMissingImports]
+from ray.exceptions import RayError  # pyright: ignore[reportMissingImports]
 
 from chemeleon_jax.errors import UserError
 from chemeleon_jax.rewards.pool import (
