@@ -7,9 +7,9 @@ The paper's multi-objective reward, with guards against the easy ways to it. The
 command takes the embedded mini model, without network; `mp_20` and `alex_mp_20` take
 the released models; `compat` is `mp_20` with the paper's own reward, without guards.
 
-`mini`: 7 s per iteration on one core. After 200 (2026-11-23, one seed) the mean raw
-reward of 512 fresh crystals went from -7.5 to -2.7, valid from 94 to 99 %; the share of
-metastable, unique and novel ones does not rise (1.4 to 1.4 %):
+`mini`: 11 s per iteration on one core. After 100 (2026-11-23, one seed) the mean raw
+reward of 512 fresh crystals went from -6.6 to -5.1, valid from 93 to 97 %; the share of
+metastable, unique and novel ones does not rise (1.6 to 1.0 %):
 `python tools/measure_learning.py runs/rl_dng`.
 """
 
