@@ -166,7 +166,7 @@ def test_what_runs_the_workers_is_killed(pool, tmp_path):
     assert outcome.status == DIED
 
 
-@with_ray
+@pytest.mark.parametrize("pool", EXECUTORS[1:], indirect=True)
 def test_rewards_of_a_ray_cluster_are_those_of_processes_bit_for_bit(pool):
     # Not at the top of this file, which the workers import.
     from small_reward import BATCH, COMPONENTS, assert_same, build, score

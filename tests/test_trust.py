@@ -56,6 +56,7 @@ IMPORTERS = {
     "chemeleon_jax/rewards/__init__.py",
     "chemeleon_jax/rewards/custom.py",
     "chemeleon_jax/potentials/ase.py",
+    "chemeleon_jax/potentials/calculators.py",
     "convert_checkpoints/__init__.py",
 }
 
