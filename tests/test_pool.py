@@ -213,7 +213,9 @@ def test_a_closed_pool_says_so():
 
 
 PROGRAM = """
-import os, time
+import os, signal, time
+# Shells start what runs in the background with Ctrl-C ignored.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 from chemeleon_jax.rewards.pool import WorkerPool
 pool = WorkerPool(1, time_limit=600.0)
 print(pool.map(os.getpgid, [0])[0].value, flush=True)
