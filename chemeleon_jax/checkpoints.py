@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file, save
 
 from chemeleon_jax import hub, states
 from chemeleon_jax.errors import UserError
@@ -65,7 +65,7 @@ def save_model(directory, params, config: dict, *, dtype=np.float32) -> None:
     }
     weights = directory / "params.safetensors"
     with replacing(weights) as temporary:
-        save_file(flat, temporary)
+        temporary.write_bytes(save(flat))  # save_file: for the owner alone
     write_json(directory / "config.json", {**config, "params_sha256": digest(weights)})
 
 

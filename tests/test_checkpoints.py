@@ -1,4 +1,5 @@
 import json
+import os
 import sys
 import types
 from pathlib import Path
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 from small_state import assert_identical, small_params, trained_state
 
-from chemeleon_jax import checkpoints, hub
+from chemeleon_jax import hub
 from chemeleon_jax.checkpoints import Checkpoint, load, params_digest, save_model
 from chemeleon_jax.errors import UserError
 from chemeleon_jax.states import RunCheckpoints
@@ -50,14 +51,25 @@ def test_saving_again_replaces(tmp_path):
     assert_identical(load(tmp_path).params, small_params(1))
 
 
+def test_others_may_read_a_model(tmp_path):
+    """As the umask has it; safetensors would write it for its owner only."""
+    before = os.umask(0o027)
+    try:
+        save_model(tmp_path, small_params(), CONFIG)
+    finally:
+        os.umask(before)
+    modes = {oct(file.stat().st_mode & 0o777) for file in tmp_path.iterdir()}
+    assert modes == {"0o640"}
+
+
 def test_a_failed_save_leaves_the_old_model(tmp_path, monkeypatch):
     save_model(tmp_path, small_params(0), CONFIG)
 
-    def full_disk(flat, path):
-        path.write_bytes(b"half a file")
+    def full_disk(path, content):
+        path.write_text("half a file")
         raise OSError("No space left on device")
 
-    monkeypatch.setattr(checkpoints, "save_file", full_disk)
+    monkeypatch.setattr(Path, "write_bytes", full_disk)
     with pytest.raises(OSError, match="No space left"):
         save_model(tmp_path, small_params(1), CONFIG)
     assert_identical(load(tmp_path).params, small_params(0))
