@@ -10,11 +10,28 @@ os.environ["XLA_FLAGS"] = (
 )
 
 import jax  # noqa: E402
+import pytest  # noqa: E402
 
 from chemeleon_jax import buckets  # noqa: E402
+from chemeleon_jax.rewards.pool import WorkerPool  # noqa: E402
 
 # Two widths, 12 and 20, where a run has five: each is compiled.
 buckets.WIDTH_STEP = 12
 
 # A forgotten axis is an error, not a silent outer product.
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@pytest.fixture(scope="module")
+def pool():
+    """Two worker processes."""
+    with WorkerPool(2) as pool:
+        yield pool
+
+
+@pytest.fixture(scope="module")
+def reward(pool):
+    """A small reward of every component."""
+    from small_reward import build  # here: most tests need none of what it imports
+
+    return build(pool)

@@ -31,12 +31,6 @@ ZINC_BLENDE = Structure.from_spacegroup(
 IRON = Structure(Lattice.cubic(2.87), ["Fe", "Fe"], [[0, 0, 0], [0.5, 0.5, 0.5]])
 
 
-@pytest.fixture(scope="module")
-def pool():
-    with WorkerPool(2) as pool:
-        yield pool
-
-
 def disguised(structure, seed):
     """The same crystal: another cell, origin, order of atoms and orientation."""
     rng = np.random.default_rng(seed)

@@ -193,6 +193,19 @@ def test_workers_have_one_thread_and_no_jax(pool):
     )
 
 
+def test_many_items_travel_in_small_chunks(pool, monkeypatch):
+    """A chunk has the time limit of one item."""
+    sizes, run = [], pool.run_chunks
+
+    def run_and_tell(function, chunks, limit):
+        sizes.extend(map(len, chunks))
+        return run(function, chunks, limit)
+
+    monkeypatch.setattr(pool, "run_chunks", run_and_tell)
+    assert [o.value for o in pool.map(abs, range(600))] == list(range(600))
+    assert max(sizes) == 32 and sum(sizes) == 600
+
+
 def test_nothing_to_do(pool):
     assert pool.map(misbehave, []) == []
 

@@ -27,17 +27,6 @@ from chemeleon_jax.types import CrystalBatch
 seeds = st.integers(0, 2**32 - 1)
 
 
-@pytest.fixture(scope="module")
-def pool():
-    with WorkerPool(2) as pool:
-        yield pool
-
-
-@pytest.fixture(scope="module")
-def reward(pool):
-    return build(pool)
-
-
 @SLOW
 @given(seeds)
 def test_padding_changes_nothing(reward, seed):

@@ -27,19 +27,7 @@ from chemeleon_jax.potentials.hull import Hull, composition_counts
 from chemeleon_jax.rewards import compute_rewards, make_reward
 from chemeleon_jax.rewards.energy import REASONS
 from chemeleon_jax.rewards.features import encode_references, mean_latent
-from chemeleon_jax.rewards.pool import WorkerPool
 from chemeleon_jax.rewards.predictor import property_reward
-
-
-@pytest.fixture(scope="module")
-def pool():
-    with WorkerPool(2) as pool:
-        yield pool
-
-
-@pytest.fixture(scope="module")
-def reward(pool):
-    return build(pool)
 
 
 def test_total_and_advantage(reward):

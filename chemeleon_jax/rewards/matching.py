@@ -11,7 +11,7 @@ from pymatgen.core import Lattice, Structure
 
 from chemeleon_jax.elongation import check_elongation
 from chemeleon_jax.rewards.amd import average_minimum_distance
-from chemeleon_jax.rewards.prefilter import may_fit, may_repeat
+from chemeleon_jax.rewards.prefilter import may_fit
 
 _MATCHER = StructureMatcher()  # the defaults: ltol 0.2, stol 0.3, angle_tol 5
 
@@ -39,11 +39,7 @@ def reduce_cell(cell: Cell) -> Cell:
     """
     structure = to_structure(cell)
     check_elongation(structure.lattice)
-    reduced = structure.get_reduced_structure()
-    if may_repeat(
-        reduced.lattice.abc, np.array(reduced.atomic_numbers), reduced.frac_coords
-    ):
-        reduced = reduced.get_primitive_structure()
+    reduced = structure.get_reduced_structure().get_primitive_structure()
     return Cell(
         reduced.lattice.matrix, np.array(reduced.atomic_numbers), reduced.frac_coords
     )

@@ -1,4 +1,4 @@
-"""Quick necessary conditions of StructureMatcher.fit and of a smaller cell.
+"""A quick necessary condition of StructureMatcher.fit.
 
 NumPy only: it runs in worker processes. StructureMatcher spends its time on making
 objects and refining candidates; the tests that reject most pairs are array arithmetic.
@@ -7,7 +7,6 @@ objects and refining candidates; the tests that reject most pairs are array arit
 import numpy as np
 
 LENGTH_TOL, ANGLE_TOL, SITE_TOL = 0.2, 5.0, 0.3  # StructureMatcher's defaults
-PRIMITIVE_TOL = 0.25  # Å, default of pymatgen's get_primitive_structure
 _SLACK = 1e-6  # never stricter than pymatgen, however it rounds
 
 
@@ -92,42 +91,3 @@ def _box(matrices: np.ndarray, target: np.ndarray, count: int) -> np.ndarray:
     spacings = lengths * unit[:, None] / np.sqrt(1 - cos**2)
     volume = lengths.prod(1) * unit
     return 2 * SITE_TOL * (volume[:, None] / count) ** (1 / 3) / spacings
-
-
-def may_repeat(abc, atom_types: np.ndarray, frac_coords: np.ndarray) -> bool:
-    """False only where pymatgen's `get_primitive_structure` finds no smaller cell.
-
-    A cell that holds a smaller one s times has s times as many atoms of every element;
-    and a translation other than zero takes every atom near one of its element. Both are
-    tests that pymatgen makes, this one with twice its tolerance.
-
-    Args:
-      abc: lengths of the cell, Å, [3].
-      atom_types: [n].
-      frac_coords: [n, 3].
-    """
-    groups = [frac_coords[atom_types == z] for z in np.unique(atom_types)]
-    units = np.gcd.reduce([len(group) for group in groups])
-    tol = PRIMITIVE_TOL / np.asarray(abc)
-    if units == 1:
-        return False
-    if tol.max() * units > 1 - _SLACK:  # any translation is near zero here
-        return True
-    fewest = min(map(len, groups))
-    # Of elements that tie, pymatgen takes one by name: here, any may have translations.
-    return any(
-        len(_translations(group - group[0], groups, 2 * tol + _SLACK)) > 1
-        for group in groups
-        if len(group) == fewest
-    )
-
-
-def _translations(vectors: np.ndarray, groups: list[np.ndarray], tol) -> np.ndarray:
-    """Those of `vectors` [m, 3] that take every atom near one of its group [n, 3]."""
-    for group in groups:
-        between = group[:, None] - group  # [n, n, 3], to each atom from each
-        apart = vectors[:, None, None] - between
-        apart -= np.round(apart)
-        near = (abs(apart) <= tol).all(-1)  # [m, n, n]
-        vectors = vectors[near.any(1).all(1)]
-    return vectors
