@@ -42,10 +42,11 @@ from chemeleon_jax.evaluation.judge import (
     judge_chunk,
     judge_set,
 )
-from chemeleon_jax.files import read_json, replacing, write_json
+from chemeleon_jax.files import digest, read_json, replacing, write_json
 from chemeleon_jax.models.vae import VAE, make_vae
 from chemeleon_jax.potentials import Relaxed, calculators, load_potential, relax
 from chemeleon_jax.potentials.hull import load_hull
+from chemeleon_jax.potentials.hull_file import read_hull_file
 from chemeleon_jax.rewards.creativity import index_references
 from chemeleon_jax.rewards.diversity import (
     NUM_ELEMENTS,
@@ -82,6 +83,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     add("crystals", nargs="+", type=Path, metavar="CRYSTALS")
     add("--reference", default="mp_mini", help="known crystals: mp_mini, DIR or FILE")
     add("--potential", default="chgnet", help="chgnet, ase:module:callable or none")
+    add("--hull", type=Path, help="entries of the same potential, .csv or .npz")
     add("--relax", action="store_true", help="relax positions and cells first")
     add("--relax_steps", type=int, default=relax.MAX_STEPS)
     add("--max_force", type=float, default=relax.MAX_FORCE, help="eV/Å, to stop at")
@@ -104,8 +106,8 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
 
 def evaluate(args: argparse.Namespace) -> None:
     """Judges each set of crystals, and writes what came out."""
-    if args.relax and args.potential == "none":
-        raise UserError("--relax: needs a --potential to relax with")
+    if (args.relax or args.hull) and args.potential == "none":
+        raise UserError("--relax and --hull: need a --potential")
     if args.relax_steps < 1 or not min(args.max_force, args.relax_time_limit) > 0:
         raise UserError(
             "--relax_steps, --max_force and --relax_time_limit must be above 0"
@@ -121,7 +123,12 @@ def evaluate(args: argparse.Namespace) -> None:
     if args.potential != "none":
         potential = load_potential(args.potential)
         known = None if args.reference == "mp_mini" else dataset
-        energies = {"potential": potential, "hull": load_hull(potential, known)}
+        hull = (
+            read_hull_file(args.hull, potential)
+            if args.hull
+            else load_hull(potential, known)
+        )
+        energies = {"potential": potential, "hull": hull}
     protocol = describe_protocol(args, dataset, vae[1], energies["potential"])
     largest = max(
         (len(i.structure) for x in items.values() for i in x if i.structure), default=1
@@ -202,6 +209,8 @@ def describe_protocol(args, dataset: Dataset, vae_params, potential) -> dict[str
         "matcher": {"ltol": LENGTH_TOL, "stol": SITE_TOL, "angle_tol": ANGLE_TOL},
         "potential": args.potential,
         "potential_sha256": potential.digest if potential else None,
+        "hull": str(args.hull or args.reference),
+        "hull_sha256": digest(args.hull) if args.hull else None,
         "relaxed": args.relax,
         "relax_steps": args.relax_steps if args.relax else None,
         "max_force": args.max_force if args.relax else None,

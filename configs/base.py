@@ -130,6 +130,9 @@ def _reward() -> ConfigDict:
     reward.time_limit = 10.0  # s, for one crystal in a worker
     reward.memory_limit = 8.0  # GiB, of one worker; 0: none
     reward.potential = "chgnet"  # or ase:module:callable, an ASE calculator
+    # Energies of that potential that make the hull, .csv or .npz (docs/rewards.md);
+    # empty: those of reference_dataset
+    reward.hull_file = ""
     reward.components = {
         # 1: unique and novel, 0: neither, else the distance to the nearest crystal, at
         # most max_amd (inf: as the original has it)

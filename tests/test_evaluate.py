@@ -234,15 +234,18 @@ def test_relaxed_with_an_ase_potential(folder):
     fcc = Lattice([[0, 2.75, 2.75], [2.75, 0, 2.75], [2.75, 2.75, 0]])
     sodium = Structure(fcc, ["Na"], [[0, 0, 0]])
     save(folder / "apart.json", [sodium, CLASH])
+    (folder / "hull.csv").write_text("composition,energy_per_atom\nNa,-5.0\n")
     rows, summary = run(
         folder,
         "apart.json",
+        f"--hull={folder / 'hull.csv'}",
         "--relax",
         "--relax_steps=60",
         potential="ase:test_ase:like_argon",
     )
     assert rows[0]["relaxed"] == "True" and 0 < int(rows[0]["relax_steps"]) <= 60
     assert float(rows[0]["energy"]) < float(rows[0]["energy_unrelaxed"]) - 0.001
+    assert float(rows[0]["e_above_hull"]) == pytest.approx(float(rows[0]["energy"]) + 5)
     # The potential that relaxes is the one that judges.
     first = json.loads(
         (folder / "out" / "structures.jsonl").read_text().splitlines()[0]
@@ -300,6 +303,8 @@ def test_two_sets_do_not_share_a_place(folder):
     [
         (["--potential=mace"], "unknown potential"),
         (["--relax", "--potential=none"], "--relax"),
+        (["--hull=x.csv", "--potential=none"], "--hull"),
+        (["--hull=nowhere.csv"], "nowhere.csv"),
         (["--vae=mini:predictor"], "holds no VAE"),
         (["--reference=nowhere.json"], "nowhere.json"),
     ],

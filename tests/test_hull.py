@@ -10,6 +10,7 @@ from chemeleon_jax.data import Dataset
 from chemeleon_jax.errors import UserError
 from chemeleon_jax.potentials import Potential, hull, load_potential
 from chemeleon_jax.potentials.hull import Hull, composition_counts, load_hull
+from chemeleon_jax.potentials.hull_file import read_hull_file
 
 
 def rows(*formulas):
@@ -168,3 +169,51 @@ def test_damaged_files_are_named(tmp_path, monkeypatch):
     monkeypatch.setattr(hull, "HULL", path)
     with pytest.raises(UserError, match="hull.npz was altered"):
         hull._embedded_hull.__wrapped__(load_potential("chgnet"))
+
+
+# -------------------------------------------------------------- a user's own entries
+
+
+def test_entries_of_a_csv_file(tmp_path):
+    path = tmp_path / "mine.csv"
+    path.write_text(
+        "id,composition,energy_per_atom\n"
+        "a,Na,-1.0\nb,Cl,-2.0\nc,NaCl,-3.0\nd,Na2Cl2,-3.5\ne,Na(Cl)1,-3.25\n"
+    )
+    mine = read_hull_file(path, toy_potential())
+    assert len(mine) == 3  # the lowest of each composition
+    assert mine.hull_energy([11, 17]) == -3.5
+    # A third Na, two thirds NaCl: (-1.0 - 2 * 3.5) / 3.
+    assert mine.hull_energy([11, 11, 17]) == pytest.approx(-8 / 3)
+    assert np.isnan(mine.hull_energy([11, 8]))
+
+
+def test_entries_of_a_hull_are_those_of_its_potential(tmp_path):
+    toy, path = toy_potential(), tmp_path / "hull.npz"
+    hull.save_hull(path, Hull(composition_counts(rows("Na")), [-1.0], toy.digest))
+    assert read_hull_file(path, toy).hull_energy([11]) == -1.0
+    with pytest.raises(UserError, match="not those of another"):
+        read_hull_file(path, toy_potential("another"))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("formula,energy\nNa,-1", "no column 'composition'"),
+        ("composition,energy\nNa,-1", "no column 'energy_per_atom'"),
+        ("composition,energy_per_atom\n", "no hull entry"),
+        ("composition,energy_per_atom\nNa,-1\nXx2,0", "row 2: 'Xx2' is no formula"),
+        ("composition,energy_per_atom\nNa0.5Cl,0", "row 1: 'Na0.5Cl' is no formula"),
+        ("composition,energy_per_atom\nNa1e400,0", "row 1: 'Na1e400' is no formula"),
+        ("composition,energy_per_atom\nNa,nan", "row 1: energy_per_atom 'nan'"),
+        ("composition,energy_per_atom\nNa", "row 1: energy_per_atom None"),
+        ("composition,energy_per_atom\n" + "Na,x\n" * 7, "row 5: .*; and 2 more"),
+    ],
+)
+def test_what_is_wrong_with_entries_is_said(tmp_path, text, message):
+    path = tmp_path / "mine.csv"
+    path.write_text(text)
+    with pytest.raises(UserError, match=f"mine.csv.*{message}"):
+        read_hull_file(path, toy_potential())
+    with pytest.raises(UserError, match="no such file of hull entries"):
+        read_hull_file(tmp_path / "none.csv", toy_potential())

@@ -23,7 +23,7 @@ from small_reward import (
 from chemeleon_jax.crystals import from_structures, take
 from chemeleon_jax.errors import UserError
 from chemeleon_jax.potentials import Potential
-from chemeleon_jax.potentials.hull import Hull, composition_counts
+from chemeleon_jax.potentials.hull import Hull, composition_counts, save_hull
 from chemeleon_jax.rewards import compute_rewards, make_reward
 from chemeleon_jax.rewards.energy import REASONS
 from chemeleon_jax.rewards.features import encode_references, mean_latent
@@ -104,12 +104,11 @@ def test_energy_above_hull_and_what_has_none(reward):
     assert output.metrics["msun"] == pytest.approx(msun.mean())
 
 
-def test_guards_set_elements_and_sparse_systems_aside(pool):
+def test_guards_set_elements_and_sparse_systems_aside(pool, tmp_path):
     """Na-O has one compound on record, Li-O-Na so two; Na-Fe none."""
     oxides = np.array([[11, 8, 0, 0], [3, 3, 3, 8]])
-    hull = Hull(
-        np.concatenate([PURE, composition_counts(oxides)]), [0.0] * 5 + [-1.0] * 2
-    )
+    entries = np.concatenate([PURE, composition_counts(oxides)])
+    save_hull(tmp_path / "hull.npz", Hull(entries, [0.0] * 5 + [-1.0] * 2))
     systems = [[11], [11, 11], [11, 26], [11, 8], [11, 8, 3], [8, 3, 3, 11]]
     places = [[0, 0, 0], [0.5, 0.5, 0.5], [0.5, 0, 0], [0, 0.5, 0]]
     crystals = from_structures(
@@ -121,10 +120,14 @@ def test_guards_set_elements_and_sparse_systems_aside(pool):
 
     def judged():
         reward = make_reward(
-            {"normalize_fn": "std", "eps": 1e-4, "components": guards},
+            {
+                "normalize_fn": "std",
+                "eps": 1e-4,
+                "components": guards,
+                "hull_file": str(tmp_path / "hull.npz"),
+            },
             dataset=KNOWN,
             potential=Potential("zero", "zero", energies),
-            hull=hull,
             pool=pool,
         )
         return compute_rewards(crystals, reward=reward, group_size=6)

@@ -21,6 +21,7 @@ from chemeleon_jax.models.predictor import Predictor
 from chemeleon_jax.models.vae import VAE
 from chemeleon_jax.potentials import Potential, load_potential
 from chemeleon_jax.potentials.hull import Hull, load_hull
+from chemeleon_jax.potentials.hull_file import read_hull_file
 from chemeleon_jax.rewards.components import COMPONENTS, Component, Context
 from chemeleon_jax.rewards.creativity import index_references
 from chemeleon_jax.rewards.custom import MAX_FAULTS
@@ -118,13 +119,14 @@ def make_reward(
     Args:
       config: `normalize_fn`, `eps`, `components` {name: {weight, normalize_fn, ...}},
         and where the arguments below leave them open, `potential`,
-        `reference_dataset`, `executor`, `ray_address`, `workers`, `time_limit` and
-        `memory_limit`. Components of weight 0 are left out.
+        `reference_dataset`, `hull_file`, `executor`, `ray_address`, `workers`,
+        `time_limit` and `memory_limit`. Components of weight 0 are left out.
       dataset: the known crystals, which are not novel.
       vae: module and parameters, for the diversity components.
       predictor: VAE, predictor and {"vae": ..., "predictor": ...} parameters.
       potential: energies; `config.potential` by default.
-      hull: of the same potential; by default that of the reference data set.
+      hull: of the same potential; by default that of `hull_file` or, without one, of
+        the reference data set.
       pool: worker processes; started here by default.
 
     Raises:
@@ -172,10 +174,12 @@ def make_reward(
 
 
 def _default_hull(config, components, potential, dataset) -> Hull | None:
-    """The hull of the reference data set.
+    """The hull of the user's own entries, else of the reference data set.
 
     Where it would have to be computed and no component asks for it, there is none.
     """
+    if config.get("hull_file"):
+        return read_hull_file(config["hull_file"], potential)
     if config.get("reference_dataset", "mp_mini") == "mp_mini":
         return load_hull(potential)
     return load_hull(potential, dataset) if "energy" in components else None
