@@ -24,7 +24,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from pymatgen.core import Element, Structure
+from pymatgen.core import Structure
 from tqdm import tqdm
 
 from chemeleon_jax import __version__, checkpoints, distributed
@@ -42,33 +42,31 @@ from chemeleon_jax.evaluation.judge import (
     judge_chunk,
     judge_set,
 )
+from chemeleon_jax.evaluation.scores import (
+    ENERGY_SHARES,
+    RESAMPLES,
+    SHARES,
+    features_of_known,
+    score_set,
+)
 from chemeleon_jax.files import digest, read_json, replacing, write_json
-from chemeleon_jax.models.vae import VAE, make_vae
+from chemeleon_jax.models.vae import make_vae
 from chemeleon_jax.potentials import Relaxed, calculators, load_potential, relax
 from chemeleon_jax.potentials.hull import load_hull
 from chemeleon_jax.potentials.hull_file import read_hull_file
 from chemeleon_jax.rewards.creativity import index_references
-from chemeleon_jax.rewards.diversity import (
-    NUM_ELEMENTS,
-    composition_fractions,
-    embedding_gram,
-)
 from chemeleon_jax.rewards.energy import METASTABLE
-from chemeleon_jax.rewards.features import encode_references, type_embedding
 from chemeleon_jax.rewards.pool import WorkerPool
 from chemeleon_jax.rewards.prefilter import ANGLE_TOL, LENGTH_TOL, SITE_TOL
 
 CHUNK = 256  # crystals judged, and kept on disk, at once
 TIME_LIMIT = 30.0  # s, for one crystal in a worker
-RESAMPLES, SEED = 1000, 0  # of the bootstrap
 COLUMNS = (
     *("index", "formula", "num_atoms", "space_group", "density", "valid", "reason"),
     *("smact_valid", "unique", "novel", "energy", "e_above_hull", "metastable"),
     *("stable", "sun", "msun", "status"),
 )
 RELAX_COLUMNS = ("energy_unrelaxed", "relax_steps", "relaxed")
-SHARES = ("valid", "smact_valid", "unique", "novel")
-ENERGY_SHARES = ("metastable", "stable", "sun", "msun")
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
@@ -285,67 +283,6 @@ def prepare_partial(items: list[Item], judge: Judge, folder: Path, protocol) -> 
     if not (mark.is_file() and read_json(mark) == name):
         shutil.rmtree(folder, ignore_errors=True)
         write_json(mark, name)
-
-
-# --------------------------------------------------------------------------- scores
-
-
-def features_of_known(vae: tuple[VAE, Any], dataset: Dataset) -> dict[str, np.ndarray]:
-    """Features of the references: {"structure": [M, L], "composition": [M, 100]}."""
-    known = dataset.crystals
-    fractions = composition_fractions(known.atom_types, known.mask)
-    return {
-        "structure": np.asarray(encode_references(*vae, known), np.float64),
-        "composition": fractions @ embedding_root(vae),
-    }
-
-
-def embedding_root(vae: tuple[VAE, Any]) -> np.ndarray:
-    """Square root R of E E^T, with E the VAE's type embedding, [100, 100].
-
-    Between shares of elements times R, the Fréchet distance is the one between mean
-    embeddings of atoms, at 100 numbers per crystal whatever the width of E.
-    """
-    embedding = type_embedding(*vae, NUM_ELEMENTS)
-    values, vectors = np.linalg.eigh(embedding_gram(embedding) * embedding.shape[1])
-    return (vectors * np.sqrt(np.maximum(values, 0.0))) @ vectors.T
-
-
-def score_set(
-    rows: list[Row], vae, known: dict[str, np.ndarray], with_energies: bool
-) -> dict[str, statistics.Score]:
-    """Every score of a set, with its interval."""
-    draws = statistics.resample(len(rows), RESAMPLES, SEED)
-    shares = SHARES + (ENERGY_SHARES if with_energies else ())
-    scores = {
-        name: statistics.mean_score(
-            np.array([bool(row.get(name)) for row in rows], float), draws
-        )
-        for name in shares
-    }
-    if with_energies:
-        above = [row.get("e_above_hull") for row in rows]
-        above = np.array([np.nan if x is None else x for x in above])
-        scores["e_above_hull"] = statistics.mean_score(above, draws)
-    width = known["structure"].shape[1]
-    latents = np.array([row.get("latent", [np.nan] * width) for row in rows])
-    fractions = np.full((len(rows), NUM_ELEMENTS), np.nan)
-    for i, row in enumerate(rows):
-        if row["valid"]:
-            types = structure_types(row["structure"])[None]
-            fractions[i] = composition_fractions(types, types > 0)[0]
-    generated = {"structure": latents, "composition": fractions @ embedding_root(vae)}
-    for name, features in generated.items():
-        scores[f"frechet_{name}"] = statistics.frechet_score(
-            features, known[name], draws[:200]
-        )
-    return scores
-
-
-def structure_types(structure: dict[str, Any]) -> np.ndarray:
-    """Atomic numbers of a structure as a dict, [n]."""
-    symbols = [site["species"][0]["element"] for site in structure["sites"]]
-    return np.array([Element(symbol).Z for symbol in symbols])
 
 
 # -------------------------------------------------------------------------- results

@@ -1,0 +1,79 @@
+"""What a set of crystals is worth: shares, means, distances, each with an interval."""
+
+from typing import Any
+
+import numpy as np
+from pymatgen.core import Element
+
+from chemeleon_jax.data import Dataset
+from chemeleon_jax.evaluation import statistics
+from chemeleon_jax.evaluation.judge import Row
+from chemeleon_jax.models.vae import VAE
+from chemeleon_jax.rewards.diversity import (
+    NUM_ELEMENTS,
+    composition_fractions,
+    embedding_gram,
+)
+from chemeleon_jax.rewards.features import encode_references, type_embedding
+
+RESAMPLES, SEED = 1000, 0  # of the bootstrap
+SHARES = ("valid", "smact_valid", "unique", "novel")
+ENERGY_SHARES = ("metastable", "stable", "sun", "msun")
+
+
+def features_of_known(vae: tuple[VAE, Any], dataset: Dataset) -> dict[str, np.ndarray]:
+    """Features of the references: {"structure": [M, L], "composition": [M, 100]}."""
+    known = dataset.crystals
+    fractions = composition_fractions(known.atom_types, known.mask)
+    return {
+        "structure": np.asarray(encode_references(*vae, known), np.float64),
+        "composition": fractions @ embedding_root(vae),
+    }
+
+
+def embedding_root(vae: tuple[VAE, Any]) -> np.ndarray:
+    """Square root R of E E^T, with E the VAE's type embedding, [100, 100].
+
+    Between shares of elements times R, the Fréchet distance is the one between mean
+    embeddings of atoms, at 100 numbers per crystal whatever the width of E.
+    """
+    embedding = type_embedding(*vae, NUM_ELEMENTS)
+    values, vectors = np.linalg.eigh(embedding_gram(embedding) * embedding.shape[1])
+    return (vectors * np.sqrt(np.maximum(values, 0.0))) @ vectors.T
+
+
+def score_set(
+    rows: list[Row], vae, known: dict[str, np.ndarray], with_energies: bool
+) -> dict[str, statistics.Score]:
+    """Every score of a set, with its interval."""
+    draws = statistics.resample(len(rows), RESAMPLES, SEED)
+    shares = SHARES + (ENERGY_SHARES if with_energies else ())
+    scores = {
+        name: statistics.mean_score(
+            np.array([bool(row.get(name)) for row in rows], float), draws
+        )
+        for name in shares
+    }
+    if with_energies:
+        above = [row.get("e_above_hull") for row in rows]
+        above = np.array([np.nan if x is None else x for x in above])
+        scores["e_above_hull"] = statistics.mean_score(above, draws)
+    width = known["structure"].shape[1]
+    latents = np.array([row.get("latent", [np.nan] * width) for row in rows])
+    fractions = np.full((len(rows), NUM_ELEMENTS), np.nan)
+    for i, row in enumerate(rows):
+        if row["valid"]:
+            types = structure_types(row["structure"])[None]
+            fractions[i] = composition_fractions(types, types > 0)[0]
+    generated = {"structure": latents, "composition": fractions @ embedding_root(vae)}
+    for name, features in generated.items():
+        scores[f"frechet_{name}"] = statistics.frechet_score(
+            features, known[name], draws[:200]
+        )
+    return scores
+
+
+def structure_types(structure: dict[str, Any]) -> np.ndarray:
+    """Atomic numbers of a structure as a dict, [n]."""
+    symbols = [site["species"][0]["element"] for site in structure["sites"]]
+    return np.array([Element(symbol).Z for symbol in symbols])
