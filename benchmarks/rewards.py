@@ -115,11 +115,9 @@ def main() -> None:
             known = enlarged(mini, count)
             known_latents = rng.normal(size=(count, LATENT))
             latents = rng.normal(size=(flags.batch, LATENT))
-            began = time.process_time()
             references = index_references(known)
             shares = composition_fractions(known.atom_types, known.mask)
             kernels = kernel_mean(known_latents), kernel_mean(shares)
-            started = time.process_time() - began
             crystals = alike(mini, flags.batch, seed=1)
             pool.map(reduce_cell, references.cells[:4])  # imports pymatgen
             # The first call fills caches of the references that it needs.
@@ -134,7 +132,6 @@ def main() -> None:
             rows.append(
                 {
                     "references": count,
-                    "start-up CPU s": started,
                     "first CPU s": cold.cpu,
                     "later CPU s": warm.cpu,
                     "later s": warm.wall,

@@ -2,7 +2,6 @@
 
 import difflib
 import math
-import os
 import re
 import sys
 from collections.abc import Callable
@@ -15,6 +14,7 @@ from ml_collections import ConfigDict, config_flags
 
 from chemeleon_jax import distributed
 from chemeleon_jax.errors import UserError, exit_status
+from chemeleon_jax.files import cache_folder
 from chemeleon_jax.rewards.normalize import NORMALIZATIONS
 from chemeleon_jax.sharding import check_divisible
 
@@ -46,9 +46,8 @@ def keep_compiled_programs() -> None:
     calls back into Python, such as the rewards, is not kept by JAX.
     """
     if jax.config.jax_compilation_cache_dir is None:
-        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        folder = str(cache / "chemeleon_jax" / "compiled")
-        jax.config.update("jax_compilation_cache_dir", folder)
+        folder = cache_folder() / "compiled"
+        jax.config.update("jax_compilation_cache_dir", str(folder))
 
 
 def parse(argv: list[str]) -> tuple[ConfigDict, str]:

@@ -4,7 +4,6 @@ NumPy on the host. Axes as in `types.py`.
 """
 
 from collections.abc import Sequence
-from math import gcd
 from typing import Any
 
 import numpy as np
@@ -278,14 +277,21 @@ def formula_key(atomic_numbers) -> tuple[int, ...]:
     Equal for two crystals exactly where pymatgen's `reduced_formula` is: hash tables by
     formula need no Composition objects. Padding (0) is ignored.
     """
-    numbers, counts = np.unique(np.asarray(atomic_numbers), return_counts=True)
-    counts = counts[numbers > 0]
-    divisor = gcd(*counts.tolist())
-    return tuple(
-        int(v)
-        for pair in zip(numbers[numbers > 0], counts // max(divisor, 1), strict=True)
-        for v in pair
-    )
+    return formula_keys(np.asarray(atomic_numbers, int)[None])[0]
+
+
+def formula_keys(atomic_numbers: np.ndarray) -> list[tuple[int, ...]]:
+    """`formula_key` of M crystals, [M, N]; of all at once, since M may be large."""
+    rows, columns = np.nonzero(atomic_numbers > 0)
+    numbers = atomic_numbers[rows, columns]
+    counts = np.zeros((len(atomic_numbers), numbers.max(initial=0) + 1), int)
+    np.add.at(counts, (rows, numbers), 1)
+    rows, numbers = np.nonzero(counts)
+    divisors = np.gcd.reduce(counts, axis=1)[rows]
+    pairs = np.stack([numbers, counts[rows, numbers] // divisors], 1)
+    ends = np.searchsorted(rows, np.arange(1, len(atomic_numbers)))
+    parts = np.split(pairs, ends)[: len(atomic_numbers)]
+    return [tuple(part.ravel().tolist()) for part in parts]
 
 
 def chemical_system(atomic_numbers) -> str:

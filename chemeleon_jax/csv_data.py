@@ -29,6 +29,7 @@ from chemeleon_jax.data import (
     split_by_chemical_system,
 )
 from chemeleon_jax.errors import UserError
+from chemeleon_jax.files import cache_folder
 
 logger = logging.getLogger(__name__)
 
@@ -163,7 +164,7 @@ def _cache_folder(path: Path, cache_dir: str | None) -> Path:
         return Path(cache_dir)
     if os.access(path.parent, os.W_OK):
         return path.parent
-    return Path.home() / ".cache" / "chemeleon_jax"
+    return cache_folder()
 
 
 def _write_atomically(path: Path, dataset: Dataset) -> None:

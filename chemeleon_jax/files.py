@@ -17,6 +17,12 @@ from chemeleon_jax.errors import UserError
 MAX_UNPACKED = 4 << 30  # bytes
 
 
+def cache_folder() -> Path:
+    """Where this package keeps what takes long to make: ~/.cache/chemeleon_jax."""
+    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(cache, "chemeleon_jax")
+
+
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A temporary path beside `path`, renamed onto it if the block succeeds."""

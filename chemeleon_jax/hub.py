@@ -6,7 +6,6 @@ unpickled as a whole: see `convert_checkpoints.unpickle`.
 
 import hashlib
 import json
-import os
 import re
 import urllib.error
 import urllib.request
@@ -14,6 +13,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from chemeleon_jax.errors import UserError
+from chemeleon_jax.files import cache_folder
 
 REPO = "hspark1212/chemeleon2-checkpoints"
 FILES = {
@@ -40,8 +40,7 @@ def fetch(name: str) -> Path:
             f"hub:{name}: no such model; there are "
             + ", ".join(f"hub:{m}" for m in FILES)
         )
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    models = cache / "chemeleon_jax"
+    models = cache_folder()
     directory = models / Path(FILES[name]).stem
     if (directory / "config.json").is_file():  # the last file to be written
         return directory

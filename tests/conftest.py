@@ -1,4 +1,5 @@
 import os
+import tempfile
 
 # Before jax is imported: four CPU devices, so that sharding is really exercised, and
 # quick compilation, since tests compile much and compute little.
@@ -8,6 +9,10 @@ os.environ["XLA_FLAGS"] = (
     + " --xla_force_host_platform_device_count=4"
     + " --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 )
+
+# What the package keeps for later runs, it keeps for these tests only.
+_CACHE = tempfile.TemporaryDirectory(prefix="chemeleon_jax-")
+os.environ["XDG_CACHE_HOME"] = _CACHE.name
 
 import jax  # noqa: E402
 import pytest  # noqa: E402

@@ -9,6 +9,7 @@ from chemeleon_jax.crystals import (
     VALIDITY_REASONS,
     chemical_system,
     formula_key,
+    formula_keys,
     from_structures,
     minimum_distance,
     niggli_reduce,
@@ -222,6 +223,8 @@ def test_formula_key_groups_as_pymatgen_does():
         (formula_key(types), composition.reduced_formula)
         for types, composition in zip(crystals.atom_types, compositions, strict=True)
     }
+    together = formula_keys(crystals.atom_types)
+    assert together == [formula_key(types) for types in crystals.atom_types]
     assert len({k for k, _ in pairs}) == len({f for _, f in pairs}) == len(pairs)
     systems = [chemical_system(types) for types in crystals.atom_types]
     assert systems == [composition.chemical_system for composition in compositions]

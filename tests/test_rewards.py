@@ -174,7 +174,7 @@ def test_components_alone_are_those_in_company(reward, pool):
 
 
 def test_features_of_references_are_those_of_crystals():
-    features = encode_references(*models()["vae"], KNOWN.crystals)
+    features = encode_references(*models()["vae"], KNOWN)
     assert features.shape == (30, 4)
     direct = mean_latent(*models()["vae"], take(KNOWN.crystals, np.arange(5)))
     np.testing.assert_allclose(features[:5], direct, atol=1e-5)

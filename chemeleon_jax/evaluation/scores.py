@@ -26,7 +26,7 @@ def features_of_known(vae: tuple[VAE, Any], dataset: Dataset) -> dict[str, np.nd
     known = dataset.crystals
     fractions = composition_fractions(known.atom_types, known.mask)
     return {
-        "structure": np.asarray(encode_references(*vae, known), np.float64),
+        "structure": np.asarray(encode_references(*vae, dataset), np.float64),
         "composition": fractions @ embedding_root(vae),
     }
 

@@ -19,6 +19,7 @@ from scipy.optimize import linprog
 from chemeleon_jax.crystals import take
 from chemeleon_jax.data import Dataset, load_dataset
 from chemeleon_jax.errors import UserError
+from chemeleon_jax.files import cache_folder
 from chemeleon_jax.potentials import OK, Potential
 from chemeleon_jax.types import CrystalBatch
 
@@ -233,7 +234,7 @@ def load_hull(
     if dataset is None and embedded is not None:
         return embedded
     dataset = dataset or load_dataset("mp_mini")
-    folder = Path(cache_dir or Path.home() / ".cache" / "chemeleon_jax")
+    folder = Path(cache_dir or cache_folder())
     path = folder / f"hull_{dataset.digest[:16]}_{potential.digest[:16]}.npz"
     if path.is_file():
         return read_hull(path)

@@ -27,9 +27,11 @@ from chemeleon_jax.rewards.creativity import (
 from chemeleon_jax.rewards.custom import BATCH_TIME_LIMIT, CustomReward, Fault
 from chemeleon_jax.rewards.diversity import (
     NUM_ELEMENTS,
+    KernelMean,
     composition_fractions,
     diversity,
     embedding_gram,
+    feature_moments,
     kernel_mean,
 )
 from chemeleon_jax.rewards.energy import (
@@ -39,6 +41,7 @@ from chemeleon_jax.rewards.energy import (
     judge_energies,
 )
 from chemeleon_jax.rewards.features import encode_references, type_embedding
+from chemeleon_jax.rewards.kept import kept
 from chemeleon_jax.rewards.matching import Cell
 from chemeleon_jax.rewards.pool import STATUS, Pool
 from chemeleon_jax.rewards.predictor import property_reward
@@ -155,7 +158,7 @@ def _energy(
 def _structure_diversity(context: Context) -> Component:
     if context.vae is None:
         raise ValueError("structure_diversity needs a VAE: pass `vae` to make_reward")
-    kernel = kernel_mean(encode_references(*context.vae, context.dataset.crystals))
+    kernel = kernel_mean(encode_references(*context.vae, context.dataset))
 
     def evaluate(facts):
         return diversity(facts.computed["latent"], facts.valid, kernel)
@@ -168,7 +171,12 @@ def _composition_diversity(context: Context) -> Component:
         raise ValueError("composition_diversity needs a VAE: pass `vae` to make_reward")
     gram = embedding_gram(type_embedding(*context.vae, NUM_ELEMENTS))
     known = context.dataset.crystals
-    kernel = kernel_mean(composition_fractions(known.atom_types, known.mask), gram)
+
+    def moments():
+        return feature_moments(composition_fractions(known.atom_types, known.mask))
+
+    found = kept("composition_moments", context.dataset.digest, moments)
+    kernel = KernelMean(tuple(found), gram)
 
     def evaluate(facts):
         crystals = facts.crystals

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from chemeleon_jax.crystals import formula_key, to_numpy
+from chemeleon_jax.crystals import formula_key, formula_keys, to_numpy
 from chemeleon_jax.rewards.matching import (
     Cell,
     amd_of_cell,
@@ -53,11 +53,8 @@ class References:
 
 def index_references(crystals: CrystalBatch) -> References:
     """Indexes the known crystals (NumPy batch) by reduced formula."""
-    cells = to_cells(crystals)
-    by_formula = defaultdict(list)
-    for i, cell in enumerate(cells):
-        by_formula[formula_key(cell.atom_types)].append(i)
-    return References(cells, dict(by_formula))
+    keys = formula_keys(np.where(crystals.mask, crystals.atom_types, 0))
+    return References(to_cells(crystals), by_formula(dict(enumerate(keys))))
 
 
 @dataclass(frozen=True)

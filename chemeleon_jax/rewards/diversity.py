@@ -40,15 +40,21 @@ class KernelMean:
 
 
 def kernel_mean(references: np.ndarray, gram: np.ndarray | None = None) -> KernelMean:
-    """Moments of the references' features.
+    """The mean kernel with references.
 
     Args:
-      references: [M, p].
+      references: features, [M, p].
       gram: [p, p] inner product divided by the dimension d; identity / p by default.
     """
+    p = references.shape[1]
+    gram = np.eye(p) / p if gram is None else np.asarray(gram, np.float64)
+    return KernelMean(feature_moments(references), gram)
+
+
+def feature_moments(references: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Means of y, y⊗y and y⊗y⊗y over features y of references [M, p], flattened."""
     references = np.asarray(references, np.float64)
     count, p = references.shape
-    gram = np.eye(p) / p if gram is None else np.asarray(gram, np.float64)
     moments = [np.zeros(p**degree) for degree in (1, 2, 3)]
     rows = max(1, _BLOCK // p**2)
     for start in range(0, count, rows):
@@ -57,7 +63,7 @@ def kernel_mean(references: np.ndarray, gram: np.ndarray | None = None) -> Kerne
         moments[0] += y.sum(0)
         moments[1] += square.sum(0)
         moments[2] += (square.T @ y).ravel()
-    return KernelMean(tuple(m / count for m in moments), gram)
+    return tuple(m / count for m in moments)
 
 
 def leave_one_out_mmd(features: np.ndarray, references: KernelMean) -> np.ndarray:

@@ -6,10 +6,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from chemeleon_jax.checkpoints import params_digest
 from chemeleon_jax.crystals import take
+from chemeleon_jax.data import Dataset
 from chemeleon_jax.models.layers import masked_mean
 from chemeleon_jax.models.predictor import Predictor
 from chemeleon_jax.models.vae import VAE
+from chemeleon_jax.rewards.kept import kept
 from chemeleon_jax.types import CrystalBatch
 
 _BATCH = 256  # reference crystals encoded at once
@@ -50,8 +53,17 @@ def type_embedding(vae: VAE, params, num_types: int) -> np.ndarray:
     return np.asarray(table[0])
 
 
-def encode_references(vae: VAE, params, crystals: CrystalBatch) -> np.ndarray:
-    """Structure features of a data set, [M, L], batch by batch."""
+def encode_references(vae: VAE, params, dataset: Dataset) -> np.ndarray:
+    """Structure features of a data set, [M, L], computed once and kept on disk."""
+    key = f"{dataset.digest} {params_digest(params)} {vae}"
+    (features,) = kept(
+        "features", key, lambda: [_encode(vae, params, dataset.crystals)]
+    )
+    return features
+
+
+def _encode(vae: VAE, params, crystals: CrystalBatch) -> np.ndarray:
+    """Structure features of many crystals, [M, L], batch by batch."""
     count = len(crystals.mask)
     features = []
     for start in range(0, count, _BATCH):
