@@ -1,12 +1,14 @@
 """A small run by several processes on one machine, each with CPU devices of its own.
 
-    python tests/many_processes.py                # all layouts, against one device
-    python tests/many_processes.py --kill         # one of two processes is killed
+    python tests/many_processes.py                      # layouts, against one device
+    python tests/many_processes.py --program=pretrain
+    python tests/many_processes.py --kill               # one of two is killed
 
 Collectives go over gloo, as they would between hosts without accelerators.
 """
 
 import argparse
+import faulthandler
 import os
 import signal
 import socket
@@ -18,10 +20,11 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from kill_and_resume import Program, prepare, wait_for
+from kill_and_resume import STATE, Program, prepare, wait_for
 
 from chemeleon_jax import buckets, config
 from chemeleon_jax.data import MAX_ATOMS
+from chemeleon_jax.pretrain import pretrain
 from chemeleon_jax.states import read_subtree
 from chemeleon_jax.tracking import read_scalars
 from chemeleon_jax.train import train
@@ -29,36 +32,57 @@ from chemeleon_jax.train import train
 ROOT = Path(__file__).parent.parent
 QUICK = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 
-LAYOUTS = {"1x4": (1, 4), "2x2": (2, 2), "4x1": (4, 1)}  # processes, devices of each
-# What may differ by more than 1e-5: degrees, a norm of about 500, and what amplifies.
-BOUNDS = {
-    "angles": 1e-4,
-    "train/grad_norm": 1e-2,
-    "train/ratio_max": 1e-4,
-    "train/ratio_min": 1e-4,
+PROGRAMS = {"train": train, "pretrain": pretrain}
+# What runs are compared with: one device, which in `train` computes as many crystals at
+# once as each of four does. Float32 sums depend on that by more than on who adds up.
+ALONE = {
+    "train": {"config.rl.memory_budget": 1.3e-4, "config.rl.grad_accum": 4},
+    "pretrain": {},
 }
-# Every kind of share: by formula, by rows on the device, by the first process.
+# Processes, devices of each, and what else the run is told.
+LAYOUTS = {
+    "train": {
+        "1x4": (1, 4, {}),
+        "2x2": (2, 2, {}),
+        "4x1": (4, 1, {}),
+        "2x2 fsdp": (2, 2, {"config.fsdp": 2}),
+        "1x1 at once": (1, 1, {}),
+    },
+    "pretrain": {"1x2": (1, 2, {}), "2x1": (2, 1, {}), "2x2": (2, 2, {})},
+}
+# What may differ by more than 1e-5. A bias of attention's keys changes nothing, so its
+# gradient is rounding, of which Adam makes steps of its usual length all the same.
+BOUNDS = {"train": {}, "pretrain": {"params": 1e-4, "ema_params": 1e-4}}
+# Every kind of share: by formula, by rows on the device, by the first process. All
+# energies count, also those far above the hull that random weights make.
 REWARDS = {
     "config": "configs/rl_dng.py",
     "config.rl.num_inner_batch": 2,
     "config.checkpoint_every": 2,
     "config.validate_every": 0,
     "config.reward.components.custom.function": "custom_rewards:ranks",
+    "config.reward.components.creativity.min_elements": 1,
+    "config.reward.components.energy.min_elements": 1,
+    "config.reward.components.energy.min_hull_entries": 0,
+    "config.reward.components.energy.clip_max": 100.0,
 }
 
 
-def run_config(folder: Path, iterations: int, **changes) -> Program:
+def run_config(
+    folder: Path, iterations: int, name: str = "train", **changes
+) -> Program:
     """A tiny model, and rewards that exchange something."""
-    return prepare(folder, "train", iterations, **REWARDS | changes)
+    own = REWARDS if name == "train" else {}
+    return prepare(folder, name, iterations, **own | changes)
 
 
 def launch(
-    program: Program, run: str, processes: int, devices: int
+    program: Program, run: str, processes: int, devices: int, **changes
 ) -> list[subprocess.Popen]:
     """Starts a run; process i is the i-th."""
-    options = program.options | {"workdir": program.folder / run}
+    options = program.options | {"workdir": program.folder / run} | changes
     arguments = [f"--{name}={value}" for name, value in options.items()]
-    return start([__file__, "--worker", *arguments], processes, devices)
+    return start([__file__, f"--worker={program.name}", *arguments], processes, devices)
 
 
 def start(command: list[str], processes: int, devices: int) -> list[subprocess.Popen]:
@@ -91,13 +115,11 @@ def start(command: list[str], processes: int, devices: int) -> list[subprocess.P
 
 
 def work() -> None:
-    """One process of a run: `chemeleon_jax.train`, with one width to compile."""
-    import faulthandler
-
+    """One process of a run: the program, with one width to compile."""
     faulthandler.register(signal.SIGUSR1)
-    sys.argv.remove("--worker")
+    name = sys.argv.pop(1).removeprefix("--worker=")
     buckets.WIDTH_STEP = MAX_ATOMS
-    config.run(train)
+    config.run(PROGRAMS[name])
 
 
 def finish(started: list[subprocess.Popen]) -> list[str]:
@@ -112,33 +134,45 @@ def finish(started: list[subprocess.Popen]) -> list[str]:
     return said
 
 
-def differences(program: Program, run: str, other: str) -> dict[str, float]:
-    """The greatest differences between two finished runs, by what differs."""
+def differences(program: Program, run: str, other: str) -> dict[str, list[float]]:
+    """How far two finished runs are apart, by what differs.
+
+    Of crystals, rewards and curves the greatest difference of each iteration, of the
+    last states the greatest of all; relative to values that are above 1.
+    """
     found = {}
-    for name in ("params", "ema_params"):
-        trees = [
-            read_subtree(program.folder / r / "checkpoints", name) for r in (run, other)
-        ]
-        leaves = zip(*map(jax.tree.leaves, trees), strict=True)
-        found[name] = max(float(abs(a - b).max()) for a, b in leaves)
-    files = sorted((program.folder / run / "crystals").iterdir())
-    for file in files:
-        one, two = (
-            np.load(file),
-            np.load(program.folder / other / "crystals" / file.name),
-        )
-        for key in one.files:
-            a, b = (np.asarray(x[key], float) for x in (one, two))
-            difference = np.nan_to_num(abs(a - b)).max(initial=0.0)
-            found[key] = max(found.get(key, 0.0), float(difference))
-            if (np.isnan(a) != np.isnan(b)).any():
-                found[key] = np.inf
-    curves = [read_scalars(program.folder / r) for r in (run, other)]
+    states = [program.states(r) / "checkpoints" for r in (run, other)]
+    for name in STATE[program.name]:
+        trees = [jax.tree.leaves(read_subtree(folder, name)) for folder in states]
+        found[name] = [max(apart(a, b) for a, b in zip(*trees, strict=True))]
+    for file in sorted((program.folder / run).glob("crystals/*.npz")):
+        same = program.folder / other / "crystals" / file.name
+        with np.load(file) as one, np.load(same) as two:
+            for key in one.files:
+                found.setdefault(key, []).append(apart(one[key], two[key]))
+    curves = [read_scalars(program.states(r)) for r in (run, other)]
     for tag in curves[0].keys() | curves[1].keys():
         if not tag.startswith("time/"):
-            a, b = (c[tag][1] for c in curves)
-            found[tag] = float(abs(a - b).max())
+            pairs = zip(*(c[tag][1] for c in curves), strict=True)
+            found[tag] = [apart(a, b) for a, b in pairs]
     return found
+
+
+def apart(a, b) -> float:
+    """The greatest difference, relative to values above 1; inf where one is NaN."""
+    a, b = np.asarray(a, float), np.asarray(b, float)
+    if (np.isnan(a) != np.isnan(b)).any():
+        return np.inf
+    difference = np.nan_to_num(abs(a - b) / np.maximum(1, abs(a)))
+    return float(difference.max(initial=0.0))
+
+
+def compare_layouts(program: Program):
+    """Runs on one device, then in each layout: its name, and `differences`."""
+    finish(launch(program, "1x1", 1, 1, **ALONE[program.name]))
+    for name, (processes, devices, changes) in LAYOUTS[program.name].items():
+        finish(launch(program, name, processes, devices, **changes))
+        yield name, differences(program, "1x1", name)
 
 
 def kill_one(program: Program, run: str, victim: int) -> tuple[float, list[str]]:
@@ -159,32 +193,30 @@ def kill_one(program: Program, run: str, victim: int) -> tuple[float, list[str]]
 
 def main() -> None:
     """The command line."""
-    if "--worker" in sys.argv:
+    if sys.argv[1:] and sys.argv[1].startswith("--worker="):
         work()
         return
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--program", choices=PROGRAMS, default="train")
     parser.add_argument("--kill", action="store_true")
-    parser.add_argument("--iterations", type=int, default=4)
-    parser.add_argument("--energies", action="store_true", help="with CHGNet")
+    parser.add_argument("--iterations", type=int, default=4, help="or steps")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        changes = {}
-        if not arguments.energies:
-            changes["config.reward.components.energy.weight"] = 0.0
         if arguments.kill:
-            program = run_config(Path(folder), 1000, **changes)
+            quick = {"config.reward.components.energy.weight": 0.0}
+            program = run_config(Path(folder), 1000, **quick)
             for victim in (0, 1):
                 seconds, said = kill_one(program, "killed", victim)
                 print(f"process {victim} killed, the other gone after {seconds:.1f} s")
                 print(said[-2000:])
             return
-        program = run_config(Path(folder), arguments.iterations, **changes)
-        finish(launch(program, "1x1", 1, 1))
-        for name, layout in LAYOUTS.items():
-            finish(launch(program, name, *layout))
-            found = differences(program, "1x1", name)
-            worst = sorted(found.items(), key=lambda item: -item[1])[:6]
-            print(name, ", ".join(f"{k} {v:.1e}" for k, v in worst), flush=True)
+        program = run_config(Path(folder), arguments.iterations, arguments.program)
+        for layout, found in compare_layouts(program):
+            for when, number in (("first iteration", 0), ("all", slice(None))):
+                most = {k: np.max(v[number]) for k, v in found.items()}
+                worst = sorted(most.items(), key=lambda item: -item[1])[:5]
+                worst = ", ".join(f"{k} {v:.1e}" for k, v in worst)
+                print(f"{layout}, {when}: {worst}", flush=True)
 
 
 if __name__ == "__main__":
