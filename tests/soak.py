@@ -66,10 +66,10 @@ def watch(program: Program, run: str, every: int) -> dict[str, np.ndarray]:
     return {name: np.array(values) for name, values in measured.items()}
 
 
-def growth(iteration: np.ndarray, memory: np.ndarray) -> float:
-    """Relative growth from the samples at WARM_UP to the last, medians of a tenth."""
-    window = (iteration[-1] - WARM_UP) / 10
-    before = memory[(iteration >= WARM_UP) & (iteration <= WARM_UP + window)]
+def growth(iteration: np.ndarray, memory: np.ndarray, since: int = WARM_UP) -> float:
+    """Relative growth from an iteration to the last, medians of a tenth in between."""
+    window = (iteration[-1] - since) / 10
+    before = memory[(iteration >= since) & (iteration <= since + window)]
     after = memory[iteration >= iteration[-1] - window]
     return float(np.median(after) / np.median(before) - 1)
 
@@ -115,9 +115,16 @@ def main() -> None:
         print(f"{arguments.iterations} iterations, {time.monotonic() - began:.0f} s")
         worst = 0.0
         for name in ("main", "workers"):
-            found = growth(measured["iteration"], measured[name])
+            half = arguments.iterations // 2
+            found, late = (
+                growth(measured["iteration"], measured[name], since)
+                for since in (WARM_UP, half)
+            )
             worst = max(worst, found)
-            print(f"{name}: {measured[name][-1]:.0f} MB, growth {found:+.2%}")
+            print(
+                f"{name}: {measured[name][-1]:.0f} MB, growth {found:+.2%}, "
+                f"since iteration {half} {late:+.2%}"
+            )
         more = program._replace(
             options=program.options | {"config.num_iterations": 10**6}
         )
