@@ -22,7 +22,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from chemeleon_jax import checkpoints, distributed
+from chemeleon_jax import checkpoints, distributed, memory
 from chemeleon_jax.alarms import Alarms, explain_skipped
 from chemeleon_jax.buckets import choose_parts
 from chemeleon_jax.config import check_rl, run
@@ -121,6 +121,7 @@ def train(config, workdir: str) -> None:
             if due or last or stuck:
                 tracker.sync()  # a state counts when all that led to it is on disk
                 saved.save(done, state, score=score)
+                memory.give_back()
             if stuck:
                 raise UserError(explain_skipped(iteration, metrics))
             interruption.finished(done, state)

@@ -57,6 +57,7 @@ PRETRAIN = {
     for part in ("encoder", "decoder")
     for name, value in tiny.TRANSFORMER.items()
 }
+ITERATIONS = {"train": 60, "pretrain": 300}  # enough for the last of 20 kills
 STATE = {
     "train": ("iteration", "params", "opt_state", "ema_params", "skipped"),
     "pretrain": ("step", "params", "opt_state", "ema_params", "best", "since_best"),
@@ -239,11 +240,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--program", choices=STATE, default="train")
     parser.add_argument("--kills", type=int, default=20)
-    parser.add_argument("--iterations", type=int, default=60)
+    parser.add_argument("--iterations", type=int)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        program = prepare(Path(folder), arguments.program, arguments.iterations)
+        iterations = arguments.iterations or ITERATIONS[arguments.program]
+        program = prepare(Path(folder), arguments.program, iterations)
         pace = finish(program, "whole")
         print(f"alone: {pace:.2f} s an iteration", flush=True)
         killed, writing = kill_and_finish(

@@ -4,7 +4,7 @@ import signal
 
 import pytest
 import soak
-from kill_and_resume import compare, finish, kill_and_finish, prepare
+from kill_and_resume import ITERATIONS, compare, finish, kill_and_finish, prepare
 
 
 def test_a_killed_run_ends_like_one_left_alone(tmp_path):
@@ -18,9 +18,9 @@ def test_a_killed_run_ends_like_one_left_alone(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["train", "pretrain"])
+@pytest.mark.parametrize("name", ITERATIONS)
 def test_twenty_kills(tmp_path, name):
-    program = prepare(tmp_path, name, iterations=60)
+    program = prepare(tmp_path, name, ITERATIONS[name])
     pace = finish(program, "whole")
     assert kill_and_finish(program, "killed", kills=20, pace=pace, seed=0)[0] == 20
     assert compare(program, "whole", "killed") == []
