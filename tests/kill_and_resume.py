@@ -50,6 +50,7 @@ PRETRAIN = {
     "config": "configs/vae.py",
     "config.validate_every": 1,
     "config.log_every": 1,
+    "config.patience": 10**6,  # else it may end before its last kill
     "config.data.atoms_per_batch": 64,
     "config.optimizer.warmup_steps": 2,
 } | {
