@@ -14,18 +14,22 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import struct
 
 from chemeleon_jax import checkpoints, distributed
 from chemeleon_jax.config import run
 from chemeleon_jax.data import BucketedBatches, load_dataset
+from chemeleon_jax.errors import UserError
 from chemeleon_jax.interruption import SaveOnSignal
 from chemeleon_jax.runs import work_directory, write_run_info
 from chemeleon_jax.sharding import make_mesh, replicate, shard_batch
 from chemeleon_jax.stages import STAGES, Stage, relevant_crystals, start_from
 from chemeleon_jax.states import RunCheckpoints
 from chemeleon_jax.tracking import Tracker
+
+MAX_SKIPPED = 10  # steps in a row, before a run ends
 
 
 @struct.dataclass
@@ -47,6 +51,16 @@ def make_schedule(config) -> optax.Schedule:
     )
 
 
+def make_optimizer(config) -> optax.GradientTransformation:
+    """AdamW that skips gradients that are not finite, and counts them."""
+    adamw = optax.chain(
+        optax.clip_by_global_norm(config.optimizer.max_grad_norm),
+        optax.adamw(make_schedule(config), weight_decay=config.optimizer.weight_decay),
+    )
+    never = np.iinfo(np.int32).max  # taken all the same
+    return optax.apply_if_finite(adamw, max_consecutive_errors=never)
+
+
 def make_train_step(stage: Stage, optimizer, ema_decay: float):
     """One optimiser step, compiled once per bucket of atom counts."""
 
@@ -57,6 +71,8 @@ def make_train_step(stage: Stage, optimizer, ema_decay: float):
         (loss, metrics), grads = value_and_grad(
             state.params, frozen, crystals, labels, key, True
         )
+        # A loss of NaN may have a finite gradient: such a step is skipped too.
+        grads = jax.tree.map(lambda g: jnp.where(jnp.isfinite(loss), g, jnp.nan), grads)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         # A young average forgets its random start quickly (as in TensorFlow's EMA).
@@ -68,7 +84,12 @@ def make_train_step(stage: Stage, optimizer, ema_decay: float):
             ema_params=ema_params,
             opt_state=opt_state,
         )
-        metrics |= {"loss": loss, "grad_norm": optax.global_norm(grads)}
+        metrics |= {
+            "loss": loss,
+            "grad_norm": optax.global_norm(grads),
+            "skipped_updates": opt_state.total_notfinite,
+            "skipped_in_a_row": opt_state.notfinite_count,
+        }
         return state, metrics
 
     return train_step
@@ -107,10 +128,7 @@ def pretrain(config, workdir: str) -> None:
     held_out = BucketedBatches(validation, atoms // 8, 0, multiple_of)
     key = jax.random.key(config.seed)
     stage = start_from(config.init_from, STAGES[config.stage](config, train, key))
-    optimizer = optax.chain(
-        optax.clip_by_global_norm(config.optimizer.max_grad_norm),
-        optax.adamw(make_schedule(config), weight_decay=config.optimizer.weight_decay),
-    )
+    optimizer = make_optimizer(config)
     state = PretrainState(
         step=jnp.array(0),
         params=stage.params,
@@ -140,6 +158,10 @@ def pretrain(config, workdir: str) -> None:
             state, metrics = train_step(state, frozen, crystals, labels, key)
             if step % config.log_every == 0:
                 tracker.log(step, {f"train/{k}": v for k, v in metrics.items()})
+                if metrics["skipped_in_a_row"] >= MAX_SKIPPED:
+                    tracker.sync()
+                    saved.save(step + 1, state)
+                    raise UserError(explain_skipped(step, metrics))
 
             # ---------------------------------------------------------------- validate
             last = step + 1 == config.num_steps
@@ -162,6 +184,17 @@ def pretrain(config, workdir: str) -> None:
                 if int(state.since_best) >= config.patience:
                     break
             interruption.finished(step + 1, state)
+
+
+def explain_skipped(step: int, metrics: dict) -> str:
+    """Why a training ends that skips its steps, one after the other."""
+    return (
+        f"step {step + 1}: no finite loss or gradient in "
+        f"{metrics['skipped_in_a_row']} steps in a row (loss {metrics['loss']:.3g}). "
+        "Such steps were skipped, and the state is saved as it was before them: "
+        "continue with a lower config.optimizer.lr, or look for numbers in the data "
+        "that are not finite"
+    )
 
 
 if __name__ == "__main__":

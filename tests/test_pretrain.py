@@ -1,6 +1,7 @@
 import json
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
@@ -11,12 +12,14 @@ from chemeleon_jax.data import load_dataset, save_npz
 from chemeleon_jax.errors import UserError
 from chemeleon_jax.pretrain import pretrain
 from chemeleon_jax.stages import (
+    STAGES,
     TIMESTEP_QUANTILES,
+    Stage,
     ldm_stage,
     measure_latent_std,
     start_from,
 )
-from chemeleon_jax.states import RunCheckpoints
+from chemeleon_jax.states import RunCheckpoints, read_subtree
 from chemeleon_jax.tracking import read_scalars
 
 
@@ -88,6 +91,28 @@ def test_a_stage_leaves_a_model_that_loads(folder, tmp_path, stage):
     curves = read_scalars(tmp_path / "training")
     np.testing.assert_array_equal(curves["train/loss"][0], [0, 1, 2, 3])
     np.testing.assert_array_equal(curves["val/loss"][0], [1, 3])
+
+
+def test_steps_that_are_not_finite_are_skipped_and_end_the_run(
+    folder, tmp_path, monkeypatch
+):
+    def downhill(params, *_):  # NaN below 1, where its gradient is finite
+        return jnp.log(params["w"] - 1), {}
+
+    stage = Stage({"w": jnp.array(3.0)}, {}, downhill, {"kind": "none"})
+    monkeypatch.setitem(STAGES, "vae", lambda *_: stage)
+    steep = config(folder, "vae", num_steps=40, validate_every=40)
+    steep.optimizer.lr = 0.5
+    with pytest.raises(UserError, match="in 10 steps in a row .loss nan"):
+        pretrain(steep, str(tmp_path))
+    curves = read_scalars(tmp_path / "training")
+    skipped = np.isnan(curves["train/loss"][1])
+    assert 1 < np.argmax(skipped) == len(skipped) - 10  # the first, and all after it
+    np.testing.assert_array_equal(
+        curves["train/skipped_updates"][1], np.cumsum(skipped)
+    )
+    last = read_subtree(tmp_path / "training" / "checkpoints", "params")["w"]
+    assert 0.5 <= last < 1  # where the first step led that was too large
 
 
 def test_a_conditional_ldm_trains_its_encoders(folder, tmp_path):
