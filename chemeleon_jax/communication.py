@@ -1,4 +1,4 @@
-"""What an update sends between devices, read from its compiled program.
+"""What an update sends between devices and holds on each, as its compiled program says.
 
     python -m chemeleon_jax.communication --depth=6 --width=160 --heads=5 --devices=4
     python -m chemeleon_jax.communication --depth=6 --width=160 --heads=5 --fsdp=2
@@ -77,14 +77,14 @@ def policy_shapes(dit: DiT, num_atoms: int) -> Any:
     return {"dit": jax.eval_shape(init, z, jnp.zeros(1), mask)["params"]}
 
 
-def update_hlo(
+def compile_update(
     dit: DiT,
     *,
     devices: int,
     fsdp: int = 1,
     num_atoms: int = 20,
     num_inner_batch: int = 2,
-) -> str:
+) -> jax.stages.Compiled:
     """The compiled update of one iteration: a crystal per device and inner batch.
 
     Three recorded steps, of which two are trained on, so that their choice is in it.
@@ -131,7 +131,7 @@ def update_hlo(
             state.params,
             placed(np.zeros(2, np.int32), P()),
         )
-        return lowered.compile().as_text()
+        return lowered.compile()
 
 
 def main() -> None:
@@ -147,10 +147,13 @@ def main() -> None:
     dit = DiT(args.depth, args.width, args.heads, latent_channels=args.channels)
     sizes = [4 * int(np.prod(x.shape)) for x in jax.tree.leaves(policy_shapes(dit, 20))]
     print(f"parameters: {len(sizes)} arrays, {sum(sizes)} bytes")
+    update = compile_update(dit, devices=args.devices, fsdp=args.fsdp)
+    memory: Any = update.memory_analysis()
+    for name in ("argument", "output", "temp"):
+        num_bytes = getattr(memory, f"{name}_size_in_bytes")
+        print(f"memory of each device, {name}: {num_bytes / sum(sizes):.2f} times that")
     totals = Counter()
-    for kind, shape, num_bytes in collectives(
-        update_hlo(dit, devices=args.devices, fsdp=args.fsdp)
-    ):
+    for kind, shape, num_bytes in collectives(update.as_text()):
         totals[kind, "arrays" if shape else "scalars"] += num_bytes
     for (kind, what), num_bytes in totals.items():
         print(f"{kind} of {what}: {num_bytes} bytes")

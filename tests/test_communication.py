@@ -9,8 +9,8 @@ from jax.sharding import PartitionSpec as P
 from chemeleon_jax.communication import (
     Collective,
     collectives,
+    compile_update,
     policy_shapes,
-    update_hlo,
 )
 from chemeleon_jax.models.dit import DiT
 from chemeleon_jax.sharding import CRYSTALS, make_mesh
@@ -26,7 +26,7 @@ def unexpected(found: list[Collective], params) -> list[Collective]:
 
 
 def test_an_update_sends_one_gradient_and_scalars():
-    found = collectives(update_hlo(DIT, devices=4, num_atoms=N))
+    found = collectives(compile_update(DIT, devices=4, num_atoms=N).as_text())
     params = policy_shapes(DIT, N)
     assert unexpected(found, params) == []
     gradient = sum(4 * x.size for x in jax.tree.leaves(params))
@@ -36,7 +36,7 @@ def test_an_update_sends_one_gradient_and_scalars():
 
 @pytest.mark.slow
 def test_fsdp_gathers_parameters_and_nothing_else():
-    found = collectives(update_hlo(DIT, devices=4, fsdp=2, num_atoms=N))
+    found = collectives(compile_update(DIT, devices=4, fsdp=2, num_atoms=N).as_text())
     params = policy_shapes(DIT, N)
     whole = {x.shape for x in jax.tree.leaves(params)}
     gathered = [c for c in found if c.kind == "all-gather"]
