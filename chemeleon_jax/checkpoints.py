@@ -7,6 +7,7 @@ started, see `runs`), `model/` (the model it started from, a model directory) an
 `checkpoints/` (its states, see `states`).
 """
 
+import copy
 import hashlib
 import json
 from importlib.resources import files
@@ -21,13 +22,13 @@ from safetensors.numpy import load_file, save
 from chemeleon_jax import hub, states
 from chemeleon_jax.errors import UserError
 from chemeleon_jax.files import digest, replacing, write_json
+from chemeleon_jax.models.condition import encode_nothing
 
 MINI = Path(str(files("chemeleon_jax"))) / "assets" / "mini"
 # SHA-256 of each config.json, which holds that of the parameters. Trained anew, a model
 # needs its new one here.
 MINI_MODELS = {
     "vae": "f8b7944fef30970a9b6f488e84dcff58b1e8be956da37b82dd6f06c58ea1e8e7",
-    "ldm": "b1faabf148cc465414281e7a4b98ed85f19b20834cf4e745d5ece96f55e0b7fe",
     "ldm_conditional": (
         "e2feeaa3a25b916e88fda2861eb7ab3a6cee52c591dcd2eee87c8ccc0accb61c"
     ),
@@ -73,9 +74,10 @@ def load(name, *, weights: str = "raw", step: str = "latest") -> Checkpoint:
     """Loads a model: embedded, from the hub, from a model or a run directory.
 
     Args:
-      name: `mini:` and one of `MINI_MODELS`; `hub:` and one of `hub.FILES`,
-        fetched and converted once; or a path. Of a run directory: its policy, with the
-        frozen parts it started from; `RUN@best` is RUN with `step="best"`.
+      name: `mini:` and one of `MINI_MODELS`, or `mini:ldm`, which is the conditional
+        one asked for nothing; `hub:` and one of `hub.FILES`, fetched and converted
+        once; or a path. Of a run directory: its policy, with the frozen parts it
+        started from; `RUN@best` is RUN with `step="best"`.
       weights: "raw" or "ema", of a run directory.
       step: "latest", or "best" by validation score, of a run directory.
 
@@ -86,6 +88,8 @@ def load(name, *, weights: str = "raw", step: str = "latest") -> Checkpoint:
       UserError: no such name or path, a damaged file, or the hub is out of reach.
     """
     kind, _, rest = str(name).partition(":")
+    if str(name) == "mini:ldm":
+        return without_conditions(load("mini:ldm_conditional"))
     if kind == "mini":
         return _load_model(_mini_dir(rest))
     if kind == "hub":
@@ -133,6 +137,18 @@ def _load_model(directory: Path) -> Checkpoint:
     return Checkpoint(unflatten_dict(params, sep="/"), config)
 
 
+def without_conditions(model: Checkpoint) -> Checkpoint:
+    """A conditional denoiser that nobody asks for anything, without its encoders.
+
+    The encoding of nothing is one vector, added to that of the timestep: it becomes
+    part of that layer's bias, and the outputs stay what they are.
+    """
+    nothing = encode_nothing(model.config["condition"], model.params["condition"])
+    dit = copy.deepcopy(model.params["dit"])
+    dit["timestep"]["out"]["bias"] += nothing
+    return Checkpoint({"dit": dit}, {**model.config, "condition": None})
+
+
 def params_digest(params) -> str:
     """SHA-256 of names, shapes and float32 values: the same model, the same digest."""
     sha256 = hashlib.sha256()
@@ -147,7 +163,7 @@ def _mini_dir(name: str) -> Path:
     if name not in MINI_MODELS:
         raise UserError(
             f"mini:{name}: no such embedded model; there are "
-            + ", ".join(f"mini:{m}" for m in MINI_MODELS)
+            + ", ".join(f"mini:{m}" for m in ("ldm", *MINI_MODELS))
         )
     config = MINI / name / "config.json"
     if not config.is_file() or digest(config) != MINI_MODELS[name]:

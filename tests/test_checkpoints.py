@@ -138,7 +138,7 @@ def test_digest_sees_values_names_and_shapes():
 
 
 def test_wrong_names_list_the_right_ones():
-    with pytest.raises(UserError, match="mini:vae, mini:ldm, mini:ldm_cond"):
+    with pytest.raises(UserError, match="mini:ldm, mini:vae, mini:ldm_cond"):
         load("mini:ldn")
     with pytest.raises(UserError, match="mp_20_ldm_base") as error:
         load("hub:mp_20_ldm")

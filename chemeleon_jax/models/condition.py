@@ -150,3 +150,16 @@ def make_condition_encoder(config: Mapping[str, Any]) -> ConditionEncoder:
     return ConditionEncoder(
         tuple(freeze(dict(s)) for s in config["specs"]), config["width"]
     )
+
+
+def encode_nothing(config: Mapping[str, Any], params: Any) -> np.ndarray:
+    """What an encoder makes of a crystal that is asked for nothing, [D].
+
+    Args:
+      config: of `make_condition_encoder`.
+      params: of the encoder.
+    """
+    nothing = {s["name"]: jnp.zeros((1, input_width(s))) for s in config["specs"]}
+    encoder = make_condition_encoder(config)
+    encoded = encoder.apply({"params": params}, nothing, jnp.zeros(1, bool))
+    return np.asarray(encoded)[0]

@@ -3,10 +3,9 @@ import jax.numpy as jnp
 import numpy as np
 import tiny
 
-from chemeleon_jax.checkpoints import Checkpoint
+from chemeleon_jax.checkpoints import Checkpoint, without_conditions
 from chemeleon_jax.models.condition import input_width, make_condition_encoder
 from chemeleon_jax.models.dit import DiT
-from tools.embed_model import without_conditions
 
 SPECS = [
     {"name": "composition", "kind": "composition"},
