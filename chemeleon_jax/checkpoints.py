@@ -30,7 +30,7 @@ MINI = Path(str(files("chemeleon_jax"))) / "assets" / "mini"
 MINI_MODELS = {
     "vae": "f8b7944fef30970a9b6f488e84dcff58b1e8be956da37b82dd6f06c58ea1e8e7",
     "ldm_conditional": (
-        "e2feeaa3a25b916e88fda2861eb7ab3a6cee52c591dcd2eee87c8ccc0accb61c"
+        "154d32076ea3eaf7240dce50af5481caf56a0ed246a73d1de36a0408e50e2903"
     ),
     "predictor": "63d4e277c132411234bf4eb4eec838625faff5fdccc565c5d031b0bed292f174",
 }
