@@ -154,6 +154,7 @@ def _fields(config: ConfigDict, prefix: str = ""):
 _CHOICES = {
     "precision": ("default", "float32", "bfloat16"),
     "rl.kl_target": ("old", "reference"),
+    "rl.step_weight": ("none", "std"),
     "sampling.sampler": ("ddim", "ddpm"),
     "reward.normalize_fn": tuple(NORMALIZATIONS),
     "reward.executor": ("processes", "ray"),

@@ -52,6 +52,19 @@ class Schedule:
         return self.num_steps - (1 if self.sampler == "ddim" else 0)
 
 
+def noise_level_weights(schedule: Schedule) -> jax.Array:
+    """Weights of a trajectory's steps in the policy gradient, [T], mean 1.
+
+    The gradient of a step's log-probability grows with one over its std, so that the
+    last steps, which change least, would drown all others. The weight is the std
+    (TempFlow-GRPO, arXiv:2508.04324).
+    """
+    std = jnp.exp(0.5 * schedule.posterior_log_variance)
+    if schedule.sampler == "ddim":
+        std = schedule.ddim_std
+    return std * schedule.num_recorded / std[-schedule.num_recorded :].sum()
+
+
 def linear_betas(num_timesteps: int = NUM_TIMESTEPS) -> np.ndarray:
     """Linear schedule, 1e-4 to 0.02 over 1000 timesteps, [num_timesteps] float64."""
     scale = 1000 / num_timesteps

@@ -20,6 +20,7 @@ from chemeleon_jax.diffusion import (
     denoise_step,
     gaussian_kl,
     gaussian_log_prob,
+    noise_level_weights,
 )
 from chemeleon_jax.models.generator import Generator
 from chemeleon_jax.sharding import (
@@ -116,6 +117,7 @@ def trajectory_gradient(
     model: Generator,
     schedule: Schedule,
     grad_accum: int = 1,
+    step_weight: str = "none",
     **loss_kwargs,
 ) -> tuple[Any, dict[str, jax.Array]]:
     """Gradient of the loss over a trajectory, in memory that does not grow with it.
@@ -133,6 +135,7 @@ def trajectory_gradient(
       schedule: as in the rollout.
       grad_accum: parts that the crystals are scored in, one after another; the gradient
         is the same, the memory that much smaller, and so is the padding (`buckets`).
+      step_weight: "none", or "std": see `noise_level_weights`.
       **loss_kwargs: of `grpo_loss`.
 
     Returns:
@@ -141,7 +144,9 @@ def trajectory_gradient(
     """
     loss_and_grad = jax.value_and_grad(grpo_loss, has_aux=True)
     widths = network_widths(model, schedule)
-
+    weights = jnp.ones(schedule.num_steps)
+    if step_weight == "std":
+        weights = noise_level_weights(schedule)
     num_atoms = trajectory.mask.sum(-1)
 
     def add_part(total, rows):
@@ -159,7 +164,9 @@ def trajectory_gradient(
                     condition=part.condition,
                     **loss_kwargs,
                 )
-                return jax.tree.map(jnp.add, total, grad), metrics | {"loss": loss}
+                weight = weights[step.index]
+                total = jax.tree.map(lambda t, g: t + weight * g, total, grad)
+                return total, metrics | {"loss": weight * loss}
 
             return lax.scan(add_step, total, part.steps)
 

@@ -62,6 +62,8 @@ def _paper(models: str) -> ConfigDict:
     config.rl.num_train_steps = 0
     config.rl.window = 0
     config.rl.window_iterations = 25
+    # Of each step in the gradient: none, as the original has it, or std, its noise's.
+    config.rl.step_weight = "none"
     config.rl.clip_ratio = 1e-3
     config.rl.kl_weight = 1.0
     config.rl.kl_target = "old"  # old: the policy that sampled; reference: the LDM

@@ -77,6 +77,7 @@ def test_the_paper_s_setting():
         "num_train_steps": 0,
         "window": 0,
         "window_iterations": 25,
+        "step_weight": "none",
         "clip_ratio": 1e-3,
         "kl_weight": 1.0,
         "kl_target": "old",

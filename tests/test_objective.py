@@ -57,14 +57,15 @@ def loss_of_first_step(policy, step, advantage, mask, reference_params=None):
     )
 
 
-@jax.jit
-def gradient(policy, trajectory, advantage):
+@partial(jax.jit, static_argnames="step_weight")
+def gradient(policy, trajectory, advantage, step_weight="none"):
     return trajectory_gradient(
         policy,
         trajectory,
         advantage,
         model=rolled_out()[0],
         schedule=SCHEDULE,
+        step_weight=step_weight,
         **WEIGHTS,
     )
 
@@ -154,6 +155,21 @@ def test_single_steps_have_the_whole_gradient_on_average():
     ]
     mean = jax.tree.map(lambda *g: sum(g) / 4, *single)
     jax.tree.map(partial(np.testing.assert_allclose, atol=2e-6), mean, whole)
+
+
+def test_steps_count_by_their_noise():
+    """Weights std / mean std: the last step's 1 / std no longer drowns the others."""
+    _, policy, trajectory = rolled_out()
+    single = [
+        gradient(policy, take_steps(trajectory, jnp.array([i])), ADVANTAGE)[0]
+        for i in range(4)
+    ]
+    std = np.asarray(SCHEDULE.ddim_std)[[4, 3, 2, 1]]  # in the order of sampling
+    weights = std / std.mean()
+    assert weights[3] < 0.05
+    expected = jax.tree.map(lambda *g: sum(map(np.multiply, weights, g)) / 4, *single)
+    found, _ = gradient(policy, trajectory, ADVANTAGE, step_weight="std")
+    assert_close(found, expected, atol=2e-6)
 
 
 def improve(trajectory, advantage, *, model=None, policy=None, **kwargs):
