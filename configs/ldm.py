@@ -1,15 +1,15 @@
-"""The embedded latent diffusion models, on latents of `mini:vae`, in two trainings.
+"""The embedded latent diffusion models, on latents of `mini:vae`, in three trainings.
 
-On one core: 50 minutes on 2026-11-22 and -23, validation mse 0.120; then 72 minutes on
-2026-11-23 with two blocks more, 0.104. What its crystals are worth is in
-docs/mini-model.md. As it was run, the timesteps of the first training were uniform up
-to step 3,600.
+On one core: 50 minutes on 2026-11-22 and -23, validation mse 0.120; 72 minutes on
+2026-11-23 with two blocks more, 0.104; and 103 minutes with another four, 0.098. What
+its crystals are worth is in docs/mini-model.md. As it was run, the timesteps of the
+first training were uniform up to step 3,600.
 
-`mini:ldm_conditional` is the second model; `mini:ldm` is the same one asked for nothing
-(`python -m tools.embed_model runs/ldm_deeper ldm --unconditional`).
+The result is `mini:ldm_conditional`; `mini:ldm` is the same one asked for nothing.
 
     python -m chemeleon_jax.pretrain --config=configs/ldm.py
     python -m chemeleon_jax.pretrain --config=configs/ldm.py:deeper
+    python -m chemeleon_jax.pretrain --config=configs/ldm.py:deepest
 """
 
 from ml_collections import ConfigDict
@@ -17,12 +17,18 @@ from ml_collections import ConfigDict
 from chemeleon_jax.errors import UserError
 from configs.pretraining import pretrain_config
 
+# The trainings after the first: what each starts from, its blocks and its steps.
+DEEPER = {
+    "deeper": ("runs/ldm", 8, 12600),
+    "deepest": ("runs/ldm_deeper", 12, 12000),
+}
+
 
 def get_config(preset: str = "") -> ConfigDict:
     """Conditional on composition and chemical system, fixed sigma, on mp_mini.
 
     Args:
-      preset: none, or `deeper` for the second training.
+      preset: none, or `deeper` and `deepest` for the second and third training.
     """
     config = pretrain_config("ldm")
     config.num_steps = 9600
@@ -47,14 +53,12 @@ def get_config(preset: str = "") -> ConfigDict:
     config.data.atoms_per_batch = 768
     config.optimizer.lr = 8e-4
     config.optimizer.weight_decay = 0.0
-    if preset == "deeper":
-        # Two more blocks, which begin as the identity.
-        config.init_from = "runs/ldm"
-        config.dit.depth = 8
-        config.num_steps = 12600
+    if preset in DEEPER:
+        # Their new blocks begin as the identity.
+        config.init_from, config.dit.depth, config.num_steps = DEEPER[preset]
         config.ema_decay = 0.9995
         config.optimizer.lr = 6e-4
         config.optimizer.warmup_steps = 300
     elif preset:
-        raise UserError(f"no preset '{preset}': there is only 'deeper'")
+        raise UserError(f"no preset '{preset}': there are {', '.join(DEEPER)}")
     return config

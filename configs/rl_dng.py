@@ -40,6 +40,8 @@ def get_config(preset: str = "mini"):
         config.data.batch_size = 8
         config.rl.num_group_samples = 24
         config.sampling.sampling_steps = 10
+        # Else the last steps, whose noise is least, are all that the gradient sees.
+        config.rl.step_weight = "std"
         config.optimizer.lr = 2e-4
         config.optimizer.warmup_steps = 20
     return config
