@@ -159,8 +159,11 @@ def make_improve(
     mesh: Mesh,
 ) -> Callable[..., tuple[TrainState, dict, dict[str, float]]]:
     """Compiles the second half of an iteration: state, metrics on the host, seconds."""
-    names = "kl_target ema_decay num_inner_batch clip_ratio kl_weight entropy_weight"
-    fixed = {name: config.rl[name] for name in [*names.split(), "step_weight"]}
+    names = (
+        "kl_target ema_decay num_inner_batch clip_ratio kl_weight entropy_weight "
+        "step_weight"
+    )
+    fixed = {name: config.rl[name] for name in names.split()}
     step_size = batch_size(config) // config.rl.num_inner_batch
     fixed["grad_accum"] = config.rl.grad_accum or choose_parts(
         step_size, sampling["model"], config.rl.memory_budget, mesh.size
