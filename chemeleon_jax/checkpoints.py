@@ -88,10 +88,8 @@ def load(name, *, weights: str = "raw", step: str = "latest") -> Checkpoint:
       UserError: no such name or path, a damaged file, or the hub is out of reach.
     """
     kind, _, rest = str(name).partition(":")
-    if str(name) == "mini:ldm":
-        return without_conditions(load("mini:ldm_conditional"))
     if kind == "mini":
-        return _load_model(_mini_dir(rest))
+        return _load_mini(rest)
     if kind == "hub":
         return _load_model(hub.fetch(rest))
     path = Path(name)
@@ -159,7 +157,9 @@ def params_digest(params) -> str:
     return sha256.hexdigest()
 
 
-def _mini_dir(name: str) -> Path:
+def _load_mini(name: str) -> Checkpoint:
+    if name == "ldm":  # one file for both
+        return without_conditions(_load_mini("ldm_conditional"))
     if name not in MINI_MODELS:
         raise UserError(
             f"mini:{name}: no such embedded model; there are "
@@ -168,7 +168,7 @@ def _mini_dir(name: str) -> Path:
     config = MINI / name / "config.json"
     if not config.is_file() or digest(config) != MINI_MODELS[name]:
         raise UserError(f"{config} was altered: install chemeleon_jax again")
-    return MINI / name
+    return _load_model(MINI / name)
 
 
 def _load_run(workdir: Path, weights: str, step: str) -> Checkpoint:

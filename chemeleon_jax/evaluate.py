@@ -335,8 +335,9 @@ def print_table(source: Path, rows, scores, protocol: dict[str, Any]) -> None:
         f"Reference {reference['name']} ({reference['size']} crystals); pymatgen "
         f"StructureMatcher, "
         + ", ".join(f"{k} {v:g}" for k, v in matcher.items())
-        + f"; potential {protocol['potential']}, crystals {relaxed}; metastable up to "
-        f"{METASTABLE} eV/atom, stable up to {STABLE:g} eV/atom above the hull; valid: "
+        + f"; potential {protocol['potential']}, hull of {protocol['hull']}, crystals "
+        f"{relaxed}; metastable up to {METASTABLE} eV/atom, stable up to {STABLE:g} "
+        "eV/atom above the hull; valid: "
         f"no contact under {protocol['min_distance']} Å; composition: SMACT "
         f"{protocol['smact']}; features of {protocol['vae']}"
     )

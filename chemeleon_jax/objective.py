@@ -125,7 +125,7 @@ def trajectory_gradient(
     Differentiating inside the scan keeps one step's activations alive; differentiating
     the scan itself would keep all of them. The loss is summed over the steps and
     divided by T, the length of the schedule; where the trajectory holds a choice of the
-    S steps (`step_choice`), these count for all.
+    S steps (`step_choice`), these count for all. `step_weight` is in the loss too.
 
     Args:
       params: of the policy.

@@ -57,8 +57,8 @@ def make_optimizer(config) -> optax.GradientTransformation:
         optax.clip_by_global_norm(config.optimizer.max_grad_norm),
         optax.adamw(make_schedule(config), weight_decay=config.optimizer.weight_decay),
     )
-    never = np.iinfo(np.int32).max  # taken all the same
-    return optax.apply_if_finite(adamw, max_consecutive_errors=never)
+    # After so many in a row it would apply them all the same: never.
+    return optax.apply_if_finite(adamw, np.iinfo(np.int32).max)
 
 
 def make_train_step(stage: Stage, optimizer, ema_decay: float):

@@ -218,7 +218,7 @@ def start_from(name: str, stage: Stage) -> Stage:
             "config.vae_ckpt_path; give that VAE"
         )
     params, given = flatten_dict(stage.params), flatten_dict(checkpoint.params)
-    for path in params.keys() & given.keys():
+    for path in sorted(params.keys() & given.keys()):
         if params[path].shape != given[path].shape:
             raise UserError(
                 f"config.init_from: {'/'.join(path)} of {name} has the shape "

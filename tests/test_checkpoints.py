@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax.traverse_util import flatten_dict
 from small_state import assert_identical, small_params, trained_state
 
 from chemeleon_jax import hub
@@ -23,6 +24,14 @@ def small_vae():
 
 
 # ------------------------------------------------------------------ model directories
+
+
+def test_the_embedded_models_are_one_denoiser_but_for_a_bias():
+    asked, unasked = load("mini:ldm_conditional"), load("mini:ldm")
+    assert set(unasked.params) == {"dit"} and unasked.config["condition"] is None
+    one, other = (flatten_dict(m.params["dit"], sep="/") for m in (asked, unasked))
+    changed = {name for name in one if not np.array_equal(one[name], other[name])}
+    assert changed == {"timestep/out/bias"}
 
 
 def test_a_model_comes_back_as_it_was(tmp_path):

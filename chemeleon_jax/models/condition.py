@@ -160,6 +160,5 @@ def encode_nothing(config: Mapping[str, Any], params: Any) -> np.ndarray:
       params: of the encoder.
     """
     nothing = {s["name"]: jnp.zeros((1, input_width(s))) for s in config["specs"]}
-    encoder = make_condition_encoder(config)
-    encoded = encoder.apply({"params": params}, nothing, jnp.zeros(1, bool))
-    return np.asarray(encoded)[0]
+    encode = jax.jit(make_condition_encoder(config).apply)
+    return np.asarray(encode({"params": params}, nothing, jnp.zeros(1, bool)))[0]

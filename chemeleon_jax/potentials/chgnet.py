@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.traverse_util import unflatten_dict
 from jax import lax
 from safetensors.numpy import load
 
@@ -48,14 +49,7 @@ def load_params() -> dict[str, Any]:
     content = WEIGHTS.read_bytes()
     if hashlib.sha256(content).hexdigest() != WEIGHTS_SHA256:
         raise UserError(f"{WEIGHTS} was altered: install chemeleon_jax again")
-    params: dict[str, Any] = {}
-    for name, tensor in load(content).items():
-        *path, leaf = name.split("/")
-        node = params
-        for key in path:
-            node = node.setdefault(key, {})
-        node[leaf] = tensor
-    return params
+    return unflatten_dict(load(content), sep="/")
 
 
 def potential() -> Potential:
