@@ -35,8 +35,11 @@ def get_config(preset: str = "mini"):
         # published clip at 1 eV/atom would tell them nothing; and few good crystals
         # in a group are easier to tell from luck when groups are large.
         components.energy.clip_max = 5.0
+        # Without it the mean energy falls and the share of metastable ones does not.
+        components.energy.decay = 0.3
         components.energy.weight = 2.0
-        components.composition_diversity.weight = 0.3
+        # A policy that has found metastable crystals makes the same ones again.
+        components.creativity.weight = 2.0
         config.data.batch_size = 8
         config.rl.num_group_samples = 24
         config.sampling.sampling_steps = 10
@@ -44,4 +47,7 @@ def get_config(preset: str = "mini"):
         config.rl.step_weight = "std"
         config.optimizer.lr = 2e-4
         config.optimizer.warmup_steps = 20
+        # About twice what gradients of this run have. Once in some tens of iterations
+        # one is far larger, and with the usual 1.0 undoes what the run had learnt.
+        config.optimizer.max_grad_norm = 0.1
     return config

@@ -138,6 +138,7 @@ def _energy(
     context: Context,
     *,
     clip_max: float = 1.0,
+    decay: float = np.inf,
     min_elements: int = 1,
     min_hull_entries: int = 0,
 ) -> Component:
@@ -150,9 +151,10 @@ def _energy(
             min_elements=min_elements,
             min_hull_entries=min_hull_entries,
         )
-        return energy_reward(above, clip_max), status
+        return energy_reward(above, clip_max, decay), status
 
-    return Component(evaluate, "energy", penalty=-clip_max, reasons=REASONS)
+    (lowest,) = energy_reward(np.array([np.nan]), clip_max, decay)
+    return Component(evaluate, "energy", penalty=float(lowest), reasons=REASONS)
 
 
 def _structure_diversity(context: Context) -> Component:

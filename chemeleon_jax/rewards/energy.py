@@ -58,15 +58,23 @@ def guard_energies(hull, cells, status, *, min_elements: int, min_hull_entries: 
     return status
 
 
-def energy_reward(e_above_hull: np.ndarray, clip_max: float = 1.0) -> np.ndarray:
+def energy_reward(
+    e_above_hull: np.ndarray, clip_max: float = 1.0, decay: float = np.inf
+) -> np.ndarray:
     """Minus the energy above the hull, clipped to [0, clip_max] eV/atom.
+
+    With a `decay`, d (1 - exp(-e / d)) takes the place of e. It is e near the hull and
+    levels off above d: then the few crystals near the hull count, where a mean of e is
+    one of the worst.
 
     Args:
       e_above_hull: [B] eV/atom; NaN where there is none, which counts as `clip_max`.
       clip_max: eV/atom; crystals above it are all alike to the reward. The published
         value is 1; a weak model, whose crystals mostly lie higher, learns from more.
+      decay: d, eV/atom; infinite, as published, for none.
 
     Returns:
-      [B], -clip_max to 0.
+      [B], -clip_max to 0, or above -decay.
     """
-    return -np.clip(np.nan_to_num(e_above_hull, nan=clip_max), 0.0, clip_max)
+    above = np.clip(np.nan_to_num(e_above_hull, nan=clip_max), 0.0, clip_max)
+    return -above if np.isinf(decay) else decay * np.expm1(-above / decay)
