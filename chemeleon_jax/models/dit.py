@@ -1,5 +1,7 @@
 """The denoiser: a diffusion transformer over atoms (DiT, arXiv:2212.09748)."""
 
+from functools import partial
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -52,6 +54,12 @@ class Block(nn.Module):
         return x + gate2[:, None] * mlp(modulate(norm(x), shift2, scale2))
 
 
+@partial(jax.jit, static_argnums=0)
+def apply_block(block: Block, params, x, c, mask) -> jax.Array:
+    """`block` with given parameters: traced once for all blocks of a shape."""
+    return block.apply({"params": params}, x, c, mask)
+
+
 class DiT(nn.Module):
     """Noise prediction for latents. The defaults are the released size, B."""
 
@@ -88,8 +96,9 @@ class DiT(nn.Module):
         x = x + index_embedding(atom_index(mask), self.width)
         c = Mlp(self.width, self.width, "silu", name="timestep")(timestep_embedding(t))
         c = c if y is None else c + y
+        block = Block(self.heads, self.mlp_ratio, parent=None)
         for i in range(self.depth):
-            x = Block(self.heads, self.mlp_ratio, name=f"block_{i}")(x, c, mask)
+            x = apply_block(block, self._block_params(i, block, x, c, mask), x, c, mask)
         modulation = nn.Dense(
             2 * self.width, name="final_modulation", kernel_init=nn.initializers.zeros
         )(nn.silu(c))
@@ -103,3 +112,9 @@ class DiT(nn.Module):
         )(x)
         out = out.reshape(z.shape[0], halves * z.shape[1], self.latent_channels)
         return out * jnp.tile(mask, (1, halves))[..., None]
+
+    def _block_params(self, i: int, block: Block, *inputs):
+        name = f"block_{i}"
+        if self.is_initializing():
+            self.param(name, lambda key: block.init(key, *inputs)["params"])
+        return self.variables["params"][name]
