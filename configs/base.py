@@ -144,13 +144,12 @@ def _reward() -> ConfigDict:
             "max_amd": 1.0,
             "min_elements": 1,  # crystals of fewer are worth 0
         },
-        # minus the energy above the hull, eV/atom, within [-clip_max, 0]; with a decay
-        # it levels off there (docs/rewards.md)
+        # minus the energy above the hull, eV/atom, within [-clip_max, 0]
         "energy": {
             "weight": 0.0,
             "normalize_fn": "norm",
             "clip_max": 1.0,
-            "decay": float("inf"),
+            "decay": 0.0,  # eV/atom; above it the value levels off. 0: it does not
             # the lowest value for crystals of fewer elements, or of a chemical system
             # with fewer known compounds
             "min_elements": 1,

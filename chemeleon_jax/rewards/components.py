@@ -138,7 +138,7 @@ def _energy(
     context: Context,
     *,
     clip_max: float = 1.0,
-    decay: float = np.inf,
+    decay: float = 0.0,
     min_elements: int = 1,
     min_hull_entries: int = 0,
 ) -> Component:

@@ -59,7 +59,7 @@ def guard_energies(hull, cells, status, *, min_elements: int, min_hull_entries: 
 
 
 def energy_reward(
-    e_above_hull: np.ndarray, clip_max: float = 1.0, decay: float = np.inf
+    e_above_hull: np.ndarray, clip_max: float = 1.0, decay: float = 0.0
 ) -> np.ndarray:
     """Minus the energy above the hull, clipped to [0, clip_max] eV/atom.
 
@@ -71,10 +71,10 @@ def energy_reward(
       e_above_hull: [B] eV/atom; NaN where there is none, which counts as `clip_max`.
       clip_max: eV/atom; crystals above it are all alike to the reward. The published
         value is 1; a weak model, whose crystals mostly lie higher, learns from more.
-      decay: d, eV/atom; infinite, as published, for none.
+      decay: d, eV/atom; 0 for none, as published.
 
     Returns:
       [B], -clip_max to 0, or above -decay.
     """
     above = np.clip(np.nan_to_num(e_above_hull, nan=clip_max), 0.0, clip_max)
-    return -above if np.isinf(decay) else decay * np.expm1(-above / decay)
+    return decay * np.expm1(-above / decay) if decay else -above
