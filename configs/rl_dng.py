@@ -40,6 +40,7 @@ def get_config(preset: str = "mini"):
         components.energy.weight = 2.0
         # A policy that has found metastable crystals makes the same ones again.
         components.creativity.weight = 2.0
+        components.composition_diversity.weight = 0.6
         config.data.batch_size = 8
         config.rl.num_group_samples = 24
         config.sampling.sampling_steps = 10
