@@ -63,9 +63,8 @@ def energy_reward(
 ) -> np.ndarray:
     """Minus the energy above the hull, clipped to [0, clip_max] eV/atom.
 
-    With a `decay`, d (1 - exp(-e / d)) takes the place of e. It is e near the hull and
-    levels off above d: then the few crystals near the hull count, where a mean of e is
-    one of the worst.
+    With a `decay`, 1 - exp(-e / d) takes the place of e. It levels off above d: then
+    the few crystals near the hull count, where a mean of e is one of the worst.
 
     Args:
       e_above_hull: [B] eV/atom; NaN where there is none, which counts as `clip_max`.
@@ -74,7 +73,7 @@ def energy_reward(
       decay: d, eV/atom; 0 for none, as published.
 
     Returns:
-      [B], -clip_max to 0, or above -decay.
+      [B], -clip_max to 0, or above -1.
     """
     above = np.clip(np.nan_to_num(e_above_hull, nan=clip_max), 0.0, clip_max)
-    return decay * np.expm1(-above / decay) if decay else -above
+    return np.expm1(-above / decay) if decay else -above
