@@ -65,6 +65,8 @@ REWARDS = {
     "config.reward.components.energy.min_elements": 1,
     "config.reward.components.energy.min_hull_entries": 0,
     "config.reward.components.energy.clip_max": 100.0,
+    "config.reward.components.energy.decay": 0.0,
+    "config.rl.kl_weight": 1.0,
 }
 
 
