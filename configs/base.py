@@ -150,10 +150,11 @@ def _reward() -> ConfigDict:
             "normalize_fn": "norm",
             "clip_max": 1.0,
             "decay": 0.0,  # eV/atom; above it the value levels off. 0: it does not
-            # the lowest value for crystals of fewer elements, or of a chemical system
-            # with fewer known compounds
+            # the lowest value for crystals of fewer elements, of a chemical system with
+            # fewer known compounds, or further below the hull, eV/atom (none: any)
             "min_elements": 1,
             "min_hull_entries": 0,
+            "min_e_above_hull": placeholder(float),
         },
         # what a crystal adds to the diversity of the batch
         "structure_diversity": {"weight": 0.0, "normalize_fn": "norm"},

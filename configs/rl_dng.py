@@ -25,11 +25,13 @@ def get_config(preset: str = "mini"):
     components.structure_diversity.weight = 0.1
     components.composition_diversity.weight = 1.0
     if preset != "compat":
-        # Elements, and systems whose hull is only elements, are the easy way to a low
-        # energy: without this a policy goes there (docs/rewards.md).
+        # Elements, systems whose hull is only elements, and compositions that the
+        # potential gets wrong are the easy ways to a low energy: without this a policy
+        # goes there (docs/rewards.md).
         components.creativity.min_elements = 2
         components.energy.min_elements = 2
         components.energy.min_hull_entries = 2
+        components.energy.min_e_above_hull = -0.2
     if preset == "mini":
         # Without the decay the mean energy falls, and the share of metastable crystals
         # does not rise. Levelling off takes the place of the published clip at 1.

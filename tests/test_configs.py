@@ -125,12 +125,12 @@ def test_compat_is_the_paper_s_setting_without_guards():
     components = compat["reward"]["components"]
     off = {"max_amd": math.inf, "min_elements": 1}
     assert {k: components["creativity"].pop(k) for k in off} == off
-    off = {"min_elements": 1, "min_hull_entries": 0}
+    off = {"min_elements": 1, "min_hull_entries": 0, "min_e_above_hull": None}
     assert {k: components["energy"].pop(k) for k in off} == off
     components = guarded["reward"]["components"]
     on = {"max_amd": 1.0, "min_elements": 2}
     assert {k: components["creativity"].pop(k) for k in on} == on
-    on = {"min_elements": 2, "min_hull_entries": 2}
+    on = {"min_elements": 2, "min_hull_entries": 2, "min_e_above_hull": -0.2}
     assert {k: components["energy"].pop(k) for k in on} == on
     assert guarded == compat
 

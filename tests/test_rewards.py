@@ -104,7 +104,7 @@ def test_energy_above_hull_and_what_has_none(reward):
     assert output.metrics["msun"] == pytest.approx(msun.mean())
 
 
-def test_guards_set_elements_and_sparse_systems_aside(pool, tmp_path):
+def test_guards_set_the_easy_ways_to_a_low_energy_aside(pool, tmp_path):
     """Na-O has one compound on record, Li-O-Na so two; Na-Fe none."""
     oxides = np.array([[11, 8, 0, 0], [3, 3, 3, 8]])
     entries = np.concatenate([PURE, composition_counts(oxides)])
@@ -152,6 +152,15 @@ def test_guards_set_elements_and_sparse_systems_aside(pool, tmp_path):
     assert judged().metrics["failures/energy/few_hull_entries"] == 2
     guards["energy"] |= {"min_hull_entries": 3}
     assert judged().metrics["failures/energy/few_hull_entries"] == 4
+    above = np.sort(free.e_above_hull)
+    guards["energy"] = dict(guards["energy"], min_elements=1, min_hull_entries=0)
+    assert above[2] == 0.0 < above[3]
+    guards["energy"] |= {"min_e_above_hull": float(above[3]) / 2}
+    deep = judged()
+    reasons = np.array(REASONS)[deep.status["energy"]]
+    assert (reasons == "far_below_hull").sum() == 3
+    assert (deep.components["energy"][reasons != "ok"] == -3.0).all()
+    assert deep.metrics["failures/energy/far_below_hull"] == 3
 
 
 def test_energies_on_request_only(pool):

@@ -141,15 +141,18 @@ def _energy(
     decay: float = 0.0,
     min_elements: int = 1,
     min_hull_entries: int = 0,
+    min_e_above_hull: float | None = None,
 ) -> Component:
     def evaluate(facts):
         above, status = facts.e_above_hull
         status = guard_energies(
             context.hull,
             facts.cells,
+            above,
             status,
             min_elements=min_elements,
             min_hull_entries=min_hull_entries,
+            min_e_above_hull=min_e_above_hull,
         )
         return energy_reward(above, clip_max, decay), status
 

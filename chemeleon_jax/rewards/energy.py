@@ -3,11 +3,16 @@
 import numpy as np
 
 METASTABLE = 0.1  # eV/atom above the hull
+# Below it an error of the potential, or a compound that the hull lacks, is likelier than
+# a discovery. Of 1,326 known compounds, taken out of the embedded hull, 11 % lie lower.
+FAR_BELOW = -0.2  # eV/atom above the hull
 # What became of a crystal: the statuses of `potentials`, then those added here.
 REASONS = ("ok", "not_finite", "unknown_element", "isolated", "too_dense")
 REASONS += ("bad_cell", "failed", "no_hull", "invalid", "raised")
-REASONS += ("few_elements", "few_hull_entries")
-NO_HULL, INVALID, _, FEW_ELEMENTS, FEW_HULL_ENTRIES = range(7, len(REASONS))
+REASONS += ("few_elements", "few_hull_entries", "far_below_hull")
+NO_HULL, INVALID, _, FEW_ELEMENTS, FEW_HULL_ENTRIES, FAR_BELOW_HULL = range(
+    7, len(REASONS)
+)
 
 
 def judge_energies(hull, atom_types, energy, status, valid):
@@ -30,20 +35,32 @@ def judge_energies(hull, atom_types, energy, status, valid):
     return above, status
 
 
-def guard_energies(hull, cells, status, *, min_elements: int, min_hull_entries: int):
+def guard_energies(
+    hull,
+    cells,
+    above,
+    status,
+    *,
+    min_elements: int,
+    min_hull_entries: int,
+    min_e_above_hull: float | None = None,
+):
     """Sets crystals aside whose energy above the hull is easy to lower.
 
     Where a chemical system has no known compound, the hull is a plane between the
     elements, and almost any compound of it lies low; a crystal of one element need only
-    repeat its structure.
+    repeat its structure; and where the potential errs far from what it was trained on,
+    a crystal can lie below anything that exists.
 
     Args:
       hull: `potentials.hull.Hull`.
       cells: B crystals.
+      above: [B] energy above the hull, eV/atom.
       status: [B] int, index into `REASONS`.
       min_elements: crystals of fewer have no value; 1 lets all pass.
       min_hull_entries: compositions of the chemical system that the hull must know,
         pure elements not counted; 0 lets all pass.
+      min_e_above_hull: eV/atom; crystals below have no value; None lets all pass.
 
     Returns:
       [B] status.
@@ -55,6 +72,8 @@ def guard_energies(hull, cells, status, *, min_elements: int, min_hull_entries: 
             status[i] = FEW_ELEMENTS
         elif hull.num_entries(elements) - len(elements) < min_hull_entries:
             status[i] = FEW_HULL_ENTRIES
+        elif min_e_above_hull is not None and above[i] < min_e_above_hull:
+            status[i] = FAR_BELOW_HULL
     return status
 
 
