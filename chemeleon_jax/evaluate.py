@@ -55,7 +55,7 @@ from chemeleon_jax.potentials import Relaxed, calculators, load_potential, relax
 from chemeleon_jax.potentials.hull import load_hull
 from chemeleon_jax.potentials.hull_file import read_hull_file
 from chemeleon_jax.rewards.creativity import index_references
-from chemeleon_jax.rewards.energy import METASTABLE
+from chemeleon_jax.rewards.energy import FAR_BELOW, METASTABLE
 from chemeleon_jax.rewards.pool import WorkerPool
 from chemeleon_jax.rewards.prefilter import ANGLE_TOL, LENGTH_TOL, SITE_TOL
 
@@ -64,7 +64,7 @@ TIME_LIMIT = 30.0  # s, for one crystal in a worker
 COLUMNS = (
     *("index", "formula", "num_atoms", "space_group", "density", "valid", "reason"),
     *("smact_valid", "unique", "novel", "energy", "e_above_hull", "metastable"),
-    *("stable", "sun", "msun", "status"),
+    *("stable", "sun", "msun", "far_below_hull", "msun_near_hull", "status"),
 )
 RELAX_COLUMNS = ("energy_unrelaxed", "relax_steps", "relaxed")
 
@@ -215,6 +215,7 @@ def describe_protocol(args, dataset: Dataset, vae_params, potential) -> dict[str
         "relax_time_limit": args.relax_time_limit if args.relax else None,
         "metastable": METASTABLE,
         "stable": STABLE,
+        "far_below_hull": FAR_BELOW,
         "min_distance": 0.5,
         "symmetry_tolerance": SYMMETRY_TOLERANCE,
         "vae": args.vae,
@@ -337,7 +338,7 @@ def print_table(source: Path, rows, scores, protocol: dict[str, Any]) -> None:
         + ", ".join(f"{k} {v:g}" for k, v in matcher.items())
         + f"; potential {protocol['potential']}, hull of {protocol['hull']}, crystals "
         f"{relaxed}; metastable up to {METASTABLE} eV/atom, stable up to {STABLE:g} "
-        "eV/atom above the hull; valid: "
+        f"eV/atom above the hull, far below it: under {FAR_BELOW:g}; valid: "
         f"no contact under {protocol['min_distance']} Å; composition: SMACT "
         f"{protocol['smact']}; features of {protocol['vae']}"
     )

@@ -16,6 +16,7 @@ from chemeleon_jax.data import load_dataset
 from chemeleon_jax.errors import UserError
 from chemeleon_jax.evaluation.inputs import read_crystals
 from chemeleon_jax.evaluation.statistics import (
+    effective_number,
     frechet_distance,
     frechet_score,
     mean_score,
@@ -111,6 +112,18 @@ def test_frechet_distance_by_hand():
     np.testing.assert_allclose(
         frechet_distance(scaled, 2 * scaled), (scaled**2).mean(0).sum(), rtol=1e-6
     )
+
+
+def test_effective_numbers_by_hand():
+    draws = resample(4, 300, seed=0)
+    two, one = np.eye(2)[[0, 0, 1, 1]], np.eye(2)[[0, 0, 0, 1]]
+    assert effective_number(two, draws).value == pytest.approx(2.0)
+    shares = 0.75 * np.log(0.75) + 0.25 * np.log(0.25)
+    score = effective_number(one, draws)
+    assert score.value == pytest.approx(np.exp(-shares))
+    assert score.low < score.value < score.high
+    assert effective_number(one[:3], draws[:, :3]).value == pytest.approx(1.0)
+    assert np.isnan(effective_number(np.zeros((4, 0)), draws)).all()  # all invalid
 
 
 def test_intervals_hold_the_value_and_shrink_with_the_set():
@@ -221,12 +234,30 @@ def test_flags_of_a_mixed_set(folder, capsys):
     assert float(found["e_above_hull"][4]) == pytest.approx(0, abs=1e-6)
     assert found["stable"][4] == "True" and found["sun"][4] == "False"
     assert summary["scores"]["valid"]["value"] == 0.8
+    # Of the valid ones' elements K, Br and Na are twice there, Cl once; of the
+    # prototypes CsCl's twice, NaCl's and that of bcc once.
+    p = np.array([2, 2, 2, 1]) / 7
+    elements, prototypes = np.exp(-p @ np.log(p)), 8**0.5
+    scores = summary["scores"]
+    assert scores["effective_elements"]["value"] == pytest.approx(elements)
+    assert scores["effective_prototypes"]["value"] == pytest.approx(prototypes)
     assert summary["num_crystals"] == 5
     assert summary["reasons"] == {"valid": 4, "min_distance": 1}
     assert summary["protocol"]["reference"]["size"] == 4
     shown = capsys.readouterr().out
     for part in ("known.json (4 crystals)", "ltol 0.2", "LennardJones", "not relaxed"):
         assert part in shown
+
+
+def test_what_lies_far_below_the_hull_is_told_apart(folder):
+    far = Structure(Lattice.cubic(6.6), ["Na"], [[0, 0, 0]])
+    save(folder / "far.json", [far])
+    for hull, below in ((0.1, "False"), (0.3, "True")):
+        (folder / "hull.csv").write_text(f"composition,energy_per_atom\nNa,{hull}\n")
+        flags = f"--hull={folder / 'hull.csv'}"
+        (row,), _ = run(folder, "far.json", flags, potential="ase:test_ase:like_argon")
+        assert row["msun"] == "True" and row["far_below_hull"] == below
+        assert row["msun_near_hull"] == str(below == "False")
 
 
 def test_relaxed_with_an_ase_potential(folder):

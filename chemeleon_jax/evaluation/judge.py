@@ -26,7 +26,12 @@ from chemeleon_jax.rewards.creativity import (
     first_occurrences,
     match_references,
 )
-from chemeleon_jax.rewards.energy import METASTABLE, REASONS, judge_energies
+from chemeleon_jax.rewards.energy import (
+    FAR_BELOW,
+    METASTABLE,
+    REASONS,
+    judge_energies,
+)
 from chemeleon_jax.rewards.features import mean_latent
 from chemeleon_jax.rewards.matching import Cell, reduce_cell, to_structure
 from chemeleon_jax.rewards.pool import OK, STATUS, Outcome, Pool
@@ -252,4 +257,6 @@ def judge_set(rows: list[Row], pool: Pool) -> None:
         row["stable"] = above is not None and above <= STABLE
         new = row["unique"] and row["novel"]
         row["sun"], row["msun"] = new and row["stable"], new and row["metastable"]
+        row["far_below_hull"] = above is not None and above < FAR_BELOW
+        row["msun_near_hull"] = row["msun"] and not row["far_below_hull"]
         row["status"] = row["status"] or "ok"

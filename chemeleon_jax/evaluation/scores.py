@@ -3,7 +3,7 @@
 from typing import Any
 
 import numpy as np
-from pymatgen.core import Element
+from pymatgen.core import Composition, Element
 
 from chemeleon_jax.data import Dataset
 from chemeleon_jax.evaluation import statistics
@@ -19,6 +19,7 @@ from chemeleon_jax.rewards.features import encode_references, type_embedding
 RESAMPLES, SEED = 1000, 0  # of the bootstrap
 SHARES = ("valid", "smact_valid", "unique", "novel")
 ENERGY_SHARES = ("metastable", "stable", "sun", "msun")
+ENERGY_SHARES += ("far_below_hull", "msun_near_hull")
 
 
 def features_of_known(vae: tuple[VAE, Any], dataset: Dataset) -> dict[str, np.ndarray]:
@@ -58,6 +59,9 @@ def score_set(
         above = [row.get("e_above_hull") for row in rows]
         above = np.array([np.nan if x is None else x for x in above])
         scores["e_above_hull"] = statistics.mean_score(above, draws)
+    elements, prototypes = kinds(rows)
+    scores["effective_elements"] = statistics.effective_number(elements, draws)
+    scores["effective_prototypes"] = statistics.effective_number(prototypes, draws)
     width = known["structure"].shape[1]
     latents = np.array([row.get("latent", [np.nan] * width) for row in rows])
     fractions = np.full((len(rows), NUM_ELEMENTS), np.nan)
@@ -71,6 +75,31 @@ def score_set(
             features, known[name], draws[:200]
         )
     return scores
+
+
+def kinds(rows: list[Row]) -> tuple[np.ndarray, np.ndarray]:
+    """Which elements, and which prototype, each valid crystal is of.
+
+    A prototype is a formula without the elements' names, and a space group.
+
+    Returns:
+      0 or 1, [n, elements] and [n, prototypes]; rows of zeros for invalid crystals.
+    """
+    elements, prototypes = [], []
+    for row in rows:
+        composition = Composition(row["formula"] if row["valid"] else {})
+        elements.append([element.symbol for element in composition.elements])
+        prototype = f"{composition.anonymized_formula} {row.get('space_group')}"
+        prototypes.append([prototype] if row["valid"] else [])
+    return _incidence(elements), _incidence(prototypes)
+
+
+def _incidence(labels: list[list[str]]) -> np.ndarray:
+    known = {name: i for i, name in enumerate(sorted(set().union(*labels)))}
+    table = np.zeros((len(labels), len(known)))
+    for row, names in zip(table, labels, strict=True):
+        row[[known[name] for name in names]] = 1.0
+    return table
 
 
 def structure_types(structure: dict[str, Any]) -> np.ndarray:

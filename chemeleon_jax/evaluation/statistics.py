@@ -60,6 +60,29 @@ def frechet_score(
     return Score(value, max(low, 0.0), high)
 
 
+def effective_number(counts: np.ndarray, draws: np.ndarray) -> Score:
+    """How many kinds, if all were equally common, are as diverse as these.
+
+    exp(-sum_k p_k ln p_k), the Hill number of order 1 (Hill, Ecology 54, 427, 1973).
+    Resamples are less diverse than the set, which is taken off as in `frechet_score`.
+
+    Args:
+      counts: [n, kinds], how much of each kind is in each crystal.
+      draws: see `resample`.
+    """
+    if not counts.any():
+        return Score(np.nan, np.nan, np.nan)
+    drawn = draws @ counts
+    value = float(_hill(counts.sum(0)[None])[0])
+    spread = _hill(drawn[drawn.any(1)])
+    return Score(value, *_quantiles(spread - spread.mean() + value))
+
+
+def _hill(counts: np.ndarray) -> np.ndarray:
+    shares = counts / counts.sum(1, keepdims=True)
+    return np.exp(-(shares * np.log(np.where(shares > 0, shares, 1.0))).sum(1))
+
+
 def frechet_distance(x: np.ndarray, y: np.ndarray) -> float:
     """Squared 2-Wasserstein distance of the Gaussians fitted to x [n, p] and y [m, p].
 

@@ -22,8 +22,12 @@ SCORES = {
     "metastable": Score("metastable"),
     "stable": Score("stable"),
     "msun": Score("metastable, unique, novel (MSUN)"),
+    "msun_near_hull": Score("MSUN not far below the hull"),
     "sun": Score("stable, unique, novel (SUN)"),
+    "far_below_hull": Score("far below the hull", better=-1),
     "e_above_hull": Score("energy above hull, eV/atom", False, -1),
+    "effective_elements": Score("effective number of elements", False),
+    "effective_prototypes": Score("effective number of prototypes", False),
     "frechet_structure": Score("Fréchet distance, structures", False, -1),
     "frechet_composition": Score("Fréchet distance, compositions", False, -1),
 }

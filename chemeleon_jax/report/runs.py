@@ -17,7 +17,7 @@ from chemeleon_jax.tracking import read_scalars
 from chemeleon_jax.types import CrystalBatch
 
 FLAGS = ("valid", "smact_valid", "unique", "novel", "metastable", "stable")
-FLAGS += ("sun", "msun")
+FLAGS += ("sun", "msun", "far_below_hull", "msun_near_hull")
 NUMBERS = ("e_above_hull", "density", "num_atoms", "energy", "reward")
 
 
