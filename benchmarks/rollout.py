@@ -5,7 +5,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from benchmarks.measure import busy, matmul_rate, measure, print_table
+from benchmarks.measure import Seconds, busy, matmul_rate, measure, print_table
 from benchmarks.policy import (
     MAX_ATOMS,
     MEMORY_BUDGET,
@@ -20,6 +20,21 @@ from chemeleon_jax.buckets import choose_parts
 from chemeleon_jax.diffusion import make_schedule
 
 
+def time_rollout(
+    model, policy, counts, group_size: int, steps: int, parts: int, repeats: int = 2
+) -> Seconds:
+    """Of one call of `sample_group`, compiled, for groups of `counts` atoms."""
+    rollout = partial(
+        sample_group,
+        schedule=make_schedule("ddim", steps),
+        group_size=group_size,
+        parts=parts,
+    )
+    key = jax.random.key(0)
+    call = jax.jit(lambda policy, model, n: rollout(policy, key, n, model=model))
+    return measure(call, policy, model, jnp.asarray(counts), repeats=repeats)
+
+
 def main() -> None:
     """Prints a table."""
     flags = parse_sizes(__doc__)
@@ -32,16 +47,8 @@ def main() -> None:
     rate, rows = matmul_rate(), []
 
     def add(name: str, parts: int):
-        rollout = partial(
-            sample_group,
-            schedule=make_schedule("ddim", flags.steps),
-            group_size=flags.group_size,
-            parts=parts,
-        )
-        call = jax.jit(lambda policy, model, n: rollout(policy, key, n, model=model))
-        key = jax.random.key(0)
-        seconds = measure(
-            call, policy, model, jnp.asarray(counts), repeats=flags.repeats
+        seconds = time_rollout(
+            model, policy, counts, flags.group_size, flags.steps, parts, flags.repeats
         )
         rows.append(
             {

@@ -1,10 +1,12 @@
 """The policy update: crystals of similar size together, against all padded."""
 
+from collections.abc import Callable
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from benchmarks.measure import busy, matmul_rate, measure, print_table
 from benchmarks.policy import (
@@ -33,6 +35,27 @@ def random_trajectory(counts: np.ndarray, max_atoms: int, steps: int) -> Traject
     return jax.tree.map(jnp.asarray, Trajectory(Step(index, z, z_next, log_prob), mask))
 
 
+def make_update(
+    parts: int, steps: int
+) -> tuple[Callable, optax.GradientTransformation]:
+    """`update` of two optimiser steps, each in `parts`, and its optimiser.
+
+    Of trajectories with at most `steps` DDIM steps.
+    """
+    optimizer = make_optimizer(1e-5)
+    call = partial(
+        update,
+        optimizer=optimizer,
+        num_inner_batch=2,
+        grad_accum=parts,
+        clip_ratio=1e-3,
+        kl_weight=1.0,
+        entropy_weight=1e-5,
+        schedule=make_schedule("ddim", steps),
+    )
+    return call, optimizer
+
+
 def main() -> None:
     """Prints a table."""
     flags = parse_sizes(__doc__)
@@ -44,23 +67,11 @@ def main() -> None:
     trajectory = random_trajectory(counts, model.max_atoms, flags.steps)
     advantage = jnp.asarray(np.random.default_rng(1).normal(size=len(counts)))
     operations = 3 * useful_operations(model.dit, counts) * flags.steps
-    optimizer = make_optimizer(1e-5)
-    opt_state = optimizer.init(policy)
     rate, rows = matmul_rate(), []
 
     def add(name: str, parts: int):
-        call = jax.jit(
-            partial(
-                update,
-                optimizer=optimizer,
-                num_inner_batch=2,
-                grad_accum=parts,
-                clip_ratio=1e-3,
-                kl_weight=1.0,
-                entropy_weight=1e-5,
-                schedule=make_schedule("ddim", 50),
-            )
-        )
+        call, optimizer = make_update(parts, 50)
+        call, opt_state = jax.jit(call), optimizer.init(policy)
         seconds = measure(
             lambda: call(policy, opt_state, trajectory, advantage, model=model),
             repeats=flags.repeats,

@@ -31,6 +31,9 @@ from chemeleon_jax.train import train
 
 ROOT = Path(__file__).parent.parent
 QUICK = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+# Layouts are compared, not how many threads share a matrix product: that is another
+# rounding, which some energies make a hundred times as large.
+QUICK += " --xla_cpu_multi_thread_eigen=false"
 
 PROGRAMS = {"train": train, "pretrain": pretrain}
 # What runs are compared with: one device, which in `train` computes as many crystals at
