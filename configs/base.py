@@ -155,6 +155,7 @@ def _reward() -> ConfigDict:
             "min_elements": 1,
             "min_hull_entries": 0,
             "min_e_above_hull": placeholder(float),
+            "only_new": False,  # likewise for crystals that are not unique and novel
         },
         # what a crystal adds to the diversity of the batch
         "structure_diversity": {"weight": 0.0, "normalize_fn": "norm"},

@@ -35,6 +35,7 @@ from chemeleon_jax.rewards.diversity import (
     kernel_mean,
 )
 from chemeleon_jax.rewards.energy import (
+    NOT_NEW,
     REASONS,
     energy_reward,
     guard_energies,
@@ -142,6 +143,7 @@ def _energy(
     min_elements: int = 1,
     min_hull_entries: int = 0,
     min_e_above_hull: float | None = None,
+    only_new: bool = False,
 ) -> Component:
     def evaluate(facts):
         above, status = facts.e_above_hull
@@ -154,6 +156,9 @@ def _energy(
             min_hull_entries=min_hull_entries,
             min_e_above_hull=min_e_above_hull,
         )
+        if only_new:
+            new = facts.matches.unique & facts.matches.novel
+            status = np.where((status == 0) & ~new, NOT_NEW, status)
         return energy_reward(above, clip_max, decay), status
 
     (lowest,) = energy_reward(np.array([np.nan]), clip_max, decay)
