@@ -7,10 +7,8 @@ The paper's multi-objective reward, with guards against the easy ways to it. The
 command takes the embedded mini model, without network; `mp_20` and `alex_mp_20` take
 the released models; `compat` is `mp_20` with the paper's own reward, without guards.
 
-`mini`: 15 s per iteration on one core. After 100 (2026-11-23, one seed) 21.5 % of 2,000
-fresh crystals were metastable, unique and novel (the base model's: 3.8 %), two thirds
-of them implausibly far below the hull, and 69.5 % unique (95.8 %). How, and what other
-weights give: docs/mini-model.md.
+`mini`: 15 s per iteration on one core. What 100 of them change, and what other settings
+do: docs/mini-model.md.
 """
 
 from configs.base import rl_config
