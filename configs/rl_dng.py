@@ -37,7 +37,6 @@ def get_config(preset: str = "mini"):
         components.energy.decay = 0.3
         components.energy.weight = 2.0
         # A policy that has found metastable crystals makes the same ones again.
-        components.energy.only_new = True
         components.creativity.weight = 2.0
         components.composition_diversity.weight = 0.6
         # Few good crystals in a group are easier to tell from luck when it is large.
