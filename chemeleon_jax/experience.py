@@ -63,16 +63,6 @@ def sampling_settings(config, model: Generator) -> dict[str, Any]:
     }
 
 
-def compiler_options() -> dict[str, int] | None:
-    """Of the two large programs of an iteration.
-
-    On a CPU most of their time is in matrix products, which LLVM does not compile: what
-    it takes longest over makes nothing faster.
-    """
-    cpu = jax.default_backend() == "cpu"
-    return {"xla_backend_optimization_level": 1} if cpu else None
-
-
 def make_rollout(config, sampling: dict, mesh: Mesh) -> Callable:
     """Compiles sampling: B crystals, on the host, and their trajectory, on the mesh."""
     size = batch_size(config)
@@ -85,7 +75,6 @@ def make_rollout(config, sampling: dict, mesh: Mesh) -> Callable:
             ),
         ),
         out_shardings=(NamedSharding(mesh, P()), None),
-        compiler_options=compiler_options(),
     )
 
     def rollout(params, keys, num_atoms, condition, window=None):

@@ -32,7 +32,6 @@ from chemeleon_jax.errors import UserError
 from chemeleon_jax.experience import (
     Batch,
     batch_size,
-    compiler_options,
     make_rollout,
     make_sample_and_score,
     make_validate,
@@ -176,7 +175,6 @@ def make_improve(
             jax.tree.map(lambda x: x.sharding, state),
             NamedSharding(mesh, P()),
         ),
-        compiler_options=compiler_options(),
     )
     order = device_order(batch_size(config), config.rl.num_inner_batch, mesh.size)
 
