@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 import numpy as np
+from scipy.stats import entropy
 
 CONFIDENCE = 0.95
 
@@ -73,14 +74,9 @@ def effective_number(counts: np.ndarray, draws: np.ndarray) -> Score:
     if not counts.any():
         return Score(np.nan, np.nan, np.nan)
     drawn = draws @ counts
-    value = float(_hill(counts.sum(0)[None])[0])
-    spread = _hill(drawn[drawn.any(1)])
+    value = float(np.exp(entropy(counts.sum(0))))
+    spread = np.exp(entropy(drawn[drawn.any(1)], axis=1))
     return Score(value, *_quantiles(spread - spread.mean() + value))
-
-
-def _hill(counts: np.ndarray) -> np.ndarray:
-    shares = counts / counts.sum(1, keepdims=True)
-    return np.exp(-(shares * np.log(np.where(shares > 0, shares, 1.0))).sum(1))
 
 
 def frechet_distance(x: np.ndarray, y: np.ndarray) -> float:
