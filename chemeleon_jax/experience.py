@@ -16,6 +16,7 @@ from chemeleon_jax.buckets import choose_parts
 from chemeleon_jax.config import active_components
 from chemeleon_jax.diffusion import make_schedule
 from chemeleon_jax.models.generator import Generator
+from chemeleon_jax.objective import OWN_TRAJECTORY
 from chemeleon_jax.rewards import Reward, RewardOutput
 from chemeleon_jax.rewards.processes import make_score
 from chemeleon_jax.rollout import crystal_keys, sample_group
@@ -63,32 +64,50 @@ def sampling_settings(config, model: Generator) -> dict[str, Any]:
     }
 
 
-def make_rollout(config, sampling: dict, mesh: Mesh) -> Callable:
-    """Compiles sampling: B crystals, on the host, and their trajectory, on the mesh."""
-    size = batch_size(config)
-    compiled = jax.jit(
-        functools.partial(
-            sample_in_order,
-            order=device_order(size, config.rl.num_inner_batch, mesh.size),
-            parts=choose_parts(
-                size, sampling["model"], config.rl.memory_budget, mesh.size
-            ),
-        ),
-        out_shardings=(NamedSharding(mesh, P()), None),
-    )
+class Rollout:
+    """Sampling, compiled: crystals on the host, their trajectory on the mesh."""
 
-    def rollout(params, keys, num_atoms, condition, window=None):
-        settings = sampling
+    def __init__(self, config, sampling: dict, mesh: Mesh):
+        """`sampling`: see `sampling_settings`."""
+        self._config, self._sampling, self._mesh = config, sampling, mesh
+        size = batch_size(config)
+        self._compiled = jax.jit(
+            functools.partial(
+                sample_in_order,
+                order=device_order(size, config.rl.num_inner_batch, mesh.size),
+                parts=choose_parts(
+                    size, sampling["model"], config.rl.memory_budget, mesh.size
+                ),
+            ),
+            out_shardings=jax.tree.map(
+                lambda spec: NamedSharding(mesh, spec), (P(), OWN_TRAJECTORY)
+            ),
+        )
+
+    def __call__(
+        self, params, keys, num_atoms, condition, window=None
+    ) -> tuple[CrystalBatch, Trajectory]:
+        """Samples crystals [B]; noise only in the steps of `window`, by default all."""
+        settings = self._sampling
         if window is not None:
-            schedule = stochastic_at(sampling["schedule"], window)
-            settings = sampling | {"schedule": schedule}
-        with jax.set_mesh(mesh), matmul_precision(config):
-            crystals, trajectory = compiled(
+            schedule = stochastic_at(settings["schedule"], window)
+            settings = settings | {"schedule": schedule}
+        with jax.set_mesh(self._mesh), matmul_precision(self._config):
+            crystals, trajectory = self._compiled(
                 params, keys, num_atoms, condition=condition, **settings
             )
         return jax.device_get(crystals), trajectory
 
-    return rollout
+    def trajectory_shapes(self, params, draw_prompts: Callable) -> Trajectory:
+        """Shapes and places of what will be recorded. Nothing is sampled."""
+        key, size = jax.random.key(0), batch_size(self._config)
+        num_atoms, condition = draw_prompts(key, size)
+        keys = crystal_keys(key, jnp.arange(size))
+        with jax.set_mesh(self._mesh), matmul_precision(self._config):
+            traced = self._compiled.trace(
+                params, keys, num_atoms, condition=condition, **self._sampling
+            )
+        return traced.out_info[1]
 
 
 def sample_in_order(
@@ -115,7 +134,7 @@ def sample_in_order(
 
 
 def make_sample_and_score(
-    config, draw_prompts: Callable, reward: Reward, rollout: Callable
+    config, draw_prompts: Callable, reward: Reward, rollout: Rollout
 ) -> Callable[..., Batch]:
     """Compiles the first half of an iteration, on the devices and the host."""
     num_groups, group_size = config.data.batch_size, config.rl.num_group_samples
@@ -148,7 +167,7 @@ def make_sample_and_score(
 
 
 def make_validate(
-    config, draw_prompts: Callable, reward: Reward, rollout: Callable
+    config, draw_prompts: Callable, reward: Reward, rollout: Rollout
 ) -> Callable[[Any], tuple[CrystalBatch, RewardOutput]]:
     """Compiles validation: `validation_samples` crystals that nobody trains on.
 

@@ -10,6 +10,7 @@ group; again. The same command with the same --workdir continues a run.
 
 import contextlib
 import functools
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -31,8 +32,8 @@ from chemeleon_jax.diffusion import Schedule
 from chemeleon_jax.errors import UserError
 from chemeleon_jax.experience import (
     Batch,
+    Rollout,
     batch_size,
-    make_rollout,
     make_sample_and_score,
     make_validate,
     matmul_precision,
@@ -92,16 +93,19 @@ def train(config, workdir: str) -> None:
 
         # ------------------------------------------------------------ what is compiled
         sampling = sampling_settings(config, replicate(model, mesh))
-        rollout = make_rollout(config, sampling, mesh)
+        rollout = Rollout(config, sampling, mesh)
         sample_and_score = make_sample_and_score(config, draw_prompts, reward, rollout)
         validate = make_validate(config, draw_prompts, reward, rollout)
         reference = shard_params(policy, mesh)
-        improve = make_improve(config, state, reference, optimizer, sampling, mesh)
+        improve = Improve(config, state, reference, optimizer, sampling, mesh)
 
         # -------------------------------------------------------------------- the loop
         for iteration in range(start, config.num_iterations):
             key = jax.random.fold_in(jax.random.key(config.seed), iteration)
             places = choose_places(config, key, iteration, sampling["schedule"])
+            if iteration == start:
+                shapes = rollout.trajectory_shapes(state.params, draw_prompts)
+                improve.compile_ahead(state, shapes, places)
             batch = sample_and_score(
                 state.params, key, window=places if config.rl.window else None
             )
@@ -150,45 +154,81 @@ def choose_places(config, key: jax.Array, iteration: int, schedule: Schedule):
     )
 
 
-def make_improve(
-    config,
-    state: TrainState,
-    reference: Any,
-    optimizer: optax.GradientTransformation,
-    sampling: dict,
-    mesh: Mesh,
-) -> Callable[..., tuple[TrainState, dict, dict[str, float]]]:
-    """Compiles the second half of an iteration: state, metrics on the host, seconds."""
-    names = (
-        "kl_target ema_decay num_inner_batch clip_ratio kl_weight entropy_weight "
-        "step_weight"
-    )
-    fixed = {name: config.rl[name] for name in names.split()}
-    step_size = batch_size(config) // config.rl.num_inner_batch
-    fixed["grad_accum"] = config.rl.grad_accum or choose_parts(
-        step_size, sampling["model"], config.rl.memory_budget, mesh.size
-    )
-    # The old state is not donated: a signal during the update saves it.
-    compiled = jax.jit(
-        functools.partial(improve_policy, optimizer=optimizer, **fixed),
-        out_shardings=(
-            jax.tree.map(lambda x: x.sharding, state),
-            NamedSharding(mesh, P()),
-        ),
-    )
-    order = device_order(batch_size(config), config.rl.num_inner_batch, mesh.size)
+class Improve:
+    """The second half of an iteration, compiled; see `improve_policy`."""
 
-    def improve(state, batch, places):
+    def __init__(
+        self,
+        config,
+        state: TrainState,
+        reference: Any,
+        optimizer: optax.GradientTransformation,
+        sampling: dict,
+        mesh: Mesh,
+    ):
+        """`state`: any, in its place on the mesh; `sampling`: `sampling_settings`."""
+        self._config, self._mesh = config, mesh
+        self._reference, self._sampling = reference, sampling
+        names = (
+            "kl_target ema_decay num_inner_batch clip_ratio kl_weight entropy_weight "
+            "step_weight"
+        )
+        fixed = {name: config.rl[name] for name in names.split()}
+        step_size = batch_size(config) // config.rl.num_inner_batch
+        fixed["grad_accum"] = config.rl.grad_accum or choose_parts(
+            step_size, sampling["model"], config.rl.memory_budget, mesh.size
+        )
+        # The old state is not donated: a signal during the update saves it.
+        self._compiled = jax.jit(
+            functools.partial(improve_policy, optimizer=optimizer, **fixed),
+            out_shardings=(
+                jax.tree.map(lambda x: x.sharding, state),
+                NamedSharding(mesh, P()),
+            ),
+        )
+        self._order = device_order(
+            batch_size(config), config.rl.num_inner_batch, mesh.size
+        )
+        self._ahead: threading.Thread | None = None
+
+    def __call__(
+        self, state: TrainState, batch: Batch, places: jax.Array | None
+    ) -> tuple[TrainState, dict, dict[str, float]]:
+        """The next state, metrics on the host, seconds."""
         began = time.perf_counter()
-        with jax.set_mesh(mesh), matmul_precision(config):
-            advantage = shard_batch(batch.rewards.advantage[order], mesh)
-            state, metrics = compiled(
-                state, batch.trajectory, advantage, reference, places, **sampling
+        if self._ahead:
+            self._ahead.join()
+        with jax.set_mesh(self._mesh), matmul_precision(self._config):
+            state, metrics = self._compiled(
+                *self._inputs(state, batch.trajectory, batch.rewards.advantage, places),
+                **self._sampling,
             )
         metrics = jax.device_get(metrics)
         return state, metrics, {"update": time.perf_counter() - began}
 
-    return improve
+    def compile_ahead(
+        self, state: TrainState, trajectory: Trajectory, places: jax.Array | None
+    ) -> None:
+        """Compiles while the first crystals are sampled and scored, in a thread.
+
+        Args:
+          state: any, or its shapes.
+          trajectory: `Rollout.trajectory_shapes`.
+          places: of any iteration.
+        """
+        advantage = np.zeros(batch_size(self._config), np.float32)
+
+        def compile_now():
+            with jax.set_mesh(self._mesh), matmul_precision(self._config):
+                inputs = self._inputs(state, trajectory, advantage, places)
+                self._compiled.lower(*inputs, **self._sampling).compile()
+
+        self._ahead = threading.Thread(target=compile_now)
+        self._ahead.start()
+
+    def _inputs(self, state, trajectory, advantage, places):
+        advantage = shard_batch(advantage[self._order], self._mesh)
+        return state, trajectory, advantage, self._reference, places
 
 
 def improve_policy(

@@ -43,10 +43,25 @@ def config(name, models, **changes):
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory, models):
+def compiled():
+    """The names of the programs that the run below compiles, in order."""
+    return []
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, models, compiled):
     """A finished run of the main job."""
     workdir = tmp_path_factory.mktemp("dng")
-    train(config("rl_dng", models), str(workdir))
+
+    def listen(event, _, **about):
+        if event == "/jax/core/compile/backend_compile_duration":
+            compiled.append(about["fun_name"])
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        train(config("rl_dng", models), str(workdir))
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
     return workdir
 
 
@@ -66,6 +81,12 @@ def test_the_promised_tags_are_written(run):
     # The policy moves away from the original, from nothing.
     kl = curves["train/kl_div"][1]
     assert kl[0] < 1e-7 < kl[-1]
+
+
+def test_the_large_programs_compile_once(run, compiled):
+    """The update too, which compiles before there is anything to learn from."""
+    assert compiled.count("jit(sample_in_order)") == 1
+    assert compiled.count("jit(improve_policy)") == 1
 
 
 def test_a_run_holds_what_it_was_and_what_it_made(run):
