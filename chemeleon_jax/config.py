@@ -166,6 +166,7 @@ _AT_LEAST_ONE = (
     "validation_samples",
     "rl.num_group_samples",
     "rl.num_inner_batch",
+    "rl.rollout_parts",
     "rl.window_iterations",
     "data.batch_size",
     "fsdp",
@@ -224,6 +225,19 @@ def check_rl(config: Any, num_devices: int) -> None:
         config.rl.num_inner_batch,
         max(config.rl.grad_accum, 1),
         num_devices,
+    )
+    _check_rollout_parts(config, num_devices)
+
+
+def _check_rollout_parts(config: Any, num_devices: int) -> None:
+    steps, crystals = config.rl.num_inner_batch, config.data.batch_size
+    crystals *= config.rl.num_group_samples
+    _require(
+        config,
+        "rl.rollout_parts",
+        lambda x: max(x, steps) % min(x, steps) == 0 == crystals % (x * num_devices),
+        f"a multiple or a divisor of config.rl.num_inner_batch = {steps}, and times "
+        f"the number of devices, {num_devices}, divide the {crystals} crystals",
     )
 
 

@@ -1,9 +1,9 @@
 """What a policy learns from: crystals that it makes, and what they are worth."""
 
 import contextlib
-import functools
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -18,9 +18,10 @@ from chemeleon_jax.diffusion import make_schedule
 from chemeleon_jax.models.generator import Generator
 from chemeleon_jax.objective import OWN_TRAJECTORY
 from chemeleon_jax.rewards import Reward, RewardOutput
-from chemeleon_jax.rewards.processes import make_score
+from chemeleon_jax.rewards.creativity import join_met
+from chemeleon_jax.rewards.processes import make_meet, make_score
 from chemeleon_jax.rollout import crystal_keys, sample_group
-from chemeleon_jax.sharding import device_order, everywhere
+from chemeleon_jax.sharding import device_order, everywhere, over_devices
 from chemeleon_jax.step_choice import stochastic_at
 from chemeleon_jax.types import CrystalBatch, Trajectory
 
@@ -33,14 +34,33 @@ class Batch(NamedTuple):
     """Crystals that were sampled and scored."""
 
     crystals: CrystalBatch  # on the host
-    trajectory: Trajectory  # on the mesh, in `sharding.device_order`
+    trajectory: Trajectory  # on the mesh, in `crystal_order`
     rewards: RewardOutput  # on the host
     seconds: dict[str, float]
+
+
+class Prompts(NamedTuple):
+    """What B crystals start from."""
+
+    keys: jax.Array  # [B]
+    num_atoms: jax.Array  # [B]
+    condition: dict[str, jax.Array] | None  # {name: [B, in]}
+
+
+def take_prompts(prompts: Prompts, rows) -> Prompts:
+    """Those of some crystals."""
+    return jax.tree.map(lambda x: x[rows], prompts)
 
 
 def batch_size(config) -> int:
     """B, crystals of an iteration."""
     return config.data.batch_size * config.rl.num_group_samples
+
+
+def crystal_order(config, mesh: Mesh) -> np.ndarray:
+    """Which crystal is in each row of what is on the mesh, [B]."""
+    parts = max(config.rl.num_inner_batch, config.rl.rollout_parts)
+    return device_order(batch_size(config), parts, mesh.size)
 
 
 def matmul_precision(config) -> contextlib.AbstractContextManager:
@@ -70,62 +90,97 @@ class Rollout:
     def __init__(self, config, sampling: dict, mesh: Mesh):
         """`sampling`: see `sampling_settings`."""
         self._config, self._sampling, self._mesh = config, sampling, mesh
-        size = batch_size(config)
-        self._compiled = jax.jit(
-            functools.partial(
+        self._size = batch_size(config) // config.rl.rollout_parts
+        steps_in_part = max(config.rl.num_inner_batch // config.rl.rollout_parts, 1)
+        on_mesh = partial(jax.tree.map, partial(NamedSharding, mesh))
+        self._sample = jax.jit(
+            partial(
                 sample_in_order,
-                order=device_order(size, config.rl.num_inner_batch, mesh.size),
+                order=device_order(self._size, steps_in_part, mesh.size),
                 parts=choose_parts(
-                    size, sampling["model"], config.rl.memory_budget, mesh.size
+                    self._size, sampling["model"], config.rl.memory_budget, mesh.size
                 ),
             ),
-            out_shardings=jax.tree.map(
-                lambda spec: NamedSharding(mesh, spec), (P(), OWN_TRAJECTORY)
-            ),
+            out_shardings=on_mesh((P(), OWN_TRAJECTORY)),
         )
+        self._join = jax.jit(join_trajectories, out_shardings=on_mesh(OWN_TRAJECTORY))
 
     def __call__(
-        self, params, keys, num_atoms, condition, window=None
-    ) -> tuple[CrystalBatch, Trajectory]:
-        """Samples crystals [B]; noise only in the steps of `window`, by default all."""
+        self,
+        params,
+        prompts: Prompts,
+        *,
+        window: jax.Array | None = None,
+        see: Callable[[CrystalBatch], Any] = lambda crystals: None,
+    ) -> tuple[CrystalBatch, Trajectory, list]:
+        """Samples crystals, part after part.
+
+        Args:
+          params: of the policy.
+          prompts: of B crystals.
+          window: the steps that have noise; all by default.
+          see: what the host does with a part's crystals while the next is sampled.
+
+        Returns:
+          Crystals; their trajectory; what `see` returned, by part.
+        """
         settings = self._sampling
         if window is not None:
             schedule = stochastic_at(settings["schedule"], window)
             settings = settings | {"schedule": schedule}
         with jax.set_mesh(self._mesh), matmul_precision(self._config):
-            crystals, trajectory = self._compiled(
-                params, keys, num_atoms, condition=condition, **settings
-            )
-        return jax.device_get(crystals), trajectory
+            # Calls return before the device is done.
+            sampled = [
+                self._sample(params, take_prompts(prompts, rows), **settings)
+                for rows in self._rows()
+            ]
+            trajectory = self._join([trajectory for _, trajectory in sampled])
+        parts, seen = [], []
+        for crystals, _ in sampled:
+            parts.append(jax.device_get(crystals))
+            seen.append(see(parts[-1]))
+        crystals = jax.tree.map(lambda *x: np.concatenate(x), *parts)
+        return crystals, trajectory, seen
 
-    def trajectory_shapes(self, params, draw_prompts: Callable) -> Trajectory:
-        """Shapes and places of what will be recorded. Nothing is sampled."""
-        key, size = jax.random.key(0), batch_size(self._config)
-        num_atoms, condition = draw_prompts(key, size)
-        keys = crystal_keys(key, jnp.arange(size))
+    def trajectory_shapes(self, params, prompts: Prompts) -> Trajectory:
+        """Shapes and places of what a call would record. Nothing is sampled."""
         with jax.set_mesh(self._mesh), matmul_precision(self._config):
-            traced = self._compiled.trace(
-                params, keys, num_atoms, condition=condition, **self._sampling
-            )
-        return traced.out_info[1]
+            first = take_prompts(prompts, self._rows()[0])
+            _, part = self._sample.trace(params, first, **self._sampling).out_info
+            return self._join.trace([part] * len(self._rows())).out_info
+
+    def _rows(self) -> list[slice]:
+        starts = range(0, batch_size(self._config), self._size)
+        return [slice(start, start + self._size) for start in starts]
+
+
+def join_trajectories(parts: list[Trajectory]) -> Trajectory:
+    """One trajectory of all parts' crystals; each device joins its own."""
+
+    def join(parts):
+        def along(axis, trees):
+            return jax.tree.map(lambda *x: jnp.concatenate(x, axis), *trees)
+
+        steps = along(1, [part.steps.replace(index=None) for part in parts])
+        rest = along(0, [part.replace(steps=None) for part in parts])
+        return rest.replace(steps=steps.replace(index=parts[0].steps.index))
+
+    own = [OWN_TRAJECTORY] * len(parts)
+    return over_devices(join, in_specs=(own,), out_specs=OWN_TRAJECTORY)(parts)
 
 
 def sample_in_order(
-    params, keys, num_atoms, *, condition, order: np.ndarray, **settings
+    params, prompts: Prompts, *, order: np.ndarray, **settings
 ) -> tuple[CrystalBatch, Trajectory]:
     """Crystals in their own order, on every device; trajectories as devices hold them.
 
     Args:
       params: of the policy.
-      keys: [B].
-      num_atoms: [B].
-      condition: {name: [B, in]} or None.
+      prompts: of B crystals.
       order: see `sharding.device_order`.
       **settings: of `sample_group`.
     """
-    keys, num_atoms, condition = jax.tree.map(
-        lambda x: x[order], (keys, num_atoms, condition)
-    )
+    keys, num_atoms, condition = take_prompts(prompts, order)
     crystals, trajectory = sample_group(
         params, keys, num_atoms, group_size=1, condition=condition, **settings
     )
@@ -133,30 +188,42 @@ def sample_in_order(
     return jax.tree.map(lambda x: x[back], everywhere(crystals)), trajectory
 
 
-def make_sample_and_score(
-    config, draw_prompts: Callable, reward: Reward, rollout: Rollout
-) -> Callable[..., Batch]:
+def draw_groups(config, draw_prompts: Callable, key: jax.Array) -> Prompts:
+    """What an iteration's crystals start from; those of a group have the same.
+
+    Groups are laid out here and go in as groups of one, so that validation, where every
+    crystal has an atom count of its own, is the same program.
+    """
+    drawn = draw_prompts(jax.random.fold_in(key, 0), config.data.batch_size)
+    num_atoms, condition = jax.tree.map(
+        lambda x: jnp.repeat(x, config.rl.num_group_samples, 0), drawn
+    )
+    keys = crystal_keys(jax.random.fold_in(key, 1), jnp.arange(len(num_atoms)))
+    return Prompts(keys, num_atoms, condition)
+
+
+def make_sample_and_score(config, reward: Reward, rollout: Rollout) -> Callable:
     """Compiles the first half of an iteration, on the devices and the host."""
-    num_groups, group_size = config.data.batch_size, config.rl.num_group_samples
     score = make_score(
         reward,
-        group_size=group_size if config.rl.group_reward_norm else batch_size(config),
-        component_group_size=group_size if config.reward.normalize_in_group else None,
+        group_size=(
+            config.rl.num_group_samples
+            if config.rl.group_reward_norm
+            else batch_size(config)
+        ),
+        component_group_size=(
+            config.rl.num_group_samples if config.reward.normalize_in_group else None
+        ),
         with_energies="energy" in active_components(config),
     )
+    ahead = config.rl.rollout_parts > 1 and jax.process_count() == 1
+    see = make_meet(reward) if ahead else lambda crystals: None
 
-    def sample_and_score(params, key, window=None):
+    def sample_and_score(params, prompts: Prompts, window=None) -> Batch:
         began = time.perf_counter()
-        prompts = draw_prompts(jax.random.fold_in(key, 0), num_groups)
-        # Groups are laid out here and go in as groups of one, so that validation,
-        # where every crystal has an atom count of its own, is the same program.
-        num_atoms, condition = jax.tree.map(
-            lambda x: jnp.repeat(x, group_size, 0), prompts
-        )
-        keys = crystal_keys(jax.random.fold_in(key, 1), jnp.arange(len(num_atoms)))
-        crystals, trajectory = rollout(params, keys, num_atoms, condition, window)
+        crystals, trajectory, met = rollout(params, prompts, window=window, see=see)
         sampled = time.perf_counter()
-        rewards = score(crystals)
+        rewards = score(crystals, join_met(met) if ahead else None)
         seconds = {
             "sample": sampled - began,
             "reward": time.perf_counter() - sampled,
@@ -178,18 +245,13 @@ def make_validate(
     key = jax.random.key(config.seed + 1)
     num_atoms, condition = draw_prompts(jax.random.fold_in(key, 0), count)
     keys = crystal_keys(jax.random.fold_in(key, 1), jnp.arange(count))
+    prompts = Prompts(keys, num_atoms, condition)
     score = make_score(reward, group_size=count, with_energies=True)
-
-    def sample(params, rows):
-        prompts = jax.tree.map(lambda x: x[rows], (keys, num_atoms, condition))
-        return rollout(params, *prompts)[0]
+    # The last batch is filled up with crystals of the first.
+    batches = [np.arange(i, i + size) % count for i in range(0, count, size)]
 
     def validate(params):
-        found = [
-            # The last batch is filled up with crystals of the first.
-            sample(params, np.arange(start, start + size) % count)
-            for start in range(0, count, size)
-        ]
+        found = [rollout(params, take_prompts(prompts, rows))[0] for rows in batches]
         crystals = jax.tree.map(lambda *x: np.concatenate(x)[:count], *found)
         return crystals, score(crystals)
 

@@ -34,6 +34,8 @@ from chemeleon_jax.experience import (
     Batch,
     Rollout,
     batch_size,
+    crystal_order,
+    draw_groups,
     make_sample_and_score,
     make_validate,
     matmul_precision,
@@ -51,7 +53,6 @@ from chemeleon_jax.prompts import make_prompts
 from chemeleon_jax.rewards.loading import load_reward
 from chemeleon_jax.runs import work_directory, write_run_info
 from chemeleon_jax.sharding import (
-    device_order,
     make_mesh,
     replicate,
     shard_batch,
@@ -94,7 +95,7 @@ def train(config, workdir: str) -> None:
         # ------------------------------------------------------------ what is compiled
         sampling = sampling_settings(config, replicate(model, mesh))
         rollout = Rollout(config, sampling, mesh)
-        sample_and_score = make_sample_and_score(config, draw_prompts, reward, rollout)
+        sample_and_score = make_sample_and_score(config, reward, rollout)
         validate = make_validate(config, draw_prompts, reward, rollout)
         reference = shard_params(policy, mesh)
         improve = Improve(config, state, reference, optimizer, sampling, mesh)
@@ -102,12 +103,13 @@ def train(config, workdir: str) -> None:
         # -------------------------------------------------------------------- the loop
         for iteration in range(start, config.num_iterations):
             key = jax.random.fold_in(jax.random.key(config.seed), iteration)
+            prompts = draw_groups(config, draw_prompts, key)
             places = choose_places(config, key, iteration, sampling["schedule"])
             if iteration == start:
-                shapes = rollout.trajectory_shapes(state.params, draw_prompts)
+                shapes = rollout.trajectory_shapes(state.params, prompts)
                 improve.compile_ahead(state, shapes, places)
             batch = sample_and_score(
-                state.params, key, window=places if config.rl.window else None
+                state.params, prompts, window=places if config.rl.window else None
             )
             reward.raise_faults(workdir)
             state, metrics, seconds = improve(state, batch, places)
@@ -186,9 +188,7 @@ class Improve:
                 NamedSharding(mesh, P()),
             ),
         )
-        self._order = device_order(
-            batch_size(config), config.rl.num_inner_batch, mesh.size
-        )
+        self._order = crystal_order(config, mesh)
         self._ahead: threading.Thread | None = None
 
     def __call__(

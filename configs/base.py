@@ -56,6 +56,9 @@ def _paper(models: str) -> ConfigDict:
     # fit into memory_budget, GB per device (and on a CPU at least one per 32 crystals).
     config.rl.grad_accum = 0
     config.rl.memory_budget = 8.0
+    # Parts of the rollout: while the devices sample one, the host compares the crystals
+    # of the one before with the known ones. Same result. docs/performance.md
+    config.rl.rollout_parts = 1
     # Steps of each trajectory that are trained on, docs/performance.md: so many random
     # ones; or a window outside of which sampling is deterministic, and how many
     # iterations it stays before it moves on. 0 and 0: all.

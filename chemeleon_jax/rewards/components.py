@@ -19,6 +19,7 @@ from chemeleon_jax.potentials.hull import Hull
 from chemeleon_jax.rewards.creativity import (
     CREATIVITY_REASONS,
     Matches,
+    Met,
     References,
     creativity,
     match_crystals,
@@ -71,6 +72,7 @@ class Facts:
     crystals: CrystalBatch  # NumPy
     computed: dict[str, Any]  # on the device: "energy", "latent", "properties"
     context: Context
+    met: Met | None = None  # found ahead of the rest
 
     @cached_property
     def validity(self) -> np.ndarray:
@@ -91,7 +93,7 @@ class Facts:
     def matches(self) -> Matches:
         """How the crystals relate to each other and to the references."""
         references, pool = self.context.references, self.context.pool
-        return match_crystals(self.cells, self.valid, references, pool)
+        return match_crystals(self.cells, self.valid, references, pool, self.met)
 
     @cached_property
     def e_above_hull(self) -> tuple[np.ndarray, np.ndarray]:

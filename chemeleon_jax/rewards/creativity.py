@@ -5,6 +5,7 @@ NumPy on the host; the comparisons themselves run in worker processes.
 
 from collections import defaultdict
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 
@@ -67,8 +68,49 @@ class Matches:
     alike: dict[tuple[int, ...], list[int]]  # comparable crystals by reduced formula
 
 
-def match_crystals(
+class Met(NamedTuple):
+    """What comparing crystals with the known ones gave, by number of the crystal."""
+
+    size: int  # crystals
+    reduced: dict[int, Outcome]  # cells, where a known crystal has the formula
+    known: dict[int, Outcome]  # whether one matches, where the cell could be reduced
+
+
+def meet_references(
     cells: list[Cell], valid: np.ndarray, references: References, pool: Pool
+) -> Met:
+    """Compares each crystal with the references of its reduced formula.
+
+    The part of `match_crystals` that needs no other crystal of the batch.
+    """
+    formulas = {i: formula_key(cells[i].atom_types) for i in np.flatnonzero(valid)}
+    formulas = {i: f for i, f in formulas.items() if f in references.by_formula}
+    reduced: dict[int, Outcome] = {}
+    fill_cache(reduced, list(formulas), reduce_cell, cells, pool)
+    comparable = {i: f for i, f in formulas.items() if reduced[i].status == OK}
+    return Met(
+        len(cells), reduced, match_references(comparable, reduced, references, pool)
+    )
+
+
+def join_met(parts: list[Met]) -> Met:
+    """That of all crystals, of consecutive parts of them."""
+    whole = Met(0, {}, {})
+    for part in parts:
+        whole = Met(
+            whole.size + part.size,
+            whole.reduced | {whole.size + i: x for i, x in part.reduced.items()},
+            whole.known | {whole.size + i: x for i, x in part.known.items()},
+        )
+    return whole
+
+
+def match_crystals(
+    cells: list[Cell],
+    valid: np.ndarray,
+    references: References,
+    pool: Pool,
+    met: Met | None = None,
 ) -> Matches:
     """Compares crystals by StructureMatcher() within their reduced formula.
 
@@ -81,26 +123,21 @@ def match_crystals(
       valid: [B] bool; the others are set aside unseen.
       references: the known crystals.
       pool: worker processes.
+      met: `meet_references` of the same crystals, if it is done.
     """
-    status = np.where(valid, OK, INVALID)
+    met = met or meet_references(cells, valid, references, pool)
+    reduced = dict(met.reduced)
     formulas = {i: formula_key(cells[i].atom_types) for i in np.flatnonzero(valid)}
     alike = by_formula(formulas)
-    crowded = [
-        i
-        for formula, members in alike.items()
-        if len(members) > 1 or formula in references.by_formula
-        for i in members
-    ]
-    reduced: dict[int, Outcome] = {}
+    crowded = [i for members in alike.values() if len(members) > 1 for i in members]
     fill_cache(reduced, crowded, reduce_cell, cells, pool)
-    for i, outcome in reduced.items():
-        status[i] = outcome.status
 
-    novel = valid & (status == OK)
-    comparable = {i: formulas[i] for i in crowded if status[i] == OK}
-    for i, outcome in match_references(comparable, reduced, references, pool).items():
+    status = np.where(valid, OK, INVALID)
+    for i, outcome in (reduced | met.known).items():
         status[i] = outcome.status
-        novel[i] = outcome.status == OK and not outcome.value
+    novel = valid & (status == OK)
+    for i, outcome in met.known.items():
+        novel[i] &= not outcome.value
 
     unique = valid & (status == OK)
     alike = by_formula({i: f for i, f in formulas.items() if status[i] == OK})

@@ -15,9 +15,14 @@ import jax
 import numpy as np
 
 from chemeleon_jax import distributed
-from chemeleon_jax.crystals import formula_key, take
+from chemeleon_jax.crystals import formula_key, take, validity
 from chemeleon_jax.rewards.components import Context, Facts
-from chemeleon_jax.rewards.creativity import by_formula
+from chemeleon_jax.rewards.creativity import (
+    Met,
+    by_formula,
+    meet_references,
+    to_cells,
+)
 from chemeleon_jax.rewards.reward import (
     Reward,
     RewardOutput,
@@ -34,7 +39,7 @@ def make_score(
     group_size: int,
     component_group_size: int | None = None,
     with_energies: bool = False,
-) -> Callable[[CrystalBatch], RewardOutput]:
+) -> Callable[..., RewardOutput]:
     """`compute_rewards` by all processes, compiled once.
 
     Args:
@@ -45,7 +50,7 @@ def make_score(
 
     Returns:
       crystals (NumPy) -> rewards (NumPy). All processes must call it, with the same
-      crystals.
+      crystals. Alone, a process can have met the references ahead (`make_meet`).
     """
     features = jax.jit(
         partial(compute_features, reward=reward, with_energies=with_energies)
@@ -60,7 +65,7 @@ def make_score(
         static_argnames="with_energies",
     )
 
-    def score(crystals: CrystalBatch) -> RewardOutput:
+    def score(crystals: CrystalBatch, met: Met | None = None) -> RewardOutput:
         batch, processes = len(crystals.mask), jax.process_count()
         # Equal shares, filled up with the first crystals: one shape, compiled once.
         rows = np.arange(-(-batch // processes) * processes) % batch
@@ -69,20 +74,36 @@ def make_score(
         computed = jax.tree.map(
             lambda x: x.reshape(-1, *x.shape[2:])[:batch], distributed.gather(computed)
         )
-        found = score_by_formula(reward.terms, reward.context, crystals, computed)
+        found = score_by_formula(reward.terms, reward.context, crystals, computed, met)
         return jax.device_get(finish(found, with_energies="energy" in computed))
 
     return score
 
 
+def make_meet(reward: Reward) -> Callable[[CrystalBatch], Met]:
+    """Compares crystals (NumPy) with the references, ahead of the rest of a score."""
+
+    def meet(crystals: CrystalBatch) -> Met:
+        context, valid = reward.context, validity(crystals) == 0
+        return meet_references(
+            to_cells(crystals), valid, context.references, context.pool
+        )
+
+    return meet
+
+
 def score_by_formula(
-    terms, context: Context, crystals: CrystalBatch, computed: dict[str, Any]
+    terms,
+    context: Context,
+    crystals: CrystalBatch,
+    computed: dict[str, Any],
+    met: Met | None = None,
 ) -> dict[str, Any]:
     """What `scoring.score_on_host` finds, each process its formulas."""
     owner = owners(crystals, jax.process_count())
     rows = np.flatnonzero(owner == jax.process_index())
     mine = Facts(
-        take(crystals, rows), jax.tree.map(lambda x: x[rows], computed), context
+        take(crystals, rows), jax.tree.map(lambda x: x[rows], computed), context, met
     )
     singly = [term for term in terms if not term.component.of_batch]
     share = blank(singly, len(owner)) | blank_description(len(owner))
