@@ -7,7 +7,7 @@ process or a tool that needs none of them does not pay for their imports.
 import os
 from importlib import import_module
 
-# Before jaxlib is loaded. Of programs that JAX reads back from its cache, XLA may say at
+# Before jaxlib is loaded. Of programs that JAX reads back from its cache XLA may say at
 # length that they were compiled for another machine, and mean preferences of the same
 # one (openxla/xla#44565). What goes wrong is raised; what ends the process is printed.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
