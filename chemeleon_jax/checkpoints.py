@@ -70,7 +70,7 @@ def save_model(directory, params, config: dict, *, dtype=np.float32) -> None:
     write_json(directory / "config.json", {**config, "params_sha256": digest(weights)})
 
 
-def load(name, *, weights: str = "raw", step: str = "latest") -> Checkpoint:
+def load(name, *, weights: str = "ema", step: str = "latest") -> Checkpoint:
     """Loads a model: embedded, from the hub, from a model or a run directory.
 
     Args:
@@ -78,7 +78,8 @@ def load(name, *, weights: str = "raw", step: str = "latest") -> Checkpoint:
         one asked for nothing; `hub:` and one of `hub.FILES`, fetched and converted
         once; or a path. Of a run directory: its policy, with the frozen parts it
         started from; `RUN@best` is RUN with `step="best"`.
-      weights: "raw" or "ema", of a run directory.
+      weights: of a run directory: "ema", the moving average of its policies (where the
+        run keeps none, the policy itself), or "raw".
       step: "latest", or "best" by validation score, of a run directory.
 
     Returns:

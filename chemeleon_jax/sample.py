@@ -56,7 +56,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     add("--checkpoint", required=True, help="run or model directory, mini:, hub:NAME")
     add("--vae", help="VAE of a checkpoint without one; by default the one it names")
     add(
-        "--weights", choices=("latest", "best", "ema"), default="latest", help="of runs"
+        "--weights", choices=("latest", "best", "raw"), default="latest", help="of runs"
     )
     add("--base", action="store_true", help="also what the run started from: OUT/base")
     add("--num_samples", type=int, default=1000)
@@ -156,7 +156,7 @@ def load_model(name: str, vae: str | None, weights: str) -> Checkpoint:
     """
     checkpoint = checkpoints.load(
         name,
-        weights="ema" if weights == "ema" else "raw",
+        weights="raw" if weights == "raw" else "ema",
         step="best" if weights == "best" else "latest",
     )
     if "dit" not in checkpoint.params:

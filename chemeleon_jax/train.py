@@ -119,7 +119,7 @@ def train(config, workdir: str) -> None:
             done, score = iteration + 1, None
             last = done == config.num_iterations
             if config.validate_every and (done % config.validate_every == 0 or last):
-                crystals, rewards = validate(state.params)
+                crystals, rewards = validate(state.ema_params)
                 score = float(rewards.metrics["reward"])
                 log_scores(config, tracker, iteration, crystals, rewards)
             stuck = metrics["skipped_in_a_row"] >= config.max_skipped
@@ -277,10 +277,20 @@ def improve_policy(
         iteration=state.iteration + 1,
         params=params,
         opt_state=opt_state,
-        ema_params=optax.incremental_update(params, state.ema_params, 1 - ema_decay),
+        ema_params=average(state.ema_params, params, state.iteration, ema_decay),
         skipped=jnp.where(metrics["skipped_updates"] > 0, state.skipped + 1, 0),
     )
     return state, metrics | measured | {"skipped_in_a_row": state.skipped}
+
+
+def average(ema_params: Any, params: Any, iteration: jax.Array, decay: float) -> Any:
+    """The moving average of policies, after one more.
+
+    Its memory grows with the iterations done until it is that of `decay`, so that a
+    short run's average is not the policy that it started from.
+    """
+    kept = jnp.minimum(decay, (1 + iteration) / (10 + iteration))
+    return optax.incremental_update(params, ema_params, 1 - kept)
 
 
 def make_log(config, workdir: Path, tracker: Tracker) -> Callable[..., None]:

@@ -71,7 +71,9 @@ def _paper(models: str) -> ConfigDict:
     config.rl.kl_weight = 1.0
     config.rl.kl_target = "old"  # old: the policy that sampled; reference: the LDM
     config.rl.entropy_weight = 1e-5
-    config.rl.ema_decay = 0.0  # of the averaged policy; 0: no averaging
+    # Of the moving average of policies, which is what is validated, and what `sample`
+    # and others take of a run. 0: none, they take the policy itself.
+    config.rl.ema_decay = 0.0
 
     # An update that is not finite is skipped; so many iterations in a row with one end
     # the run, its state saved.

@@ -211,10 +211,10 @@ def test_a_run_directory_loads_as_its_latest_or_best_policy(tmp_path):
         run.save(2, trained_state(2), score=0.4)
         run.save(3, trained_state(3))
     for name, options, policy in (
-        (tmp_path, {}, trained_state(3).params),
-        (tmp_path, {"weights": "ema"}, trained_state(3).ema_params),
-        (tmp_path, {"step": "best"}, trained_state(1).params),
-        (f"{tmp_path}@best", {"weights": "ema"}, trained_state(1).ema_params),
+        (tmp_path, {}, trained_state(3).ema_params),
+        (tmp_path, {"weights": "raw"}, trained_state(3).params),
+        (tmp_path, {"step": "best"}, trained_state(1).ema_params),
+        (f"{tmp_path}@best", {"weights": "raw"}, trained_state(1).params),
     ):
         loaded = load(name, **options)
         assert loaded.config == CONFIG

@@ -3,6 +3,7 @@
 import importlib
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
@@ -12,7 +13,7 @@ from chemeleon_jax import checkpoints
 from chemeleon_jax.errors import UserError
 from chemeleon_jax.states import RunCheckpoints
 from chemeleon_jax.tracking import read_scalars
-from chemeleon_jax.train import train
+from chemeleon_jax.train import average, train
 
 
 @pytest.fixture(scope="module")
@@ -99,6 +100,17 @@ def test_a_run_holds_what_it_was_and_what_it_made(run):
     with np.load(run / "crystals" / "iteration_000002.npz") as crystals:
         assert crystals["atom_types"].shape == (8, 20)
         assert np.isfinite(crystals["component_energy"]).all()
+
+
+def test_the_average_starts_short():
+    """By hand: policies 1, 2, 3 after a base of 0; decays 1/10, 2/11 and 1/5."""
+    ema, first, second = jnp.zeros(1), 0.9, 9 / 11 * 2 + 2 / 11 * 0.9
+    for iteration, by_hand in enumerate((first, second, 0.8 * 3 + 0.2 * second)):
+        policy = jnp.full(1, iteration + 1.0)
+        ema = average(ema, policy, jnp.array(iteration), 0.2)
+        np.testing.assert_allclose(ema, by_hand, rtol=1e-6)
+    none = average(ema, policy, jnp.array(50), 0.0)
+    np.testing.assert_array_equal(none, policy)
 
 
 def test_a_faulty_custom_reward_ends_the_run_after_ten_crystals(
