@@ -286,10 +286,10 @@ def improve_policy(
 def average(ema_params: Any, params: Any, iteration: jax.Array, decay: float) -> Any:
     """The moving average of policies, after one more.
 
-    Its memory grows with the iterations done until it is that of `decay`, so that a
-    short run's average is not the policy that it started from.
+    The plain mean of all, the first one included, until its memory is that of `decay`:
+    a short run's average is then not just the policy that it started from.
     """
-    kept = jnp.minimum(decay, (1 + iteration) / (10 + iteration))
+    kept = jnp.minimum(decay, (1 + iteration) / (2 + iteration))
     return optax.incremental_update(params, ema_params, 1 - kept)
 
 

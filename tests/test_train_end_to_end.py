@@ -103,11 +103,11 @@ def test_a_run_holds_what_it_was_and_what_it_made(run):
 
 
 def test_the_average_starts_short():
-    """By hand: policies 1, 2, 3 after a base of 0; decays 1/10, 2/11 and 1/5."""
-    ema, first, second = jnp.zeros(1), 0.9, 9 / 11 * 2 + 2 / 11 * 0.9
-    for iteration, by_hand in enumerate((first, second, 0.8 * 3 + 0.2 * second)):
-        policy = jnp.full(1, iteration + 1.0)
-        ema = average(ema, policy, jnp.array(iteration), 0.2)
+    """By hand: policies 3, 6, 9 after a base of 0; decays 1/2, 3/5 and 3/5."""
+    ema = jnp.zeros(1)
+    for iteration, by_hand in enumerate((1.5, 3.3, 5.58)):
+        policy = jnp.full(1, 3.0 * iteration + 3)
+        ema = average(ema, policy, jnp.array(iteration), 0.6)
         np.testing.assert_allclose(ema, by_hand, rtol=1e-6)
     none = average(ema, policy, jnp.array(50), 0.0)
     np.testing.assert_array_equal(none, policy)
