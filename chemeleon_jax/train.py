@@ -13,6 +13,7 @@ import functools
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +92,8 @@ def train(config, workdir: str) -> None:
             Tracker(folder, config.num_iterations, start=start)
         )
         log = make_log(config, folder, tracker)
+        for iteration in range(max(start - reward.memory, 0), start):
+            reward.remember(load_crystals(folder, iteration))
 
         # ------------------------------------------------------------ what is compiled
         sampling = sampling_settings(config, replicate(model, mesh))
@@ -112,6 +115,7 @@ def train(config, workdir: str) -> None:
                 state.params, prompts, window=places if config.rl.window else None
             )
             reward.raise_faults(workdir)
+            reward.remember(batch.crystals)
             state, metrics, seconds = improve(state, batch, places)
             log(iteration, batch, metrics, seconds)
 
@@ -331,6 +335,12 @@ def save_crystals(workdir: Path, iteration: int, batch: Batch) -> None:
     np.savez_compressed(
         folder / f"iteration_{iteration:06d}.npz", **vars(batch.crystals), **scores
     )
+
+
+def load_crystals(workdir: Path, iteration: int) -> CrystalBatch:
+    """The crystals that `save_crystals` kept."""
+    with np.load(workdir / "crystals" / f"iteration_{iteration:06d}.npz") as arrays:
+        return CrystalBatch(**{k.name: arrays[k.name] for k in fields(CrystalBatch)})
 
 
 if __name__ == "__main__":

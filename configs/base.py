@@ -148,6 +148,8 @@ def _reward() -> ConfigDict:
             "normalize_fn": "none",
             "max_amd": 1.0,
             "min_elements": 1,  # crystals of fewer are worth 0
+            # iterations; what matches a crystal of these last ones is worth 0
+            "memory": 0,
         },
         # minus the energy above the hull, eV/atom, within [-clip_max, 0]
         "energy": {

@@ -45,6 +45,9 @@ TRAIN = {
     "config.reward.workers": 1,
     "config.reward.time_limit": 600.0,  # a busy machine must not change a score
     "config.reward.components.custom.time_limit": 600.0,
+    # What the last iterations made counts, and must be read back.
+    "config.reward.components.creativity.weight": 1.0,
+    "config.reward.components.creativity.memory": 3,
 }
 PRETRAIN = {
     "config": "configs/vae.py",

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from pymatgen.analysis.structure_matcher import StructureMatcher
@@ -6,9 +8,12 @@ from pymatgen.core import Lattice, Structure
 from chemeleon_jax.crystals import from_structures, to_structures, validity
 from chemeleon_jax.rewards.amd import average_minimum_distance
 from chemeleon_jax.rewards.creativity import (
+    SEEN_BEFORE,
+    Recent,
     creativity,
     index_references,
     match_crystals,
+    meet_references,
     to_cells,
 )
 from chemeleon_jax.rewards.matching import Cell
@@ -63,6 +68,26 @@ def test_unique_novel_and_neither(pool):
     apart = abs(amd[0] - amd[1]).max()
     assert 0.1 < apart < 1.0
     np.testing.assert_allclose(values, [apart, 1.0, 0.0, 0.0], atol=1e-5)
+
+
+def test_what_the_last_iterations_made_earns_nothing(pool):
+    recent, iterations = Recent(2), ([IRON, CSCL_TYPE], [NACL], [ZINC_BLENDE])
+    batch = from_structures([disguised(IRON, 0), disguised(NACL, 1), CSCL_TYPE])
+    seen = []
+    for structures in iterations:
+        recent.remember(from_structures(structures))
+        cells, valid = to_cells(batch), np.ones(3, bool)
+        matches = match_crystals(cells, valid, index_references(batch), pool)
+        matches = replace(matches, novel=valid)  # the references are not the point
+        met = meet_references(cells, valid, recent.references, pool)
+        values, status = creativity(
+            cells, matches, index_references(batch), pool, seen=met
+        )
+        np.testing.assert_array_equal(values, status == OK)
+        seen.append((status == SEEN_BEFORE).tolist())
+    # The third iteration makes it forget the first.
+    assert seen == [[True, False, True], [True, True, True], [False, True, False]]
+    assert len(recent.references.cells) == 2
 
 
 def test_the_distance_is_bounded_unless_switched_off(pool):

@@ -20,9 +20,11 @@ from chemeleon_jax.rewards.creativity import (
     CREATIVITY_REASONS,
     Matches,
     Met,
+    Recent,
     References,
     creativity,
     match_crystals,
+    meet_references,
     to_cells,
 )
 from chemeleon_jax.rewards.custom import BATCH_TIME_LIMIT, CustomReward, Fault
@@ -119,12 +121,25 @@ class Component:
     fault: Callable[[], Fault | None] = lambda: None  # why a run should end
     # A crystal's value depends on all crystals of the batch, not on its formula alone.
     of_batch: bool = False
+    # Iterations whose crystals count, and what takes in those of one.
+    memory: int = 0
+    remember: Callable[[CrystalBatch], None] = lambda crystals: None
 
 
 def _creativity(
-    context: Context, *, max_amd: float | None = 1.0, min_elements: int = 1
+    context: Context,
+    *,
+    max_amd: float | None = 1.0,
+    min_elements: int = 1,
+    memory: int = 0,
 ) -> Component:
+    recent = Recent(memory)
+
     def evaluate(facts):
+        seen = None
+        if memory:
+            references, pool = recent.references, context.pool
+            seen = meet_references(facts.cells, facts.valid, references, pool)
         return creativity(
             facts.cells,
             facts.matches,
@@ -132,9 +147,16 @@ def _creativity(
             context.pool,
             max_amd=max_amd,
             min_elements=min_elements,
+            seen=seen,
         )
 
-    return Component(evaluate, penalty=0.0, reasons=CREATIVITY_REASONS)
+    return Component(
+        evaluate,
+        penalty=0.0,
+        reasons=CREATIVITY_REASONS,
+        remember=recent.remember,
+        memory=memory,
+    )
 
 
 def _energy(

@@ -3,13 +3,14 @@
 NumPy on the host; the comparisons themselves run in worker processes.
 """
 
-from collections import defaultdict
+from collections import defaultdict, deque
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
 
-from chemeleon_jax.crystals import formula_key, formula_keys, to_numpy
+from chemeleon_jax.crystals import formula_key, formula_keys, to_numpy, validity
 from chemeleon_jax.rewards.matching import (
     Cell,
     amd_of_cell,
@@ -21,8 +22,8 @@ from chemeleon_jax.rewards.pool import INVALID, OK, STATUS, Outcome, Pool
 from chemeleon_jax.types import CrystalBatch
 
 AMD_ZERO = 1e-5  # Å, the same crystal: ten times what float32 coordinates resolve
-CREATIVITY_REASONS = (*STATUS, "few_elements")
-FEW_ELEMENTS = len(STATUS)
+CREATIVITY_REASONS = (*STATUS, "few_elements", "seen_before")
+FEW_ELEMENTS, SEEN_BEFORE = len(STATUS), len(STATUS) + 1
 _BLOCK = 32  # crystals of one formula that one worker compares among themselves
 
 
@@ -46,7 +47,7 @@ class References:
     What is computed of one of them (reduced cell, AMD) is kept for the next call.
     """
 
-    cells: list[Cell]
+    cells: Mapping[int, Cell] | list[Cell]
     by_formula: dict[tuple[int, ...], list[int]]
     reduced: dict[int, Outcome] = field(default_factory=dict)
     amd: dict[int, Outcome] = field(default_factory=dict)
@@ -56,6 +57,30 @@ def index_references(crystals: CrystalBatch) -> References:
     """Indexes the known crystals (NumPy batch) by reduced formula."""
     keys = formula_keys(np.where(crystals.mask, crystals.atom_types, 0))
     return References(to_cells(crystals), by_formula(dict(enumerate(keys))))
+
+
+class Recent:
+    """The crystals of the last iterations, by reduced formula."""
+
+    def __init__(self, memory: int):
+        """Of nothing yet; of the last `memory` iterations later."""
+        self._iterations: deque[dict[int, Cell]] = deque(maxlen=memory)
+        self._count = 0
+        self.references = References({}, {})
+
+    def remember(self, crystals: CrystalBatch) -> None:
+        """Adds the valid crystals (NumPy) of an iteration, and forgets the oldest."""
+        valid, start = np.flatnonzero(validity(crystals) == 0), self._count
+        cells = to_cells(crystals)
+        self._iterations.append({start + int(i): cells[i] for i in valid})
+        self._count += len(cells)
+        kept = {i: cell for batch in self._iterations for i, cell in batch.items()}
+        reduced = self.references.reduced
+        self.references = References(
+            kept,
+            by_formula({i: formula_key(cell.atom_types) for i, cell in kept.items()}),
+            {i: outcome for i, outcome in reduced.items() if i in kept},
+        )
 
 
 @dataclass(frozen=True)
@@ -243,6 +268,7 @@ def creativity(
     *,
     max_amd: float | None = 1.0,
     min_elements: int = 1,
+    seen: Met | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Creativity reward (Chemeleon2, arXiv:2511.07158).
 
@@ -258,6 +284,8 @@ def creativity(
       max_amd: upper bound of the distance. Without one (None, as published) a copy with
         a stretched cell can earn more than a new crystal.
       min_elements: crystals of fewer are worth 0; 1 lets all pass.
+      seen: the same crystals, compared with those of the last iterations: crystals that
+        match one are worth 0.
 
     Returns:
       [B] values, [B] status, index into `CREATIVITY_REASONS`.
@@ -283,6 +311,9 @@ def creativity(
     few = np.array([len(set(cell.atom_types.tolist())) for cell in cells])
     few = (status == OK) & (few < min_elements)
     values[few], status[few] = 0.0, FEW_ELEMENTS
+    for i, outcome in seen.known.items() if seen else ():
+        if status[i] == OK and outcome.status == OK and outcome.value:
+            values[i], status[i] = 0.0, SEEN_BEFORE
     return values, status
 
 
