@@ -182,6 +182,7 @@ _NOT_NEGATIVE = (
     "rl.entropy_weight",
     "sampling.cfg_scale",
     "reward.workers",
+    "reward.memory",
     "reward.memory_limit",
     "optimizer.weight_decay",
 )

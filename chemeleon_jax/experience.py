@@ -18,7 +18,7 @@ from chemeleon_jax.diffusion import make_schedule
 from chemeleon_jax.models.generator import Generator
 from chemeleon_jax.objective import OWN_TRAJECTORY
 from chemeleon_jax.rewards import Reward, RewardOutput
-from chemeleon_jax.rewards.creativity import join_met
+from chemeleon_jax.rewards.creativity import Recent, join_met
 from chemeleon_jax.rewards.processes import make_meet, make_score
 from chemeleon_jax.rollout import crystal_keys, sample_group
 from chemeleon_jax.sharding import device_order, everywhere, over_devices
@@ -202,8 +202,13 @@ def draw_groups(config, draw_prompts: Callable, key: jax.Array) -> Prompts:
     return Prompts(keys, num_atoms, condition)
 
 
-def make_sample_and_score(config, reward: Reward, rollout: Rollout) -> Callable:
-    """Compiles the first half of an iteration, on the devices and the host."""
+def make_sample_and_score(
+    config, reward: Reward, rollout: Rollout, recent: Recent
+) -> Callable[..., Batch]:
+    """Compiles the first half of an iteration, on the devices and the host.
+
+    `recent` takes in the crystals of each call.
+    """
     score = make_score(
         reward,
         group_size=(
@@ -217,13 +222,17 @@ def make_sample_and_score(config, reward: Reward, rollout: Rollout) -> Callable:
         with_energies="energy" in active_components(config),
     )
     ahead = config.rl.rollout_parts > 1 and jax.process_count() == 1
-    see = make_meet(reward) if ahead else lambda crystals: None
+    meet = make_meet(reward) if ahead else lambda *_: None
 
     def sample_and_score(params, prompts: Prompts, window=None) -> Batch:
         began = time.perf_counter()
-        crystals, trajectory, met = rollout(params, prompts, window=window, see=see)
+        known = recent.references
+        crystals, trajectory, met = rollout(
+            params, prompts, window=window, see=lambda part: meet(part, known)
+        )
         sampled = time.perf_counter()
-        rewards = score(crystals, join_met(met) if ahead else None)
+        rewards = score(crystals, known, join_met(met) if ahead else None)
+        recent.remember(crystals)
         seconds = {
             "sample": sampled - began,
             "reward": time.perf_counter() - sampled,

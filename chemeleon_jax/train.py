@@ -9,11 +9,11 @@ group; again. The same command with the same --workdir continues a run.
 """
 
 import contextlib
+import dataclasses
 import functools
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +51,7 @@ from chemeleon_jax.models.generator import (
 from chemeleon_jax.objective import make_optimizer, reference_kl, update
 from chemeleon_jax.pictures import log_validation
 from chemeleon_jax.prompts import make_prompts
+from chemeleon_jax.rewards.creativity import Recent
 from chemeleon_jax.rewards.loading import load_reward
 from chemeleon_jax.runs import work_directory, write_run_info
 from chemeleon_jax.sharding import (
@@ -92,13 +93,12 @@ def train(config, workdir: str) -> None:
             Tracker(folder, config.num_iterations, start=start)
         )
         log = make_log(config, folder, tracker)
-        for iteration in range(max(start - reward.memory, 0), start):
-            reward.remember(load_crystals(folder, iteration))
 
         # ------------------------------------------------------------ what is compiled
         sampling = sampling_settings(config, replicate(model, mesh))
         rollout = Rollout(config, sampling, mesh)
-        sample_and_score = make_sample_and_score(config, reward, rollout)
+        recent = recall(folder, config.reward.memory, start)
+        sample_and_score = make_sample_and_score(config, reward, rollout, recent)
         validate = make_validate(config, draw_prompts, reward, rollout)
         reference = shard_params(policy, mesh)
         improve = Improve(config, state, reference, optimizer, sampling, mesh)
@@ -115,7 +115,6 @@ def train(config, workdir: str) -> None:
                 state.params, prompts, window=places if config.rl.window else None
             )
             reward.raise_faults(workdir)
-            reward.remember(batch.crystals)
             state, metrics, seconds = improve(state, batch, places)
             log(iteration, batch, metrics, seconds)
 
@@ -337,10 +336,17 @@ def save_crystals(workdir: Path, iteration: int, batch: Batch) -> None:
     )
 
 
-def load_crystals(workdir: Path, iteration: int) -> CrystalBatch:
-    """The crystals that `save_crystals` kept."""
-    with np.load(workdir / "crystals" / f"iteration_{iteration:06d}.npz") as arrays:
-        return CrystalBatch(**{k.name: arrays[k.name] for k in fields(CrystalBatch)})
+def recall(workdir: Path, memory: int, start: int) -> Recent:
+    """The crystals of the last `memory` iterations before `start`."""
+    recent = Recent(memory)
+    for iteration in range(max(start - memory, 0), start):
+        file = workdir / "crystals" / f"iteration_{iteration:06d}.npz"
+        if not file.is_file():
+            raise UserError(f"{file}: missing, and config.reward.memory = {memory}")
+        with np.load(file) as arrays:
+            names = [field.name for field in dataclasses.fields(CrystalBatch)]
+            recent.remember(CrystalBatch(**{name: arrays[name] for name in names}))
+    return recent
 
 
 if __name__ == "__main__":

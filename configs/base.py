@@ -129,6 +129,7 @@ def _reward() -> ConfigDict:
     reward.normalize_in_group = False  # components, within a group instead of the batch
     reward.eps = 1e-4
     reward.reference_dataset = "mp_mini"  # what is novel is not in here
+    reward.memory = 0  # iterations; what matches a crystal of theirs is not creative
     reward.workers = 0  # processes; 0: as many as CPUs
     # Where the workers are: processes of this machine, or ray, a cluster whose address
     # is given as ray.init takes it (local: one of this machine's CPUs; auto; HOST:PORT)
@@ -148,8 +149,6 @@ def _reward() -> ConfigDict:
             "normalize_fn": "none",
             "max_amd": 1.0,
             "min_elements": 1,  # crystals of fewer are worth 0
-            # iterations; what matches a crystal of these last ones is worth 0
-            "memory": 0,
         },
         # minus the energy above the hull, eV/atom, within [-clip_max, 0]
         "energy": {
@@ -162,7 +161,6 @@ def _reward() -> ConfigDict:
             "min_elements": 1,
             "min_hull_entries": 0,
             "min_e_above_hull": placeholder(float),
-            "only_new": False,  # likewise for crystals that are not unique and novel
         },
         # what a crystal adds to the diversity of the batch
         "structure_diversity": {"weight": 0.0, "normalize_fn": "norm"},

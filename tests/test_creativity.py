@@ -10,6 +10,7 @@ from chemeleon_jax.rewards.amd import average_minimum_distance
 from chemeleon_jax.rewards.creativity import (
     SEEN_BEFORE,
     Recent,
+    References,
     creativity,
     index_references,
     match_crystals,
@@ -79,9 +80,10 @@ def test_what_the_last_iterations_made_earns_nothing(pool):
         cells, valid = to_cells(batch), np.ones(3, bool)
         matches = match_crystals(cells, valid, index_references(batch), pool)
         matches = replace(matches, novel=valid)  # the references are not the point
-        met = meet_references(cells, valid, recent.references, pool)
+        met = meet_references(cells, valid, References([], {}), pool, recent.references)
+        assert not met.known
         values, status = creativity(
-            cells, matches, index_references(batch), pool, seen=met
+            cells, matches, index_references(batch), pool, seen=met.seen
         )
         np.testing.assert_array_equal(values, status == OK)
         seen.append((status == SEEN_BEFORE).tolist())

@@ -15,7 +15,7 @@ from chemeleon_jax.experience import (
     draw_groups,
     sampling_settings,
 )
-from chemeleon_jax.rewards.creativity import join_met
+from chemeleon_jax.rewards.creativity import Recent, join_met
 from chemeleon_jax.rewards.processes import make_meet, make_score
 from chemeleon_jax.sharding import make_mesh, replicate
 from configs.rl_dng import get_config
@@ -80,8 +80,14 @@ def test_references_met_ahead_give_the_same_rewards(reward):
     score = make_score(reward, group_size=27)
     meet = make_meet(reward)
     parts = [take(crystals, rows) for rows in np.split(np.arange(27), 3)]
-    met = join_met([meet(part) for part in parts])
+    recent = Recent(1)
+    recent.remember(take(crystals, [0, 1, 2]))
+    met = join_met([meet(part, recent.references) for part in parts])
     assert met.known and any(outcome.value for outcome in met.known.values())
-    plain, ahead = score(crystals), score(crystals, met)
+    assert all(met.seen[i].value for i in (0, 1, 2))
+    plain = score(crystals, recent.references)
+    ahead = score(crystals, recent.references, met)
     jax.tree.map(np.testing.assert_array_equal, plain, ahead)
-    assert not ahead.unique[24:].any()
+    assert not ahead.unique[24:].any() and ahead.unique[:3].all()
+    np.testing.assert_array_equal(ahead.components["creativity"][:3], 0)
+    assert (score(crystals).components["creativity"][:3] > 0.5).all()

@@ -163,24 +163,6 @@ def test_guards_set_the_easy_ways_to_a_low_energy_aside(pool, tmp_path):
     assert deep.metrics["failures/energy/far_below_hull"] == 3
 
 
-def test_low_energies_of_known_or_repeated_crystals(pool):
-    twice = jax.tree.map(lambda x: np.concatenate([x[:8], x[:8]]), BATCH)
-    fields = {"energy": {"weight": 1.0, "clip_max": 30.0}}
-    reward = build(pool, fields)
-    free = score(twice, reward=reward, group_size=4)
-    fields["energy"] |= {"only_new": True}
-    only = score(twice, reward=build(pool, fields), group_size=4)
-    reasons = np.array(REASONS)[only.status["energy"]]
-    new = np.asarray(only.unique & only.novel)
-    without_energy = np.isnan(free.e_above_hull)
-    assert not new[8:].any() and (reasons[8:][~without_energy[8:]] == "not_new").all()
-    assert (reasons == "ok")[new & ~without_energy].all() and "ok" in reasons
-    np.testing.assert_array_equal(only.components["energy"][~new], -30.0)
-    np.testing.assert_array_equal(
-        only.components["energy"][new], free.components["energy"][new]
-    )
-
-
 def test_energies_on_request_only(pool):
     reward = build(pool, {"custom": COMPONENTS["custom"]})
     output = score(BATCH, reward=reward, group_size=4)

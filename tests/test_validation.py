@@ -46,9 +46,9 @@ def test_the_score_does_not_depend_on_the_training_batch(reward, groups, group_s
     )
     sizes = []
 
-    def rollout(params, keys, num_atoms, condition):
-        sizes.append(len(keys))
-        return take(SALTS, np.array([kind(key) for key in keys])), None
+    def rollout(params, prompts):
+        sizes.append(len(prompts.keys))
+        return take(SALTS, np.array([kind(key) for key in prompts.keys])), None, []
 
     def draw_prompts(key, count):
         return np.full(count, 2), None

@@ -20,7 +20,6 @@ from chemeleon_jax.rewards.creativity import (
     CREATIVITY_REASONS,
     Matches,
     Met,
-    Recent,
     References,
     creativity,
     match_crystals,
@@ -38,7 +37,6 @@ from chemeleon_jax.rewards.diversity import (
     kernel_mean,
 )
 from chemeleon_jax.rewards.energy import (
-    NOT_NEW,
     REASONS,
     energy_reward,
     guard_energies,
@@ -74,7 +72,8 @@ class Facts:
     crystals: CrystalBatch  # NumPy
     computed: dict[str, Any]  # on the device: "energy", "latent", "properties"
     context: Context
-    met: Met | None = None  # found ahead of the rest
+    recent: References | None = None  # crystals of earlier batches, if they count
+    ahead: Met | None = None  # what was compared ahead of the rest
 
     @cached_property
     def validity(self) -> np.ndarray:
@@ -90,6 +89,14 @@ class Facts:
     def cells(self) -> list[Cell]:
         """B crystals without padding."""
         return to_cells(self.crystals)
+
+    @cached_property
+    def met(self) -> Met:
+        """How each crystal relates to the references and the recent ones."""
+        references, pool = self.context.references, self.context.pool
+        return self.ahead or meet_references(
+            self.cells, self.valid, references, pool, self.recent
+        )
 
     @cached_property
     def matches(self) -> Matches:
@@ -121,25 +128,12 @@ class Component:
     fault: Callable[[], Fault | None] = lambda: None  # why a run should end
     # A crystal's value depends on all crystals of the batch, not on its formula alone.
     of_batch: bool = False
-    # Iterations whose crystals count, and what takes in those of one.
-    memory: int = 0
-    remember: Callable[[CrystalBatch], None] = lambda crystals: None
 
 
 def _creativity(
-    context: Context,
-    *,
-    max_amd: float | None = 1.0,
-    min_elements: int = 1,
-    memory: int = 0,
+    context: Context, *, max_amd: float | None = 1.0, min_elements: int = 1
 ) -> Component:
-    recent = Recent(memory)
-
     def evaluate(facts):
-        seen = None
-        if memory:
-            references, pool = recent.references, context.pool
-            seen = meet_references(facts.cells, facts.valid, references, pool)
         return creativity(
             facts.cells,
             facts.matches,
@@ -147,16 +141,10 @@ def _creativity(
             context.pool,
             max_amd=max_amd,
             min_elements=min_elements,
-            seen=seen,
+            seen=facts.met.seen,
         )
 
-    return Component(
-        evaluate,
-        penalty=0.0,
-        reasons=CREATIVITY_REASONS,
-        remember=recent.remember,
-        memory=memory,
-    )
+    return Component(evaluate, penalty=0.0, reasons=CREATIVITY_REASONS)
 
 
 def _energy(
@@ -167,7 +155,6 @@ def _energy(
     min_elements: int = 1,
     min_hull_entries: int = 0,
     min_e_above_hull: float | None = None,
-    only_new: bool = False,
 ) -> Component:
     def evaluate(facts):
         above, status = facts.e_above_hull
@@ -180,9 +167,6 @@ def _energy(
             min_hull_entries=min_hull_entries,
             min_e_above_hull=min_e_above_hull,
         )
-        if only_new:
-            new = facts.matches.unique & facts.matches.novel
-            status = np.where((status == 0) & ~new, NOT_NEW, status)
         return energy_reward(above, clip_max, decay), status
 
     (lowest,) = energy_reward(np.array([np.nan]), clip_max, decay)

@@ -99,35 +99,40 @@ class Met(NamedTuple):
     size: int  # crystals
     reduced: dict[int, Outcome]  # cells, where a known crystal has the formula
     known: dict[int, Outcome]  # whether one matches, where the cell could be reduced
+    seen: dict[int, Outcome]  # likewise, of the recent ones
 
 
 def meet_references(
-    cells: list[Cell], valid: np.ndarray, references: References, pool: Pool
+    cells: list[Cell],
+    valid: np.ndarray,
+    references: References,
+    pool: Pool,
+    recent: References | None = None,
 ) -> Met:
     """Compares each crystal with the references of its reduced formula.
 
-    The part of `match_crystals` that needs no other crystal of the batch.
+    The part of `match_crystals` that needs no other crystal of the batch. `recent`:
+    crystals of earlier batches, to compare with too (see `Recent`).
     """
     formulas = {i: formula_key(cells[i].atom_types) for i in np.flatnonzero(valid)}
-    formulas = {i: f for i, f in formulas.items() if f in references.by_formula}
     reduced: dict[int, Outcome] = {}
-    fill_cache(reduced, list(formulas), reduce_cell, cells, pool)
-    comparable = {i: f for i, f in formulas.items() if reduced[i].status == OK}
-    return Met(
-        len(cells), reduced, match_references(comparable, reduced, references, pool)
-    )
+    found = []
+    for others in (references, recent or References([], {})):
+        shared = {i: f for i, f in formulas.items() if f in others.by_formula}
+        fill_cache(reduced, list(shared), reduce_cell, cells, pool)
+        comparable = {i: f for i, f in shared.items() if reduced[i].status == OK}
+        found.append(match_references(comparable, reduced, others, pool))
+    return Met(len(cells), reduced, *found)
 
 
 def join_met(parts: list[Met]) -> Met:
     """That of all crystals, of consecutive parts of them."""
-    whole = Met(0, {}, {})
-    for part in parts:
-        whole = Met(
-            whole.size + part.size,
-            whole.reduced | {whole.size + i: x for i, x in part.reduced.items()},
-            whole.known | {whole.size + i: x for i, x in part.known.items()},
-        )
-    return whole
+    start, found = 0, ({}, {}, {})
+    for size, *part in parts:
+        for whole, outcomes in zip(found, part, strict=True):
+            whole.update({start + i: outcome for i, outcome in outcomes.items()})
+        start += size
+    return Met(start, *found)
 
 
 def match_crystals(
@@ -268,7 +273,7 @@ def creativity(
     *,
     max_amd: float | None = 1.0,
     min_elements: int = 1,
-    seen: Met | None = None,
+    seen: Mapping[int, Outcome] | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Creativity reward (Chemeleon2, arXiv:2511.07158).
 
@@ -284,8 +289,8 @@ def creativity(
       max_amd: upper bound of the distance. Without one (None, as published) a copy with
         a stretched cell can earn more than a new crystal.
       min_elements: crystals of fewer are worth 0; 1 lets all pass.
-      seen: the same crystals, compared with those of the last iterations: crystals that
-        match one are worth 0.
+      seen: whether crystals match one of the last iterations, by number; such are
+        worth 0.
 
     Returns:
       [B] values, [B] status, index into `CREATIVITY_REASONS`.
@@ -311,7 +316,7 @@ def creativity(
     few = np.array([len(set(cell.atom_types.tolist())) for cell in cells])
     few = (status == OK) & (few < min_elements)
     values[few], status[few] = 0.0, FEW_ELEMENTS
-    for i, outcome in seen.known.items() if seen else ():
+    for i, outcome in (seen or {}).items():
         if status[i] == OK and outcome.status == OK and outcome.value:
             values[i], status[i] = 0.0, SEEN_BEFORE
     return values, status

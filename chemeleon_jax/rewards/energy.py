@@ -9,8 +9,8 @@ FAR_BELOW = -0.2  # eV/atom above the hull
 # What became of a crystal: the statuses of `potentials`, then those added here.
 REASONS = ("ok", "not_finite", "unknown_element", "isolated", "too_dense")
 REASONS += ("bad_cell", "failed", "no_hull", "invalid", "raised")
-REASONS += ("few_elements", "few_hull_entries", "far_below_hull", "not_new")
-NO_HULL, INVALID, _, FEW_ELEMENTS, FEW_HULL_ENTRIES, FAR_BELOW_HULL, NOT_NEW = range(
+REASONS += ("few_elements", "few_hull_entries", "far_below_hull")
+NO_HULL, INVALID, _, FEW_ELEMENTS, FEW_HULL_ENTRIES, FAR_BELOW_HULL = range(
     7, len(REASONS)
 )
 

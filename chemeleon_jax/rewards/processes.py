@@ -15,14 +15,9 @@ import jax
 import numpy as np
 
 from chemeleon_jax import distributed
-from chemeleon_jax.crystals import formula_key, take, validity
-from chemeleon_jax.rewards.components import Context, Facts
-from chemeleon_jax.rewards.creativity import (
-    Met,
-    by_formula,
-    meet_references,
-    to_cells,
-)
+from chemeleon_jax.crystals import formula_key, take
+from chemeleon_jax.rewards.components import Facts
+from chemeleon_jax.rewards.creativity import Met, References, by_formula
 from chemeleon_jax.rewards.reward import (
     Reward,
     RewardOutput,
@@ -50,7 +45,8 @@ def make_score(
 
     Returns:
       crystals (NumPy) -> rewards (NumPy). All processes must call it, with the same
-      crystals. Alone, a process can have met the references ahead (`make_meet`).
+      crystals; `recent`: see `Recent`; and `ahead`, of a process that is alone: what
+      `make_meet` found of the same crystals.
     """
     features = jax.jit(
         partial(compute_features, reward=reward, with_energies=with_energies)
@@ -65,7 +61,11 @@ def make_score(
         static_argnames="with_energies",
     )
 
-    def score(crystals: CrystalBatch, met: Met | None = None) -> RewardOutput:
+    def score(
+        crystals: CrystalBatch,
+        recent: References | None = None,
+        ahead: Met | None = None,
+    ) -> RewardOutput:
         batch, processes = len(crystals.mask), jax.process_count()
         # Equal shares, filled up with the first crystals: one shape, compiled once.
         rows = np.arange(-(-batch // processes) * processes) % batch
@@ -74,37 +74,30 @@ def make_score(
         computed = jax.tree.map(
             lambda x: x.reshape(-1, *x.shape[2:])[:batch], distributed.gather(computed)
         )
-        found = score_by_formula(reward.terms, reward.context, crystals, computed, met)
+        context = reward.context
+        facts = partial(Facts, context=context, recent=recent, ahead=ahead)
+        found = score_by_formula(reward.terms, facts, crystals, computed)
         return jax.device_get(finish(found, with_energies="energy" in computed))
 
     return score
 
 
-def make_meet(reward: Reward) -> Callable[[CrystalBatch], Met]:
-    """Compares crystals (NumPy) with the references, ahead of the rest of a score."""
+def make_meet(reward: Reward) -> Callable[..., Met]:
+    """Compares crystals (NumPy) with references, ahead of the rest of a score."""
 
-    def meet(crystals: CrystalBatch) -> Met:
-        context, valid = reward.context, validity(crystals) == 0
-        return meet_references(
-            to_cells(crystals), valid, context.references, context.pool
-        )
+    def meet(crystals: CrystalBatch, recent: References | None = None) -> Met:
+        return Facts(crystals, {}, reward.context, recent).met
 
     return meet
 
 
 def score_by_formula(
-    terms,
-    context: Context,
-    crystals: CrystalBatch,
-    computed: dict[str, Any],
-    met: Met | None = None,
+    terms, facts: Callable[..., Facts], crystals: CrystalBatch, computed: dict[str, Any]
 ) -> dict[str, Any]:
     """What `scoring.score_on_host` finds, each process its formulas."""
     owner = owners(crystals, jax.process_count())
     rows = np.flatnonzero(owner == jax.process_index())
-    mine = Facts(
-        take(crystals, rows), jax.tree.map(lambda x: x[rows], computed), context, met
-    )
+    mine = facts(take(crystals, rows), jax.tree.map(lambda x: x[rows], computed))
     singly = [term for term in terms if not term.component.of_batch]
     share = blank(singly, len(owner)) | blank_description(len(owner))
     if len(rows):
@@ -114,7 +107,7 @@ def score_by_formula(
     together = [term for term in terms if term.component.of_batch]
     whole = blank(together, len(owner))
     if distributed.is_first():
-        whole = evaluate_terms(together, Facts(crystals, computed, context))
+        whole = evaluate_terms(together, facts(crystals, computed))
 
     shares, whole = distributed.gather((share, whole))
     found = jax.tree.map(lambda x: x[owner, np.arange(len(owner))], shares)

@@ -99,16 +99,6 @@ class Reward:
                     f"{fault.message}. Put it right and give the same command again"
                 )
 
-    @property
-    def memory(self) -> int:
-        """How many past iterations' crystals count."""
-        return max((term.component.memory for term in self.terms), default=0)
-
-    def remember(self, crystals: CrystalBatch) -> None:
-        """Takes in the crystals (NumPy) of an iteration, for the next ones' rewards."""
-        for term in self.terms:
-            term.component.remember(crystals)
-
     def close(self) -> None:
         """Ends the worker processes."""
         self.context.pool.close()
