@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import jax
 import jax.numpy as jnp
@@ -337,15 +338,23 @@ def save_crystals(workdir: Path, iteration: int, batch: Batch) -> None:
 
 
 def recall(workdir: Path, memory: int, start: int) -> Recent:
-    """The crystals of the last `memory` iterations before `start`."""
+    """The crystals of the last `memory` iterations before `start`.
+
+    Raises:
+      UserError: they are not all in the run's directory.
+    """
     recent = Recent(memory)
+    names = [field.name for field in dataclasses.fields(CrystalBatch)]
     for iteration in range(max(start - memory, 0), start):
         file = workdir / "crystals" / f"iteration_{iteration:06d}.npz"
-        if not file.is_file():
-            raise UserError(f"{file}: missing, and config.reward.memory = {memory}")
-        with np.load(file) as arrays:
-            names = [field.name for field in dataclasses.fields(CrystalBatch)]
-            recent.remember(CrystalBatch(**{name: arrays[name] for name in names}))
+        try:
+            with np.load(file) as arrays:
+                recent.remember(CrystalBatch(**{name: arrays[name] for name in names}))
+        except (OSError, ValueError, BadZipFile) as e:
+            raise UserError(
+                f"{file}: cannot be read ({e}), and config.reward.memory = {memory} "
+                "needs it; 0 does without"
+            ) from e
     return recent
 
 
