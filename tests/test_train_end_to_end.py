@@ -13,7 +13,7 @@ from chemeleon_jax import checkpoints
 from chemeleon_jax.errors import UserError
 from chemeleon_jax.states import RunCheckpoints
 from chemeleon_jax.tracking import read_scalars
-from chemeleon_jax.train import average, train
+from chemeleon_jax.train import average, recall, train
 
 
 @pytest.fixture(scope="module")
@@ -100,6 +100,13 @@ def test_a_run_holds_what_it_was_and_what_it_made(run):
     with np.load(run / "crystals" / "iteration_000002.npz") as crystals:
         assert crystals["atom_types"].shape == (8, 20)
         assert np.isfinite(crystals["component_energy"]).all()
+
+
+def test_what_a_memory_needs_and_lacks_is_named(run, tmp_path):
+    assert len(recall(run, 2, start=3).references.cells) <= 16
+    with pytest.raises(UserError, match=r"iteration_000001\.npz: cannot be read.*= 2"):
+        recall(tmp_path, 2, start=3)
+    assert not recall(tmp_path, 0, start=3).references.cells
 
 
 def test_the_average_starts_short():
