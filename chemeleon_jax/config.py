@@ -182,7 +182,7 @@ _NOT_NEGATIVE = (
     "rl.entropy_weight",
     "sampling.cfg_scale",
     "reward.workers",
-    "reward.memory",
+    "reward.recent_iterations",
     "reward.memory_limit",
     "optimizer.weight_decay",
 )

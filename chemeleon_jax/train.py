@@ -98,7 +98,7 @@ def train(config, workdir: str) -> None:
         # ------------------------------------------------------------ what is compiled
         sampling = sampling_settings(config, replicate(model, mesh))
         rollout = Rollout(config, sampling, mesh)
-        recent = recall(folder, config.reward.memory, start)
+        recent = recall(folder, config.reward.recent_iterations, start)
         sample_and_score = make_sample_and_score(config, reward, rollout, recent)
         validate = make_validate(config, draw_prompts, reward, rollout)
         reference = shard_params(policy, mesh)
@@ -337,23 +337,23 @@ def save_crystals(workdir: Path, iteration: int, batch: Batch) -> None:
     )
 
 
-def recall(workdir: Path, memory: int, start: int) -> Recent:
-    """The crystals of the last `memory` iterations before `start`.
+def recall(workdir: Path, count: int, start: int) -> Recent:
+    """The crystals of the last `count` iterations before `start`.
 
     Raises:
       UserError: they are not all in the run's directory.
     """
-    recent = Recent(memory)
+    recent = Recent(count)
     names = [field.name for field in dataclasses.fields(CrystalBatch)]
-    for iteration in range(max(start - memory, 0), start):
+    for iteration in range(max(start - count, 0), start):
         file = workdir / "crystals" / f"iteration_{iteration:06d}.npz"
         try:
             with np.load(file) as arrays:
                 recent.remember(CrystalBatch(**{name: arrays[name] for name in names}))
         except (OSError, ValueError, BadZipFile) as e:
             raise UserError(
-                f"{file}: cannot be read ({e}), and config.reward.memory = {memory} "
-                "needs it; 0 does without"
+                f"{file}: cannot be read ({e}), and config.reward.recent_iterations = "
+                f"{count} needs it; 0 does without"
             ) from e
     return recent
 

@@ -129,7 +129,8 @@ def _reward() -> ConfigDict:
     reward.normalize_in_group = False  # components, within a group instead of the batch
     reward.eps = 1e-4
     reward.reference_dataset = "mp_mini"  # what is novel is not in here
-    reward.memory = 0  # iterations; what matches a crystal of theirs is not creative
+    # What matches a crystal of so many last iterations is not creative.
+    reward.recent_iterations = 0
     reward.workers = 0  # processes; 0: as many as CPUs
     # Where the workers are: processes of this machine, or ray, a cluster whose address
     # is given as ray.init takes it (local: one of this machine's CPUs; auto; HOST:PORT)

@@ -38,7 +38,7 @@ def get_config(preset: str = "mini"):
         components.energy.weight = 2.0
         # A policy that has found metastable crystals makes the same ones again, and one
         # batch is too small to show it: the last ten are about 2,000 crystals.
-        config.reward.memory = 10
+        config.reward.recent_iterations = 10
         components.creativity.weight = 2.0
         components.composition_diversity.weight = 0.6
         # Few good crystals in a group are easier to tell from luck when it is large.

@@ -47,7 +47,7 @@ TRAIN = {
     "config.reward.components.custom.time_limit": 600.0,
     # What the last iterations made counts, and must be read back.
     "config.reward.components.creativity.weight": 1.0,
-    "config.reward.memory": 3,
+    "config.reward.recent_iterations": 3,
 }
 PRETRAIN = {
     "config": "configs/vae.py",

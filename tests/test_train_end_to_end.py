@@ -102,7 +102,7 @@ def test_a_run_holds_what_it_was_and_what_it_made(run):
         assert np.isfinite(crystals["component_energy"]).all()
 
 
-def test_what_a_memory_needs_and_lacks_is_named(run, tmp_path):
+def test_recent_iterations_that_are_missing_are_named(run, tmp_path):
     assert len(recall(run, 2, start=3).references.cells) <= 16
     with pytest.raises(UserError, match=r"iteration_000001\.npz: cannot be read.*= 2"):
         recall(tmp_path, 2, start=3)

@@ -62,9 +62,9 @@ def index_references(crystals: CrystalBatch) -> References:
 class Recent:
     """The crystals of the last iterations, by reduced formula."""
 
-    def __init__(self, memory: int):
-        """Of nothing yet; of the last `memory` iterations later."""
-        self._iterations: deque[dict[int, Cell]] = deque(maxlen=memory)
+    def __init__(self, count: int):
+        """Of nothing yet; of the last `count` iterations later."""
+        self._iterations: deque[dict[int, Cell]] = deque(maxlen=count)
         self._count = 0
         self.references = References({}, {})
 
