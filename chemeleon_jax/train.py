@@ -13,6 +13,7 @@ import dataclasses
 import functools
 import threading
 import time
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -348,9 +349,9 @@ def recall(workdir: Path, count: int, start: int) -> Recent:
     for iteration in range(max(start - count, 0), start):
         file = workdir / "crystals" / f"iteration_{iteration:06d}.npz"
         try:
-            with np.load(file) as arrays:
-                recent.remember(CrystalBatch(**{name: arrays[name] for name in names}))
-        except (OSError, ValueError, BadZipFile) as e:
+            with open(file, "rb") as stream, np.load(stream, allow_pickle=False) as f:
+                recent.remember(CrystalBatch(**{name: f[name] for name in names}))
+        except (OSError, ValueError, KeyError, EOFError, BadZipFile, zlib.error) as e:
             raise UserError(
                 f"{file}: cannot be read ({e}), and config.reward.recent_iterations = "
                 f"{count} needs it; 0 does without"

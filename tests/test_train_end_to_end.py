@@ -107,6 +107,11 @@ def test_recent_iterations_that_are_missing_are_named(run, tmp_path):
     with pytest.raises(UserError, match=r"iteration_000001\.npz: cannot be read.*= 2"):
         recall(tmp_path, 2, start=3)
     assert not recall(tmp_path, 0, start=3).references.cells
+    (tmp_path / "crystals").mkdir()
+    whole = (run / "crystals" / "iteration_000001.npz").read_bytes()
+    (tmp_path / "crystals" / "iteration_000001.npz").write_bytes(whole[:-200])
+    with pytest.raises(UserError, match=r"iteration_000001\.npz: cannot be read"):
+        recall(tmp_path, 2, start=3)
 
 
 def test_the_average_starts_short():

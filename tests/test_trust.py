@@ -50,6 +50,7 @@ ARCHIVES = {
     "chemeleon_jax/potentials/hull.py": {"zipfile"},  # the exception
     "chemeleon_jax/report/runs.py": {"zipfile"},  # the exception
     "chemeleon_jax/rewards/kept.py": {"zipfile"},  # the exception
+    "chemeleon_jax/train.py": {"zipfile"},  # the exception
 }
 # Modules by a name from elsewhere: what the user's own config or code asks for.
 IMPORTERS = {
