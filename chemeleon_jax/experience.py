@@ -209,16 +209,11 @@ def make_sample_and_score(
 
     `recent` takes in the crystals of each call.
     """
+    group_size = config.rl.num_group_samples
     score = make_score(
         reward,
-        group_size=(
-            config.rl.num_group_samples
-            if config.rl.group_reward_norm
-            else batch_size(config)
-        ),
-        component_group_size=(
-            config.rl.num_group_samples if config.reward.normalize_in_group else None
-        ),
+        group_size=group_size if config.rl.group_reward_norm else batch_size(config),
+        component_group_size=group_size if config.reward.normalize_in_group else None,
         with_energies="energy" in active_components(config),
     )
     ahead = config.rl.rollout_parts > 1 and jax.process_count() == 1

@@ -70,6 +70,8 @@ class Recent:
 
     def remember(self, crystals: CrystalBatch) -> None:
         """Adds the valid crystals (NumPy) of an iteration, and forgets the oldest."""
+        if not self._iterations.maxlen:
+            return
         valid, start = np.flatnonzero(validity(crystals) == 0), self._count
         cells = to_cells(crystals)
         self._iterations.append({start + int(i): cells[i] for i in valid})
