@@ -169,6 +169,7 @@ _AT_LEAST_ONE = (
     "rl.rollout_parts",
     "rl.window_iterations",
     "data.batch_size",
+    "data.max_atoms",
     "fsdp",
 )
 _NOT_NEGATIVE = (
@@ -271,6 +272,9 @@ def _check_components(config: Any) -> None:
             "config.reward.components: none has a weight, so there is nothing to "
             f"learn; give one of {names} a weight, or custom a function"
         )
+    if "creativity" not in active:
+        rule = "0 where config.reward.components.creativity has no weight"
+        _require(config, "reward.recent_iterations", lambda x: x == 0, rule)
     for name in active:
         field = f"reward.components.{name}"
         _require(

@@ -21,11 +21,15 @@ from chemeleon_jax.models.generator import Generator
 FORMULA_KINDS = ("composition", "chemical_system")
 
 
-def make_prompts(model: Generator, source: str) -> Callable:
+def make_prompts(model: Generator, source: str, max_atoms: int) -> Callable:
     """What the policy is asked for: (key, groups) -> num_atoms [G], conditions.
 
     Atom counts, and with a conditional model its conditions, are those of crystals
-    drawn from a data set. Of "mp_20" only the histogram of atom counts is known here.
+    drawn from a data set, of at most `max_atoms` atoms. Of "mp_20" only the histogram
+    of atom counts is known here.
+
+    Raises:
+      UserError: no crystal is left, or a conditional model lacks its conditions.
     """
     if source == "mp_20":
         if model.condition is not None:
@@ -33,8 +37,8 @@ def make_prompts(model: Generator, source: str) -> Callable:
                 "config.data.dataset = 'mp_20': gives atom counts only, and this model "
                 "takes conditions; name a data set that has them"
             )
-        counts = jnp.arange(1, len(MP20_ATOM_COUNTS) + 1)
-        shares = jnp.asarray(MP20_ATOM_COUNTS)
+        shares = jnp.asarray(MP20_ATOM_COUNTS[:max_atoms])
+        counts, shares = jnp.arange(1, len(shares) + 1), shares / shares.sum()
         return lambda key, groups: (
             jax.random.choice(key, counts, (groups,), p=shares),
             None,
@@ -48,6 +52,13 @@ def make_prompts(model: Generator, source: str) -> Callable:
             dataset.labels,
         )
         num_atoms, condition = jax.tree.map(lambda x: x[known], (num_atoms, condition))
+    small = num_atoms <= max_atoms
+    num_atoms, condition = jax.tree.map(lambda x: x[small], (num_atoms, condition))
+    if not len(num_atoms):
+        raise UserError(
+            f"config.data.dataset = {source!r}: has no crystal of at most "
+            f"config.data.max_atoms = {max_atoms} atoms"
+        )
 
     def draw(key: jax.Array, groups: int):
         picked = jax.random.randint(key, (groups,), 0, len(num_atoms))

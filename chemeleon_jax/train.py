@@ -9,15 +9,12 @@ group; again. The same command with the same --workdir continues a run.
 """
 
 import contextlib
-import dataclasses
 import functools
 import threading
 import time
-import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import jax
 import jax.numpy as jnp
@@ -45,6 +42,7 @@ from chemeleon_jax.experience import (
     sampling_settings,
 )
 from chemeleon_jax.interruption import SaveOnSignal
+from chemeleon_jax.iteration_files import recall, save_iteration
 from chemeleon_jax.models.generator import (
     Generator,
     combine_checkpoints,
@@ -53,7 +51,6 @@ from chemeleon_jax.models.generator import (
 from chemeleon_jax.objective import make_optimizer, reference_kl, update
 from chemeleon_jax.pictures import log_validation
 from chemeleon_jax.prompts import make_prompts
-from chemeleon_jax.rewards.creativity import Recent
 from chemeleon_jax.rewards.loading import load_reward
 from chemeleon_jax.runs import work_directory, write_run_info
 from chemeleon_jax.sharding import (
@@ -79,7 +76,8 @@ def train(config, workdir: str) -> None:
         checkpoints.load(config.vae_ckpt_path),
     )
     model, policy = make_generator(start_model, MAX_ATOMS)
-    draw_prompts = make_prompts(model, config.data.dataset)
+    source = config.data.dataset
+    draw_prompts = make_prompts(model, source, config.data.max_atoms)
     optimizer = make_optimizer(**config.optimizer)
     state = shard_params(init_state(policy, optimizer), mesh)
     with contextlib.ExitStack() as stack:
@@ -101,7 +99,8 @@ def train(config, workdir: str) -> None:
         rollout = Rollout(config, sampling, mesh)
         recent = recall(folder, config.reward.recent_iterations, start)
         sample_and_score = make_sample_and_score(config, reward, rollout, recent)
-        validate = make_validate(config, draw_prompts, reward, rollout)
+        draw_any = make_prompts(model, source, MAX_ATOMS)
+        validate = make_validate(config, draw_any, reward, rollout)
         reference = shard_params(policy, mesh)
         improve = Improve(config, state, reference, optimizer, sampling, mesh)
 
@@ -309,7 +308,7 @@ def make_log(config, workdir: Path, tracker: Tracker) -> Callable[..., None]:
         tracker.log(iteration, {f"train/{k}": v for k, v in metrics.items()})
         tracker.log(iteration, {f"time/{k}": v for k, v in seconds.items()})
         tracker.progress(iteration, reward=metrics["reward"], KL=metrics["kl_div"])
-        save_crystals(workdir, iteration, batch)
+        save_iteration(workdir, iteration, batch.crystals, batch.rewards)
 
     return log
 
@@ -322,41 +321,6 @@ def log_scores(
     if distributed.is_first():
         pictures = config.validation_pictures
         log_validation(tracker, iteration, crystals, rewards, pictures)
-
-
-def save_crystals(workdir: Path, iteration: int, batch: Batch) -> None:
-    """Keep an iteration's crystals and what they were worth, as npz."""
-    if not distributed.is_first():
-        return
-    folder = workdir / "crystals"
-    folder.mkdir(exist_ok=True)
-    scores = {f"component_{k}": v for k, v in batch.rewards.components.items()}
-    names = ("total", "advantage", "valid", "unique", "novel", "e_above_hull")
-    scores |= {k: v for k in names if (v := getattr(batch.rewards, k)) is not None}
-    np.savez_compressed(
-        folder / f"iteration_{iteration:06d}.npz", **vars(batch.crystals), **scores
-    )
-
-
-def recall(workdir: Path, count: int, start: int) -> Recent:
-    """The crystals of the last `count` iterations before `start`.
-
-    Raises:
-      UserError: they are not all in the run's directory.
-    """
-    recent = Recent(count)
-    names = [field.name for field in dataclasses.fields(CrystalBatch)]
-    for iteration in range(max(start - count, 0), start):
-        file = workdir / "crystals" / f"iteration_{iteration:06d}.npz"
-        try:
-            with open(file, "rb") as stream, np.load(stream, allow_pickle=False) as f:
-                recent.remember(CrystalBatch(**{name: f[name] for name in names}))
-        except (OSError, ValueError, KeyError, EOFError, BadZipFile, zlib.error) as e:
-            raise UserError(
-                f"{file}: cannot be read ({e}), and config.reward.recent_iterations = "
-                f"{count} needs it; 0 does without"
-            ) from e
-    return recent
 
 
 if __name__ == "__main__":

@@ -89,6 +89,8 @@ def _paper(models: str) -> ConfigDict:
     # 'mp_20' (its histogram of atom counts), or the path of a CSV or npz file.
     config.data.dataset = "mp_20"
     config.data.batch_size = 5  # G, groups
+    # Larger crystals are not trained on. Validation has all.
+    config.data.max_atoms = 20
 
     config.sampling = ConfigDict()
     config.sampling.sampler = "ddim"  # or ddpm

@@ -261,6 +261,8 @@ def test_a_reward_of_nothing_is_refused():
     assert "as Python imports it" in error_of(path, config=density)
     endless = "--config.reward.components.custom.weight=inf"
     assert "a finite number" in error_of(endless, config=density)
+    back = "--config.reward.recent_iterations=5"
+    assert "creativity has no weight" in error_of(back, config=density)
 
 
 def test_a_missing_config_lists_those_there_are():

@@ -92,6 +92,17 @@ def test_what_the_last_iterations_made_earns_nothing(pool):
     assert len(recent.references.cells) == 2
 
 
+def test_what_an_earlier_batch_had_does_not_touch_unique_and_novel(pool):
+    """The needle (below) cannot be reduced; only an earlier batch has its formula."""
+    cells, nothing = to_cells(from_structures([needle()])), References([], {})
+    recent = Recent(1)
+    recent.remember(from_structures([IRON]))
+    met = meet_references(cells, np.ones(1, bool), nothing, pool, recent.references)
+    assert met.reduced[0].status == RAISED and not met.seen
+    matches = match_crystals(cells, np.ones(1, bool), nothing, pool, met)
+    assert matches.unique.all() and matches.novel.all() and matches.status == [OK]
+
+
 def test_the_distance_is_bounded_unless_switched_off(pool):
     stretched = NACL.copy()
     stretched.scale_lattice(8 * NACL.volume)
@@ -159,12 +170,15 @@ def test_the_number_of_workers_changes_nothing(pool):
     np.testing.assert_array_equal(one[1], two[1])
 
 
-def test_a_valid_needle_is_set_aside_and_takes_no_memory(pool):
+def needle():
     """Twenty atoms in 0.6 x 0.6 x 16,000 Å: nothing in it is too close or too large."""
     places = np.linspace([0, 0, 0], [0, 0, 0.95], 20)
-    needle = Structure(Lattice.orthorhombic(0.6, 0.6, 16000), ["Fe"] * 20, places)
-    assert validity(from_structures([needle])) == [0]
-    matches, values, status = score([IRON, needle, NACL], [NACL, IRON], pool)
+    return Structure(Lattice.orthorhombic(0.6, 0.6, 16000), ["Fe"] * 20, places)
+
+
+def test_a_valid_needle_is_set_aside_and_takes_no_memory(pool):
+    assert validity(from_structures([needle()])) == [0]
+    matches, values, status = score([IRON, needle(), NACL], [NACL, IRON], pool)
     assert status.tolist() == [OK, RAISED, OK]
     assert matches.unique.tolist() == [True, False, True]
     assert values[1] == 0

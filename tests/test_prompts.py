@@ -1,13 +1,19 @@
+from types import SimpleNamespace
+
 import jax
 import numpy as np
 import pytest
+from pymatgen.core import Structure
 
+from chemeleon_jax.crystals import from_structures
+from chemeleon_jax.data import Dataset, save_npz
 from chemeleon_jax.errors import UserError
 from chemeleon_jax.prompts import (
     atom_count_shares,
     condition_values,
     draw_atom_counts,
     encode_conditions,
+    make_prompts,
     parse_composition,
     restrict_atom_counts,
 )
@@ -76,6 +82,25 @@ def test_drawn_atom_counts_follow_the_shares_and_the_number_of_the_crystal():
     np.testing.assert_allclose((drawn == 4).mean(), 0.25, atol=0.03)
     few = draw_atom_counts(jax.random.key(0), 10, shares)
     np.testing.assert_array_equal(few, drawn[:10])
+
+
+@pytest.mark.parametrize("source", ["mp_20", "mp_mini"])
+def test_training_can_leave_out_large_crystals(source):
+    model = SimpleNamespace(condition=None)
+    all_shares = atom_count_shares(source, 20)
+    for max_atoms in (4, 20):
+        drawn, _ = make_prompts(model, source, max_atoms)(jax.random.key(0), 4000)
+        shares = np.bincount(drawn, minlength=21)[1 : max_atoms + 1] / 4000
+        expected = all_shares[:max_atoms] / all_shares[:max_atoms].sum()
+        np.testing.assert_allclose(shares, expected, atol=0.03)
+
+
+def test_a_data_set_without_small_crystals_is_named(tmp_path):
+    cscl = Structure(4 * np.eye(3), ["Cs", "Cl"], [[0, 0, 0], [0.5, 0.5, 0.5]])
+    crystals, split = from_structures([cscl]), np.zeros(1, np.int8)
+    save_npz(tmp_path / "big.npz", Dataset(crystals, {}, np.array(["x"]), split))
+    with pytest.raises(UserError, match=r"big.npz.*of at most.*max_atoms = 1 atoms"):
+        make_prompts(SimpleNamespace(condition=None), str(tmp_path / "big.npz"), 1)
 
 
 def encode(specs, composition=None, chemical_system=None, named=()):

@@ -11,9 +11,10 @@ from pymatgen.core import Structure
 
 from chemeleon_jax import checkpoints
 from chemeleon_jax.errors import UserError
+from chemeleon_jax.iteration_files import recall
 from chemeleon_jax.states import RunCheckpoints
 from chemeleon_jax.tracking import read_scalars
-from chemeleon_jax.train import average, recall, train
+from chemeleon_jax.train import average, train
 
 
 @pytest.fixture(scope="module")
@@ -104,13 +105,13 @@ def test_a_run_holds_what_it_was_and_what_it_made(run):
 
 def test_recent_iterations_that_are_missing_are_named(run, tmp_path):
     assert len(recall(run, 2, start=3).references.cells) <= 16
-    with pytest.raises(UserError, match=r"iteration_000001\.npz: cannot be read.*= 2"):
+    with pytest.raises(UserError, match=r"iteration_000001\.npz cannot be read.*= 2"):
         recall(tmp_path, 2, start=3)
     assert not recall(tmp_path, 0, start=3).references.cells
     (tmp_path / "crystals").mkdir()
     whole = (run / "crystals" / "iteration_000001.npz").read_bytes()
     (tmp_path / "crystals" / "iteration_000001.npz").write_bytes(whole[:-200])
-    with pytest.raises(UserError, match=r"iteration_000001\.npz: cannot be read"):
+    with pytest.raises(UserError, match=r"iteration_000001\.npz cannot be read"):
         recall(tmp_path, 2, start=3)
 
 

@@ -48,9 +48,8 @@ ARCHIVES = {
     "convert_checkpoints/unpickle.py": {"zipfile"},
     "chemeleon_jax/data.py": {"zipfile"},  # the exception
     "chemeleon_jax/potentials/hull.py": {"zipfile"},  # the exception
-    "chemeleon_jax/report/runs.py": {"zipfile"},  # the exception
     "chemeleon_jax/rewards/kept.py": {"zipfile"},  # the exception
-    "chemeleon_jax/train.py": {"zipfile"},  # the exception
+    "chemeleon_jax/iteration_files.py": {"zipfile"},  # the exception
 }
 # Modules by a name from elsewhere: what the user's own config or code asks for.
 IMPORTERS = {

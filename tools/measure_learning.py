@@ -30,7 +30,7 @@ SEED = 2026
 def sample(config, checkpoint, num_samples: int):
     """Crystals of a checkpoint with a run's settings, and the reward to score them."""
     model, policy = make_generator(checkpoint, MAX_ATOMS)
-    draw = make_prompts(model, config.data.dataset)
+    draw = make_prompts(model, config.data.dataset, MAX_ATOMS)
     rollout = jax.jit(sample_group, static_argnames="group_size")
     schedule = make_schedule(config.sampling.sampler, config.sampling.sampling_steps)
     parts = []

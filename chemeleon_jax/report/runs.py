@@ -4,7 +4,6 @@ import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 import pandas as pd
@@ -13,8 +12,8 @@ from pymatgen.core import Structure
 
 from chemeleon_jax.crystals import read_structure, to_structures
 from chemeleon_jax.errors import UserError
+from chemeleon_jax.iteration_files import last_iteration_file, read_iteration
 from chemeleon_jax.tracking import read_scalars
-from chemeleon_jax.types import CrystalBatch
 
 FLAGS = ("valid", "smact_valid", "unique", "novel", "metastable", "stable")
 FLAGS += ("sun", "msun", "far_below_hull", "msun_near_hull")
@@ -146,17 +145,15 @@ def load_structures(folder: Path, notes: list[str]) -> dict[int, Structure]:
 
 def load_seen(directory: Path, label: str, notes: list[str]) -> CrystalSet | None:
     """The crystals of a run's last iteration, scored by the run itself."""
-    files = sorted((directory / "crystals").glob("iteration_*.npz"))
-    if not files:
+    file = last_iteration_file(directory)
+    if file is None:
         return None
-    axes = ("atom_types", "frac_coords", "lengths", "angles", "mask")
     try:
-        with open(files[-1], "rb") as file, np.load(file, allow_pickle=False) as f:
-            crystals = CrystalBatch(**{name: f[name] for name in axes})
-            known = {n: f[n] for n in ("e_above_hull", *FLAGS) if n in f}
-            known["reward"] = f["total"]
-    except (OSError, ValueError, KeyError, BadZipFile) as e:
-        notes.append(f"{files[-1]} cannot be read: {e}")
+        crystals, scores = read_iteration(file)
+        known = {n: scores[n] for n in ("e_above_hull", *FLAGS) if n in scores}
+        known["reward"] = scores["total"]
+    except (ValueError, KeyError) as e:
+        notes.append(str(e))
         return None
     structures = to_structures(crystals)
     known["num_atoms"] = crystals.mask.sum(-1)
@@ -164,7 +161,7 @@ def load_seen(directory: Path, label: str, notes: list[str]) -> CrystalSet | Non
     table["formula"] = [s.composition.reduced_formula if s else "" for s in structures]
     table["density"] = [s.density if s else np.nan for s in structures]
     return CrystalSet(
-        f"{label}, {files[-1].stem.replace('_0', ' 0').replace('_', ' ')}",
+        f"{label}, {file.stem.replace('_0', ' 0').replace('_', ' ')}",
         table,
         {i: s for i, s in enumerate(structures) if s is not None},
     )

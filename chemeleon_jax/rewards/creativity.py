@@ -158,11 +158,13 @@ def match_crystals(
       met: `meet_references` of the same crystals, if it is done.
     """
     met = met or meet_references(cells, valid, references, pool)
-    reduced = dict(met.reduced)
     formulas = {i: formula_key(cells[i].atom_types) for i in np.flatnonzero(valid)}
     alike = by_formula(formulas)
-    crowded = [i for members in alike.values() if len(members) > 1 for i in members]
-    fill_cache(reduced, crowded, reduce_cell, cells, pool)
+    # The others were reduced for crystals of earlier batches, or not at all.
+    known = references.by_formula
+    compared = [i for i, f in formulas.items() if f in known or len(alike[f]) > 1]
+    reduced = {i: met.reduced[i] for i in compared if i in met.reduced}
+    fill_cache(reduced, compared, reduce_cell, cells, pool)
 
     status = np.where(valid, OK, INVALID)
     for i, outcome in (reduced | met.known).items():
