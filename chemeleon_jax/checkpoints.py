@@ -24,6 +24,8 @@ from chemeleon_jax.errors import UserError
 from chemeleon_jax.files import digest, replacing, write_json
 from chemeleon_jax.models.condition import encode_nothing
 
+ENCODER_PARTS = "encode_atoms", "moments"  # of a VAE's parameters
+
 MINI = Path(str(files("chemeleon_jax"))) / "assets" / "mini"
 # SHA-256 of each config.json, which holds that of the parameters. Trained anew, a model
 # needs its new one here.
@@ -156,6 +158,11 @@ def params_digest(params) -> str:
         sha256.update(f"{name}{x.shape}".encode())
         sha256.update(x.tobytes())
     return sha256.hexdigest()
+
+
+def encoder_digest(vae_params) -> str:
+    """`params_digest` of what makes latents and features: they do with any decoder."""
+    return params_digest({part: vae_params[part] for part in ENCODER_PARTS})
 
 
 def _load_mini(name: str) -> Checkpoint:

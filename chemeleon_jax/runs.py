@@ -32,7 +32,7 @@ PACKAGES = (
 DISK_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE)
 
 # What of a model's config makes it that model: a run keeps it to its end.
-ARCHITECTURE = "kind vae dit condition diffusion predictor vae_sha256".split()
+ARCHITECTURE = "kind vae dit condition diffusion predictor encoder_sha256".split()
 
 
 @contextlib.contextmanager

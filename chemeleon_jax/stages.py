@@ -36,37 +36,46 @@ class Stage(NamedTuple):
 
 
 # Quantile functions of the densities that training timesteps are drawn from, [0, 1) ->
-# [0, 1). The second (arXiv:2403.03206) spares a small model the timesteps below 100,
-# where most of what is left to predict is the posterior's own noise, and those above
-# 750, where hardly anything is.
+# [0, 1). The second (arXiv:2403.03206) spares a small model the timesteps where hardly
+# anything is left to predict.
 TIMESTEP_QUANTILES = {
-    "uniform": lambda u: u,
-    "logit_normal": lambda u: jax.nn.sigmoid(ndtri(u) - 0.6),
+    "uniform": lambda u, mean, std: u,
+    "logit_normal": lambda u, mean, std: jax.nn.sigmoid(mean + std * ndtri(u)),
 }
 
 
 def vae_stage(config, dataset: Dataset, key: jax.Array) -> Stage:
-    """The VAE, trained on augmented crystals, validated on crystals as they are."""
+    """The VAE, trained on augmented crystals, validated on crystals as they are.
+
+    With `config.encoder_ckpt_path` the encoder of that VAE is kept as it is, and its
+    latents with it: what was trained on them goes with the new decoder.
+    """
     module_config = config.vae.to_dict()
     vae = make_vae(module_config)
     weights = config.loss_weights.to_dict()
+    decoder_only = bool(config.encoder_ckpt_path)
 
     def loss(params, frozen, crystals, labels, key, train):
         del frozen, labels
         lattice, seen = crystals.lattice, crystals
         augment_key, corrupt_key, noise_key, latent_key = jax.random.split(key, 4)
+        share_key = jax.random.fold_in(latent_key, 0)
         if train:
             crystals, lattice = augment(augment_key, crystals, **config.augment)
             seen = corrupt(corrupt_key, crystals, lattice, **config.corrupt)
         variables = {"params": params["vae"]}
         _, posterior = vae.apply(variables, seen, lattice, method="encode")
-        noise = train * jax.random.normal(noise_key, posterior.mean.shape)
+        amount = train
+        if decoder_only:
+            posterior = jax.lax.stop_gradient(posterior)
+            # From the posterior's mean, as they are validated, to all of the noise.
+            amount *= jax.random.uniform(share_key, (len(lattice), 1, 1))
         # The decoder learns to mend what a denoiser will get wrong by this much.
-        latent_noise = train * config.latent_noise
-        z = posterior.sample(noise)
-        z += latent_noise * jax.random.normal(latent_key, z.shape)
+        noise = jax.random.normal(latent_key, posterior.mean.shape)
+        z = posterior.sample(amount * jax.random.normal(noise_key, noise.shape))
+        z += amount * config.latent_noise * noise
         decoded = vae.apply(variables, z, crystals.mask, method="decode")
-        total, terms = vae_loss(decoded, posterior, crystals, weights)
+        total, terms = vae_loss(decoded, posterior, crystals, weights, config.error)
         right = decoded.atom_logits.argmax(-1) == crystals.atom_types
         terms["types_right"] = (right & crystals.mask).sum() / crystals.mask.sum()
         return total, terms
@@ -74,7 +83,32 @@ def vae_stage(config, dataset: Dataset, key: jax.Array) -> Stage:
     crystals = dataset.subset(np.arange(1)).crystals
     noise = jnp.zeros((*crystals.mask.shape, vae.latent_channels))
     params = {"vae": vae.init(key, crystals, crystals.lattice, noise)["params"]}
+    if decoder_only:
+        params["vae"] |= kept_encoder(config, module_config)
     return Stage(params, {}, loss, {"kind": "vae", "vae": module_config})
+
+
+def kept_encoder(config, module_config) -> dict[str, Any]:
+    """The encoder's parameters of the VAE `config.encoder_ckpt_path`.
+
+    Raises:
+      UserError: it is no VAE, its encoder is not like the one in `module_config`, or
+        the optimiser would let the weights decay.
+    """
+    name = config.encoder_ckpt_path
+    _, frozen, given = load_vae(name, "encoder_ckpt_path")
+    for field in ("encoder", "latent_channels"):
+        if given[field] != module_config[field]:
+            raise UserError(
+                f"config.vae.{field}: {module_config[field]}, but the encoder of "
+                f"{name}, which is to be kept, has {given[field]}"
+            )
+    if config.optimizer.weight_decay:
+        raise UserError(
+            "config.optimizer.weight_decay: must be 0 with config.encoder_ckpt_path: "
+            "the encoder that is to be kept would decay with the rest"
+        )
+    return {part: frozen["vae"][part] for part in checkpoints.ENCODER_PARTS}
 
 
 def ldm_stage(config, dataset: Dataset, key: jax.Array) -> Stage:
@@ -94,10 +128,11 @@ def ldm_stage(config, dataset: Dataset, key: jax.Array) -> Stage:
         variables = {"params": frozen["vae"]}
         _, posterior = vae.apply(variables, crystals, method="encode")
         noise = jax.random.normal(keys[0], posterior.mean.shape)
-        z = posterior.sample(noise) / latent_std
+        z = posterior.sample(noise * (config.latents == "sample")) / latent_std
         # Stratified: each follows the density, together they are spread evenly.
         uniform = (jnp.arange(len(z)) + jax.random.uniform(keys[1])) / len(z)
-        index = (quantile(uniform) * schedule.num_steps).astype(jnp.int32)
+        t = quantile(uniform, config.timestep_mean, config.timestep_std)
+        index = (t * schedule.num_steps).astype(jnp.int32)
         y = None
         if condition is not None:
             vectors, known = condition_vectors(specs, crystals, labels)
@@ -130,7 +165,7 @@ def ldm_stage(config, dataset: Dataset, key: jax.Array) -> Stage:
         "diffusion": {"timesteps": 1000, "schedule": "linear"},
         "latent_std": latent_std,
         "vae": vae_config,
-        "vae_sha256": checkpoints.params_digest(frozen["vae"]),
+        "encoder_sha256": checkpoints.encoder_digest(frozen["vae"]),
         "atom_counts": dataset.atom_count_histogram.tolist(),
     }
     return Stage(params, frozen, loss, saved)
@@ -176,7 +211,7 @@ def predictor_stage(config, dataset: Dataset, key: jax.Array) -> Stage:
         "predictor": module_config,
         "vae": vae_config,
         "vae_ckpt_path": config.vae_ckpt_path,
-        "vae_sha256": checkpoints.params_digest(frozen["vae"]),
+        "encoder_sha256": checkpoints.encoder_digest(frozen["vae"]),
     }
     return Stage({"predictor": variables["params"]}, frozen, loss, saved)
 
@@ -212,10 +247,10 @@ def start_from(name: str, stage: Stage) -> Stage:
     config, ours = checkpoint.config, stage.config
     if config["kind"] != ours["kind"]:
         raise UserError(f"config.init_from: {name} is of kind {config['kind']!r}")
-    if config.get("vae_sha256") != ours.get("vae_sha256"):
+    if config.get("encoder_sha256") != ours.get("encoder_sha256"):
         raise UserError(
-            f"config.init_from: {name} was trained on another VAE than "
-            "config.vae_ckpt_path; give that VAE"
+            f"config.init_from: {name} was trained on latents of another encoder "
+            "than that of config.vae_ckpt_path; give its VAE"
         )
     params, given = flatten_dict(stage.params), flatten_dict(checkpoint.params)
     for path in sorted(params.keys() & given.keys()):
@@ -233,12 +268,12 @@ def start_from(name: str, stage: Stage) -> Stage:
     return stage._replace(params=unflatten_dict(params))
 
 
-def load_vae(name: str) -> tuple[VAE, dict, dict]:
+def load_vae(name: str, field: str = "vae_ckpt_path") -> tuple[VAE, dict, dict]:
     """The VAE that a later stage stands on: module, {"vae": parameters}, its config."""
     checkpoint = checkpoints.load(name)
     if "vae" not in checkpoint.params:
         raise UserError(
-            f"config.vae_ckpt_path: {name} is a checkpoint of kind "
+            f"config.{field}: {name} is a checkpoint of kind "
             f"{checkpoint.config['kind']!r} without a VAE; give that of a VAE"
         )
     vae_config = checkpoint.config["vae"]

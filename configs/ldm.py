@@ -21,6 +21,7 @@ from configs.pretraining import pretrain_config
 DEEPER = {
     "deeper": ("runs/ldm", 8, 12600),
     "deepest": ("runs/ldm_deeper", 12, 12000),
+    "means": ("runs/ldm_deepest", 12, 8400),
 }
 
 
@@ -49,6 +50,9 @@ def get_config(preset: str = "") -> ConfigDict:
     # one can be asked for without the others. Half: the unconditional model matters.
     config.drop_prob = 0.5
     config.timesteps = "logit_normal"  # or uniform, as in Chemeleon2
+    config.timestep_mean, config.timestep_std = -0.6, 1.0  # of the density's logit
+    # What the denoiser learns to make: a sample of the VAE's posterior, or its mean.
+    config.latents = "sample"
 
     config.data.atoms_per_batch = 768
     config.optimizer.lr = 8e-4
@@ -61,4 +65,9 @@ def get_config(preset: str = "") -> ConfigDict:
         config.optimizer.warmup_steps = 300
     elif preset:
         raise UserError(f"no preset '{preset}': there are {', '.join(DEEPER)}")
+    if preset == "means":
+        # Without the posterior's own noise there is something to learn at low t, where
+        # atoms are put in place; and the decoder gets less noise.
+        config.latents = "mean"
+        config.timestep_mean, config.timestep_std = -0.8, 1.3
     return config

@@ -9,11 +9,16 @@ python -m chemeleon_jax.pretrain --config=configs/vae.py --workdir=runs/vae
 
 from ml_collections import ConfigDict
 
+from chemeleon_jax.errors import UserError
 from configs.pretraining import pretrain_config
 
 
-def get_config() -> ConfigDict:
-    """1.6 M parameters, on the train split of mp_mini."""
+def get_config(preset: str = "") -> ConfigDict:
+    """On the train split of mp_mini.
+
+    Args:
+      preset: none, or `decoder` for the second training.
+    """
     config = pretrain_config("vae")
     config.num_steps = 4200
     config.validate_every = 700
@@ -45,4 +50,30 @@ def get_config() -> ConfigDict:
     config.loss_weights.angles = 10.0
     config.loss_weights.frac_coords = 10.0
     config.loss_weights.kl = 1e-3
+    config.error = "squared"  # of coordinates and cell, or absolute
+
+    # The VAE whose encoder is kept as it is, so that only a decoder is trained.
+    config.encoder_ckpt_path = ""
+    if preset == "decoder":
+        _second_training(config)
+    elif preset:
+        raise UserError(f"no preset '{preset}': there is decoder")
     return config
+
+
+def _second_training(config: ConfigDict) -> None:
+    """A larger decoder, to put atoms where they belong, from the same latents."""
+    config.encoder_ckpt_path = "runs/vae"
+    config.num_steps = 9000
+    config.validate_every = 600
+    config.optimizer.weight_decay = 0.0
+    config.augment.rotate = False  # latents as the denoiser makes them
+    config.vae.decoder = ConfigDict(
+        {"width": 192, "layers": 6, "heads": 6, "mlp_width": 768}
+    )
+    # A coordinate is most often exactly 0 or 1/2 or 1/3: with an absolute error the
+    # decoder says so, with a squared one it hedges.
+    config.error = "absolute"
+    config.loss_weights.lengths = 2.0
+    config.loss_weights.angles = 5.0
+    config.loss_weights.frac_coords = 20.0

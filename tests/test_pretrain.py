@@ -22,6 +22,8 @@ from chemeleon_jax.stages import (
 from chemeleon_jax.states import RunCheckpoints, read_subtree
 from chemeleon_jax.tracking import read_scalars
 
+KEY = jax.random.key(0)
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
@@ -58,6 +60,8 @@ def config(folder, stage, **changes):
             "augment": {"translate": True, "rotate": True},
             "corrupt": {"type_rate": 0.1, "jitter": 0.05},
             "latent_noise": 0.1,
+            "encoder_ckpt_path": "",
+            "error": "squared",
             "loss_weights": {
                 "atom_types": 1.0,
                 "lengths": 1.0,
@@ -69,6 +73,9 @@ def config(folder, stage, **changes):
             "conditions": {},
             "drop_prob": 0.1,
             "timesteps": "uniform",
+            "timestep_mean": 0.0,
+            "timestep_std": 1.0,
+            "latents": "sample",
             "targets": ("band_gap",),
             "optimizer": {
                 "lr": 1e-3,
@@ -91,6 +98,56 @@ def test_a_stage_leaves_a_model_that_loads(folder, tmp_path, stage):
     curves = read_scalars(tmp_path / "training")
     np.testing.assert_array_equal(curves["train/loss"][0], [0, 1, 2, 3])
     np.testing.assert_array_equal(curves["val/loss"][0], [1, 3])
+
+
+def test_a_decoder_is_trained_on_the_latents_of_a_kept_encoder(folder, tmp_path):
+    wider = {**tiny.VAE, "decoder": {**tiny.VAE["decoder"], "layers": 2}}
+    changes = {"vae": wider, "encoder_ckpt_path": str(folder / "vae")}
+    pretrain(config(folder, "vae", error="absolute", **changes), str(tmp_path))
+    old = checkpoints.load(folder / "vae").params["vae"]
+    new = checkpoints.load(tmp_path).params["vae"]
+    assert checkpoints.encoder_digest(new) == checkpoints.encoder_digest(old)
+    stage = STAGES["vae"](
+        config(folder, "vae", **changes),
+        load_dataset(folder / "few.npz"),
+        jax.random.key(0),
+    )
+    untrained = stage.params["vae"]["decode_atoms"]
+    moved = jax.tree.map(
+        lambda a, b: np.abs(a - b).max(), untrained, new["decode_atoms"]
+    )
+    assert min(jax.tree.leaves(moved)) > 0
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"vae.latent_channels": 8}, r"config.vae.latent_channels: 8, but"),
+        ({"vae.encoder.layers": 3}, r"config.vae.encoder: .*which is to be kept"),
+        ({"optimizer.weight_decay": 0.1}, "must be 0 with config.encoder_ckpt_path"),
+    ],
+)
+def test_an_encoder_that_cannot_be_kept_is_refused(folder, tmp_path, change, message):
+    wanted = config(folder, "vae", encoder_ckpt_path=str(folder / "vae"))
+    wanted.update_from_flattened_dict(change)
+    with pytest.raises(UserError, match=message):
+        pretrain(wanted, str(tmp_path))
+
+
+def test_a_denoiser_of_means_does_not_see_the_posterior_s_noise(folder):
+    """Only the spread of the posterior differs; samples of it would tell."""
+    dataset = load_dataset(folder / "few.npz")
+
+    def loss(latents, logvar):
+        stage = ldm_stage(config(folder, "ldm", latents=latents), dataset, KEY)
+        frozen = jax.tree.map(jnp.copy, stage.frozen)
+        kernel = frozen["vae"]["moments"]["kernel"]
+        channels = kernel.shape[1] // 2
+        frozen["vae"]["moments"]["kernel"] = kernel.at[:, channels:].set(logvar)
+        return stage.loss(stage.params, frozen, dataset.crystals, {}, KEY, False)[0]
+
+    assert loss("mean", 0.0) == loss("mean", 0.1)
+    assert loss("sample", 0.0) != loss("sample", 0.1)
 
 
 def test_steps_that_are_not_finite_are_skipped_and_end_the_run(
@@ -162,9 +219,9 @@ def test_what_cannot_be_the_start_is_said(folder, tmp_path, stage, changes, mess
 
 def test_a_start_on_another_vae_is_refused(folder, tmp_path):
     model = save_ldm(folder, tmp_path, config(folder, "ldm"))
-    other = {**model.config, "vae_sha256": "0" * 64}
+    other = {**model.config, "encoder_sha256": "0" * 64}
     checkpoints.save_model(tmp_path, model.params, other)
-    with pytest.raises(UserError, match="trained on another VAE"):
+    with pytest.raises(UserError, match="latents of another encoder"):
         pretrain(config(folder, "ldm", init_from=str(tmp_path)), str(tmp_path / "next"))
 
 
@@ -232,7 +289,8 @@ def test_scaled_latents_have_unit_variance(folder):
 def test_densities_of_timesteps():
     u = (np.arange(20000) + 0.5) / 20000
     uniform, logit_normal = (
-        np.asarray(TIMESTEP_QUANTILES[name](u)) for name in ("uniform", "logit_normal")
+        np.asarray(TIMESTEP_QUANTILES[name](u, -0.6, 1.0))
+        for name in ("uniform", "logit_normal")
     )
     np.testing.assert_allclose(uniform, u)
     assert (np.diff(logit_normal) >= 0).all()

@@ -1,22 +1,25 @@
 """How many unseen crystals a VAE gives back.
 
     python tools/measure_reconstruction.py mini:vae
+    python tools/measure_reconstruction.py mini:vae --files seekpath/*/POSCAR*
 
 Encodes the test split of mp_mini (posterior mean), decodes, and asks pymatgen's
-`StructureMatcher` with its defaults, and CHGNet for the median energy above the hull;
-then again with noise on the latents, which says how much of a denoiser's error the
-decoder mends.
+`StructureMatcher` with its defaults, and CHGNet for the energy above the hull; then
+again with noise on the latents, which says how much of a denoiser's error the decoder
+mends. Of files, takes what is not in mp_mini and has no more atoms than its crystals.
 """
 
 import argparse
 
 import jax
 import numpy as np
+from build_crystals import canonicalise
 from pymatgen.analysis.structure_matcher import StructureMatcher
+from pymatgen.core import Structure
 
 from chemeleon_jax import checkpoints
-from chemeleon_jax.crystals import to_structures
-from chemeleon_jax.data import load_dataset
+from chemeleon_jax.crystals import from_structures, to_structures
+from chemeleon_jax.data import MAX_ATOMS, load_dataset
 from chemeleon_jax.models.vae import make_vae, to_crystals
 from chemeleon_jax.potentials import load_potential
 from chemeleon_jax.potentials.hull import load_hull
@@ -30,10 +33,14 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("vae", help="mini:vae, hub:NAME or a model directory")
-    checkpoint = checkpoints.load(parser.parse_args().vae)
+    parser.add_argument("--files", nargs="+", help="that pymatgen reads")
+    args = parser.parse_args()
+    checkpoint = checkpoints.load(args.vae)
     vae = make_vae(checkpoint.config["vae"])
     variables = {"params": checkpoint.params["vae"]}
     known = load_dataset("mp_mini").select("test").crystals
+    if args.files:
+        known = from_structures(read_unknown(args.files), MAX_ATOMS)
 
     structures, matcher = to_structures(known), StructureMatcher()
     potential = load_potential("chgnet")
@@ -48,8 +55,8 @@ def main() -> None:
         decoded = vae.apply(variables, z, crystals.mask, method="decode")
         return to_crystals(decoded, crystals.mask)
 
-    print(f"{len(structures)} test crystals")
-    print("noise / latent std   matched   types right   e_above_hull, median eV/atom")
+    print(f"{len(structures)} crystals; energies above the hull in eV/atom")
+    print("noise / latent std   matched   types right   median energy   metastable")
     for noise in (0.0, 0.1, 0.2, 0.3):
         found = jax.device_get(reconstruct(known, noise))
         matched = [
@@ -62,7 +69,25 @@ def main() -> None:
             found.atom_types, np.where(status == 0, energy, np.nan)
         )
         shares = f"{np.mean(matched):10.2%}{types_right.mean():14.2%}"
-        print(f"{noise:18.1f}{shares}{np.nanmedian(above):18.2f}", flush=True)
+        energies_above = f"{np.nanmedian(above):16.2f}{np.mean(above <= 0.1):13.1%}"
+        print(f"{noise:18.1f}{shares}{energies_above}", flush=True)
+
+
+def read_unknown(files: list[str]) -> list[Structure]:
+    """Crystals of files as the data set writes them down, without those it has."""
+    data_set: dict[str, list[Structure]] = {}
+    for structure in to_structures(load_dataset("mp_mini").crystals):
+        data_set.setdefault(structure.reduced_formula, []).append(structure)
+    matcher, unknown = StructureMatcher(), []
+    for file in files:
+        structure = canonicalise(Structure.from_file(file))
+        alike = [*data_set.get(structure.reduced_formula, []), *unknown]
+        if len(structure) <= MAX_ATOMS and not any(
+            matcher.fit(structure, other) for other in alike
+        ):
+            unknown.append(structure)
+    print(f"{len(unknown)} of {len(files)} crystals are not in mp_mini")
+    return unknown
 
 
 if __name__ == "__main__":

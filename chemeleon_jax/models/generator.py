@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from chemeleon_jax.checkpoints import Checkpoint, params_digest
+from chemeleon_jax.checkpoints import Checkpoint, encoder_digest
 from chemeleon_jax.errors import UserError
 from chemeleon_jax.models.condition import make_condition_encoder
 from chemeleon_jax.models.dit import DiT
@@ -102,8 +102,8 @@ def combine_checkpoints(ldm: Checkpoint, vae: Checkpoint) -> Checkpoint:
                 f"config.{field}_ckpt_path: names a checkpoint of kind "
                 f"{checkpoint.config['kind']!r}, which holds no {field.upper()}"
             )
-    expected = ldm.config.get("vae_sha256")
-    if expected and expected != params_digest(vae.params["vae"]):
+    expected = ldm.config.get("encoder_sha256")
+    if expected and expected != encoder_digest(vae.params["vae"]):
         raise UserError(
             "config.vae_ckpt_path: not the VAE whose latents the denoiser of "
             "config.ldm_ckpt_path was trained on (their checksums differ)"

@@ -187,6 +187,7 @@ LOSS_WEIGHTS = {
     "frac_coords": 10.0,
     "kl": 1e-5,
 }
+ERRORS = {"squared": jnp.square, "absolute": jnp.abs}
 
 
 def vae_loss(
@@ -194,6 +195,7 @@ def vae_loss(
     posterior: Posterior,
     crystals: CrystalBatch,
     weights: dict[str, float] | None = None,
+    error: str = "squared",
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Reconstruction and KL terms, averaged over atoms (or over crystals for the cell).
 
@@ -202,6 +204,9 @@ def vae_loss(
       posterior: of the encoded crystals.
       crystals: what should have been decoded.
       weights: of the terms; `LOSS_WEIGHTS`, the published ones, by default.
+      error: of coordinates and cell, "squared" (published) or "absolute". The best
+        answer under the second is a median: where several places are likely, one of
+        them, not one between.
 
     Returns:
       The weighted sum, and each term unweighted.
@@ -211,14 +216,15 @@ def vae_loss(
     log_p = jax.nn.log_softmax(decoded.atom_logits)
     picked = jnp.take_along_axis(log_p, crystals.atom_types[..., None], -1)[..., 0]
     scale = jnp.cbrt(mask.sum(-1, keepdims=True).astype(jnp.float32))
-    squared = jnp.where(
-        mask[..., None], (decoded.frac_coords - crystals.frac_coords) ** 2, 0.0
+    measure = ERRORS[error]
+    misplaced = jnp.where(
+        mask[..., None], measure(decoded.frac_coords - crystals.frac_coords), 0.0
     )
     terms = {
         "atom_types": -jnp.where(mask, picked, 0.0).sum() / atoms,
-        "lengths": ((decoded.lengths_scaled - crystals.lengths / scale) ** 2).mean(),
-        "angles": ((decoded.angles_radians - jnp.deg2rad(crystals.angles)) ** 2).mean(),
-        "frac_coords": squared.sum() / (3 * atoms),
+        "lengths": measure(decoded.lengths_scaled - crystals.lengths / scale).mean(),
+        "angles": measure(decoded.angles_radians - jnp.deg2rad(crystals.angles)).mean(),
+        "frac_coords": misplaced.sum() / (3 * atoms),
         "kl": jnp.where(mask, posterior.kl(), 0.0).sum() / atoms,
     }
     weights = weights or LOSS_WEIGHTS

@@ -1,7 +1,7 @@
 """The reward that a config asks for, with the models that it needs."""
 
 from chemeleon_jax import checkpoints
-from chemeleon_jax.checkpoints import Checkpoint, params_digest
+from chemeleon_jax.checkpoints import Checkpoint, encoder_digest
 from chemeleon_jax.config import active_components
 from chemeleon_jax.data import load_dataset
 from chemeleon_jax.errors import UserError
@@ -37,10 +37,10 @@ def load_predictor_vae(predictor: Checkpoint) -> Checkpoint:
         return predictor
     name = predictor.config["vae_ckpt_path"]
     vae = checkpoints.load(name)
-    if params_digest(vae.params["vae"]) != predictor.config["vae_sha256"]:
+    if encoder_digest(vae.params["vae"]) != predictor.config["encoder_sha256"]:
         raise UserError(
             f"config.reward.components.predictor.ckpt_path: the predictor was trained "
-            f"on features of {name}, which has changed since; train it again with "
-            "configs/predictor.py"
+            f"on features of {name}, whose encoder has changed since; train it again "
+            "with configs/predictor.py"
         )
     return vae
