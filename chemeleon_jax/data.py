@@ -239,6 +239,7 @@ class BucketedBatches:
 
     dataset: Dataset
     atoms_per_batch: int = 2048  # padding included, at most
+    crystals_per_batch: int = 512  # at most
     seed: int = 0
     multiple_of: int = 8  # crystals per batch: a multiple of the number of devices
     bucket_multiple: int = 4  # widths are multiples of this
@@ -275,7 +276,7 @@ def _deal(batches: BucketedBatches, epoch: int) -> list[tuple[int, np.ndarray]]:
     for width in np.unique(widths).tolist():
         # What is left of a narrow bucket goes into the next, wider one.
         pool = np.concatenate([rest, rng.permutation(np.flatnonzero(widths == width))])
-        per_batch = batches.atoms_per_batch // width
+        per_batch = min(batches.atoms_per_batch // width, batches.crystals_per_batch)
         size = max(per_batch // batches.multiple_of, 1) * batches.multiple_of
         full = len(pool) // size * size
         dealt += [(width, part) for part in pool[:full].reshape(-1, size)]

@@ -123,9 +123,9 @@ def pretrain(config, workdir: str) -> None:
     train, validation = dataset.select("train"), dataset.select("validation")
     # Multiples of 8 crystals, so that 1, 2, 4 and 8 devices see the same batches.
     multiple_of = math.lcm(8, mesh.size)
-    atoms = config.data.atoms_per_batch
-    batches = BucketedBatches(train, atoms, config.seed, multiple_of)
-    held_out = BucketedBatches(validation, atoms // 8, 0, multiple_of)
+    atoms, most = config.data.atoms_per_batch, config.data.crystals_per_batch
+    batches = BucketedBatches(train, atoms, most, config.seed, multiple_of)
+    held_out = BucketedBatches(validation, atoms // 8, multiple_of=multiple_of)
     key = jax.random.key(config.seed)
     stage = start_from(config.init_from, STAGES[config.stage](config, train, key))
     optimizer = make_optimizer(config)

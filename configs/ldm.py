@@ -21,7 +21,7 @@ from configs.pretraining import pretrain_config
 DEEPER = {
     "deeper": ("runs/ldm", 8, 12600),
     "deepest": ("runs/ldm_deeper", 12, 12000),
-    "means": ("runs/ldm_deepest", 12, 8400),
+    "means": ("runs/ldm_deepest", 12, 9200),
 }
 
 
@@ -70,4 +70,6 @@ def get_config(preset: str = "") -> ConfigDict:
         # atoms are put in place; and the decoder gets less noise.
         config.latents = "mean"
         config.timestep_mean, config.timestep_std = -0.8, 1.3
+        # Full batches of small crystals are few, and their crystals count little.
+        config.data.crystals_per_batch = 64
     return config

@@ -18,6 +18,7 @@ def pretrain_config(stage: str) -> ConfigDict:
     config.data = ConfigDict()
     config.data.dataset = "mp_mini"
     config.data.atoms_per_batch = 1024  # padded; a batch holds one size of crystals
+    config.data.crystals_per_batch = 512  # at most, however small they are
 
     config.optimizer = ConfigDict()
     config.optimizer.lr = 1e-3

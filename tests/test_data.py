@@ -311,6 +311,20 @@ def test_small_data_set_still_fills_a_batch():
         BucketedBatches(small_dataset([3]).select("test"))
 
 
+def test_batches_of_small_crystals_can_be_smaller_and_more():
+    dataset = small_dataset([3] * 64 + [9] * 16, width=10)
+
+    def shapes(**most):
+        batches = BucketedBatches(dataset, 160, **most)
+        return sorted(
+            batches.at(step)[0].mask.shape for step in range(batches.batches_per_epoch)
+        )
+
+    # Of 64 small crystals 40 fill a batch, and 24 go with the 16 large ones.
+    assert shapes() == [(16, 10)] * 3 + [(40, 4)]
+    assert shapes(crystals_per_batch=8) == [(8, 4)] * 8 + [(8, 10)] * 2
+
+
 def test_a_batch_is_cheap():
     batches = BucketedBatches(load_dataset("mp_mini"), 2048)
     batches.at(0)
