@@ -25,7 +25,7 @@ from chemeleon_jax.errors import UserError
 from chemeleon_jax.interruption import SaveOnSignal
 from chemeleon_jax.runs import work_directory, write_run_info
 from chemeleon_jax.sharding import make_mesh, replicate, shard_batch
-from chemeleon_jax.stages import STAGES, Stage, relevant_crystals, start_from
+from chemeleon_jax.stages import STAGES, Stage, relevant_crystals, start_from, with_kept
 from chemeleon_jax.states import RunCheckpoints
 from chemeleon_jax.tracking import Tracker
 
@@ -177,7 +177,9 @@ def pretrain(config, workdir: str) -> None:
                 if improved and distributed.is_first():
                     summary = {"step": step + 1, "validation": scores}
                     checkpoints.save_model(
-                        workdir, state.ema_params, {**stage.config, "training": summary}
+                        workdir,
+                        with_kept(stage, state.ema_params),
+                        {**stage.config, "training": summary},
                     )
                 tracker.sync()  # a state counts when all that led to it is on disk
                 saved.save(step + 1, state, score=-scores["loss"])

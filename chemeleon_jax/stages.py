@@ -33,6 +33,7 @@ class Stage(NamedTuple):
     frozen: Any  # parameters of the stage before; an argument of jit, not a constant
     loss: Callable  # (params, frozen, crystals, labels, key, train) -> [], metrics
     config: dict[str, Any]  # of the checkpoint that it leaves
+    kept: Any = {}  # parameters of that checkpoint that are not trained
 
 
 # Quantile functions of the densities that training timesteps are drawn from, [0, 1) ->
@@ -53,22 +54,22 @@ def vae_stage(config, dataset: Dataset, key: jax.Array) -> Stage:
     module_config = config.vae.to_dict()
     vae = make_vae(module_config)
     weights = config.loss_weights.to_dict()
-    decoder_only = bool(config.encoder_ckpt_path)
+    kept = kept_encoder(config, module_config) if config.encoder_ckpt_path else {}
 
     def loss(params, frozen, crystals, labels, key, train):
-        del frozen, labels
+        del labels
+        kept = frozen["vae"]
         lattice, seen = crystals.lattice, crystals
         augment_key, corrupt_key, noise_key, latent_key = jax.random.split(key, 4)
-        share_key = jax.random.fold_in(latent_key, 0)
         if train:
             crystals, lattice = augment(augment_key, crystals, **config.augment)
             seen = corrupt(corrupt_key, crystals, lattice, **config.corrupt)
-        variables = {"params": params["vae"]}
+        variables = {"params": params["vae"] | kept}
         _, posterior = vae.apply(variables, seen, lattice, method="encode")
         amount = train
-        if decoder_only:
-            posterior = jax.lax.stop_gradient(posterior)
+        if kept:
             # From the posterior's mean, as they are validated, to all of the noise.
+            share_key = jax.random.fold_in(latent_key, 0)
             amount *= jax.random.uniform(share_key, (len(lattice), 1, 1))
         # The decoder learns to mend what a denoiser will get wrong by this much.
         noise = jax.random.normal(latent_key, posterior.mean.shape)
@@ -82,18 +83,17 @@ def vae_stage(config, dataset: Dataset, key: jax.Array) -> Stage:
 
     crystals = dataset.subset(np.arange(1)).crystals
     noise = jnp.zeros((*crystals.mask.shape, vae.latent_channels))
-    params = {"vae": vae.init(key, crystals, crystals.lattice, noise)["params"]}
-    if decoder_only:
-        params["vae"] |= kept_encoder(config, module_config)
-    return Stage(params, {}, loss, {"kind": "vae", "vae": module_config})
+    params = vae.init(key, crystals, crystals.lattice, noise)["params"]
+    params = {part: params[part] for part in params.keys() - kept.keys()}
+    saved = {"kind": "vae", "vae": module_config}
+    return Stage({"vae": params}, {"vae": kept}, loss, saved, {"vae": kept})
 
 
 def kept_encoder(config, module_config) -> dict[str, Any]:
     """The encoder's parameters of the VAE `config.encoder_ckpt_path`.
 
     Raises:
-      UserError: it is no VAE, its encoder is not like the one in `module_config`, or
-        the optimiser would let the weights decay.
+      UserError: it is no VAE, or its encoder is not like the one in `module_config`.
     """
     name = config.encoder_ckpt_path
     _, frozen, given = load_vae(name, "encoder_ckpt_path")
@@ -103,11 +103,6 @@ def kept_encoder(config, module_config) -> dict[str, Any]:
                 f"config.vae.{field}: {module_config[field]}, but the encoder of "
                 f"{name}, which is to be kept, has {given[field]}"
             )
-    if config.optimizer.weight_decay:
-        raise UserError(
-            "config.optimizer.weight_decay: must be 0 with config.encoder_ckpt_path: "
-            "the encoder that is to be kept would decay with the rest"
-        )
     return {part: frozen["vae"][part] for part in checkpoints.ENCODER_PARTS}
 
 
@@ -259,13 +254,19 @@ def start_from(name: str, stage: Stage) -> Stage:
                 f"config.init_from: {'/'.join(path)} of {name} has the shape "
                 f"{given[path].shape}, this model's has {params[path].shape}"
             )
-    if unknown := sorted(given.keys() - params.keys()):
+    kept = flatten_dict(stage.kept).keys()
+    if unknown := sorted(given.keys() - params.keys() - kept):
         raise UserError(
             f"config.init_from: {name} has parameters that this model lacks, the "
             f"first is {'/'.join(unknown[0])}"
         )
-    params |= {path: jnp.asarray(x) for path, x in given.items()}
+    params |= {path: jnp.asarray(x) for path, x in given.items() if path not in kept}
     return stage._replace(params=unflatten_dict(params))
+
+
+def with_kept(stage: Stage, params) -> Any:
+    """A model's parameters: those that were trained, and those that were kept."""
+    return unflatten_dict(flatten_dict(params) | flatten_dict(stage.kept))
 
 
 def load_vae(name: str, field: str = "vae_ckpt_path") -> tuple[VAE, dict, dict]:
