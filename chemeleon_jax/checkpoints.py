@@ -30,11 +30,11 @@ MINI = Path(str(files("chemeleon_jax"))) / "assets" / "mini"
 # SHA-256 of each config.json, which holds that of the parameters. Trained anew, a model
 # needs its new one here.
 MINI_MODELS = {
-    "vae": "f8b7944fef30970a9b6f488e84dcff58b1e8be956da37b82dd6f06c58ea1e8e7",
+    "vae": "c843315f4ce7dcb8640679f66c4ca3044141c7ba2426052370d762d619cb0a6b",
     "ldm_conditional": (
-        "154d32076ea3eaf7240dce50af5481caf56a0ed246a73d1de36a0408e50e2903"
+        "4a0919ed5c751d6e7ed263d841843bb40a6ebd9a601f6fb469d5c3b83d9982eb"
     ),
-    "predictor": "63d4e277c132411234bf4eb4eec838625faff5fdccc565c5d031b0bed292f174",
+    "predictor": "1993d5e3c8a2ae9fb7a881bfda33b9630335a1751c96e40cd146ebfa7e28db51",
 }
 
 
