@@ -1,15 +1,18 @@
-"""The embedded latent diffusion models, on latents of `mini:vae`, in three trainings.
+"""The embedded latent diffusion models, on latents of `mini:vae`, in four trainings.
 
 On one core: 50 minutes on 2026-11-22 and -23, validation mse 0.120; 72 minutes on
-2026-11-23 with two blocks more, 0.104; and 103 minutes with another four, 0.098. What
-its crystals are worth is in docs/mini-model.md. As it was run, the timesteps of the
-first training were uniform up to step 3,600.
+2026-11-23 with two blocks more, 0.104; 103 minutes with another four, 0.098; and, on
+other latents and timesteps, 73 minutes on 2026-11-28, shared with measurements, 0.049.
+What its crystals are worth is in docs/mini-model.md. As they were run, the timesteps of
+the first training were uniform up to step 3,600, and `means` had full batches and a
+cosine of 8,400 steps up to step 3,801.
 
 The result is `mini:ldm_conditional`; `mini:ldm` is the same one asked for nothing.
 
     python -m chemeleon_jax.pretrain --config=configs/ldm.py
     python -m chemeleon_jax.pretrain --config=configs/ldm.py:deeper
     python -m chemeleon_jax.pretrain --config=configs/ldm.py:deepest
+    python -m chemeleon_jax.pretrain --config=configs/ldm.py:means
 """
 
 from ml_collections import ConfigDict
@@ -18,7 +21,7 @@ from chemeleon_jax.errors import UserError
 from configs.pretraining import pretrain_config
 
 # The trainings after the first: what each starts from, its blocks and its steps.
-DEEPER = {
+LATER = {
     "deeper": ("runs/ldm", 8, 12600),
     "deepest": ("runs/ldm_deeper", 12, 12000),
     "means": ("runs/ldm_deepest", 12, 9200),
@@ -29,7 +32,7 @@ def get_config(preset: str = "") -> ConfigDict:
     """Conditional on composition and chemical system, fixed sigma, on mp_mini.
 
     Args:
-      preset: none, or `deeper` and `deepest` for the second and third training.
+      preset: none, or `deeper`, `deepest` and `means` for those after the first.
     """
     config = pretrain_config("ldm")
     config.num_steps = 9600
@@ -57,14 +60,14 @@ def get_config(preset: str = "") -> ConfigDict:
     config.data.atoms_per_batch = 768
     config.optimizer.lr = 8e-4
     config.optimizer.weight_decay = 0.0
-    if preset in DEEPER:
-        # Their new blocks begin as the identity.
-        config.init_from, config.dit.depth, config.num_steps = DEEPER[preset]
+    if preset in LATER:
+        # Blocks that the start lacks begin as the identity.
+        config.init_from, config.dit.depth, config.num_steps = LATER[preset]
         config.ema_decay = 0.9995
         config.optimizer.lr = 6e-4
         config.optimizer.warmup_steps = 300
     elif preset:
-        raise UserError(f"no preset '{preset}': there are {', '.join(DEEPER)}")
+        raise UserError(f"no preset '{preset}': there are {', '.join(LATER)}")
     if preset == "means":
         # Without the posterior's own noise there is something to learn at low t, where
         # atoms are put in place; and the decoder gets less noise.
