@@ -7,7 +7,7 @@ The paper's multi-objective reward, with guards against the easy ways to it. The
 command takes the embedded mini model, without network; `mp_20` and `alex_mp_20` take
 the released models; `compat` is `mp_20` with the paper's own reward, without guards.
 
-`mini`: 8 s per iteration on one core. What 200 of them change, and what other settings
+`mini`: 10 s per iteration on one core. What 200 of them change, and what other settings
 do: docs/mini-model.md.
 """
 
@@ -42,8 +42,8 @@ def get_config(preset: str = "mini"):
         config.reward.recent_iterations = 10
         components.creativity.weight = 2.0
         components.composition_diversity.weight = 0.6
-        # Of larger cells the embedded model makes none that is metastable (of 690): to
-        # train on them takes time and teaches little.
+        # Of larger cells the embedded model makes hardly any that are metastable (3 of
+        # 690): to train on them takes time and teaches little.
         config.data.max_atoms = 10
         # Few good crystals in a group are easier to tell from luck when it is large.
         config.data.batch_size = 8
@@ -57,8 +57,8 @@ def get_config(preset: str = "mini"):
         # exp(-d) - 1 + d, explodes once a step of little noise has become unlikely (a
         # ratio of 0.03 was seen), and one such gradient undoes what a run had learnt.
         config.rl.kl_weight = 0.0
-        # Single updates are mostly noise: of seed 1, the policy itself makes 5.5 % MSUN
-        # after 100 iterations, the average 8.1 % (docs/mini-model.md).
+        # Single updates are mostly noise: of an earlier model and seed 1, the policy
+        # itself makes 5.5 % MSUN after 100 iterations, the average 8.1 %.
         config.rl.ema_decay = 0.95
         # About twice what gradients of this run have.
         config.optimizer.max_grad_norm = 0.1
