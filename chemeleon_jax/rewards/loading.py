@@ -37,7 +37,7 @@ def load_predictor_vae(predictor: Checkpoint) -> Checkpoint:
         return predictor
     name = predictor.config["vae_ckpt_path"]
     vae = checkpoints.load(name)
-    if encoder_digest(vae.params["vae"]) != predictor.config["encoder_sha256"]:
+    if encoder_digest(vae.params["vae"]) != predictor.config.get("encoder_sha256"):
         raise UserError(
             f"config.reward.components.predictor.ckpt_path: the predictor was trained "
             f"on features of {name}, whose encoder has changed since; train it again "
