@@ -23,7 +23,7 @@ from chemeleon_jax.models.condition import (
 )
 from chemeleon_jax.models.dit import DiT
 from chemeleon_jax.models.predictor import make_predictor
-from chemeleon_jax.models.vae import VAE, make_vae, vae_loss
+from chemeleon_jax.models.vae import ERRORS, VAE, make_vae, vae_loss
 
 
 class Stage(NamedTuple):
@@ -44,6 +44,18 @@ TIMESTEP_QUANTILES = {
     "logit_normal": lambda u, mean, std: jax.nn.sigmoid(mean + std * ndtri(u)),
 }
 
+# What of the posterior's noise is on the latents that a denoiser learns to make.
+POSTERIOR_NOISE = {"sample": 1.0, "mean": 0.0}
+
+
+def choose(config, field: str, options: dict[str, Any]) -> Any:
+    """What `options` has for the name in a field of the config, or a `UserError`."""
+    if config[field] not in options:
+        raise UserError(
+            f"config.{field}: {config[field]!r}, but there are {', '.join(options)}"
+        )
+    return options[config[field]]
+
 
 def vae_stage(config, dataset: Dataset, key: jax.Array) -> Stage:
     """The VAE, trained on augmented crystals, validated on crystals as they are.
@@ -54,6 +66,7 @@ def vae_stage(config, dataset: Dataset, key: jax.Array) -> Stage:
     module_config = config.vae.to_dict()
     vae = make_vae(module_config)
     weights = config.loss_weights.to_dict()
+    error = choose(config, "error", ERRORS)
     kept = kept_encoder(config, module_config) if config.encoder_ckpt_path else {}
 
     def loss(params, frozen, crystals, labels, key, train):
@@ -76,7 +89,7 @@ def vae_stage(config, dataset: Dataset, key: jax.Array) -> Stage:
         z = posterior.sample(amount * jax.random.normal(noise_key, noise.shape))
         z += amount * config.latent_noise * noise
         decoded = vae.apply(variables, z, crystals.mask, method="decode")
-        total, terms = vae_loss(decoded, posterior, crystals, weights, config.error)
+        total, terms = vae_loss(decoded, posterior, crystals, weights, error)
         right = decoded.atom_logits.argmax(-1) == crystals.atom_types
         terms["types_right"] = (right & crystals.mask).sum() / crystals.mask.sum()
         return total, terms
@@ -116,14 +129,15 @@ def ldm_stage(config, dataset: Dataset, key: jax.Array) -> Stage:
     condition_config = {"specs": specs, "width": dit.width} if specs else None
     condition = make_condition_encoder(condition_config) if specs else None
     schedule = make_schedule("ddpm", 1000)
-    quantile = TIMESTEP_QUANTILES[config.timesteps]
+    quantile = choose(config, "timesteps", TIMESTEP_QUANTILES)
+    posterior_noise = choose(config, "latents", POSTERIOR_NOISE)
 
     def loss(params, frozen, crystals, labels, key, train):
         keys = jax.random.split(key, 5)
         variables = {"params": frozen["vae"]}
         _, posterior = vae.apply(variables, crystals, method="encode")
         noise = jax.random.normal(keys[0], posterior.mean.shape)
-        z = posterior.sample(noise * (config.latents == "sample")) / latent_std
+        z = posterior.sample(posterior_noise * noise) / latent_std
         # Stratified: each follows the density, together they are spread evenly.
         uniform = (jnp.arange(len(z)) + jax.random.uniform(keys[1])) / len(z)
         t = quantile(uniform, config.timestep_mean, config.timestep_std)

@@ -75,7 +75,7 @@ def _second_training(config: ConfigDict) -> None:
     config.vae.decoder = ConfigDict(
         {"width": 192, "layers": 6, "heads": 6, "mlp_width": 768}
     )
-    # A coordinate is most often exactly 0 or 1/2 or 1/3: with an absolute error the
+    # Four of ten coordinates are a multiple of 1/4 or 1/3: with an absolute error the
     # decoder says so, with a squared one it hedges.
     config.error = "absolute"
     config.loss_weights.lengths = 2.0

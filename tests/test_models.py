@@ -14,7 +14,14 @@ from chemeleon_jax.models.condition import (
 from chemeleon_jax.models.dit import SIZES, DiT, dit_size
 from chemeleon_jax.models.layers import index_embedding, timestep_embedding
 from chemeleon_jax.models.predictor import make_predictor
-from chemeleon_jax.models.vae import Decoded, Posterior, make_vae, to_crystals, vae_loss
+from chemeleon_jax.models.vae import (
+    ERRORS,
+    Decoded,
+    Posterior,
+    make_vae,
+    to_crystals,
+    vae_loss,
+)
 
 
 def test_index_embedding_by_hand():
@@ -109,7 +116,7 @@ def test_vae_loss_by_hand():
     np.testing.assert_allclose(terms["kl"], 8.0)  # 4 channels of 0.5 * 2**2
     expected = np.log(100) + 0.25 + 10 * 0.04 + 10 * 0.01 + 1e-5 * 8
     np.testing.assert_allclose(total, expected, rtol=1e-6)
-    _, terms = vae_loss(decoded, posterior, crystals, error="absolute")
+    _, terms = vae_loss(decoded, posterior, crystals, error=ERRORS["absolute"])
     np.testing.assert_allclose(terms["frac_coords"], 0.1, rtol=1e-5)
     np.testing.assert_allclose(terms["lengths"], 0.5, rtol=1e-6)
     np.testing.assert_allclose(terms["angles"], 0.2, rtol=1e-5)

@@ -135,6 +135,19 @@ def test_an_encoder_that_cannot_be_kept_is_refused(folder, tmp_path, change, mes
         pretrain(wanted, str(tmp_path))
 
 
+@pytest.mark.parametrize(
+    ("stage", "field", "message"),
+    [
+        ("vae", "error", "config.error: 'means', but there are squared, absolute"),
+        ("ldm", "latents", "config.latents: 'means', but there are sample, mean"),
+        ("ldm", "timesteps", "'means', but there are uniform, logit_normal"),
+    ],
+)
+def test_a_name_that_is_no_option_is_said(folder, tmp_path, stage, field, message):
+    with pytest.raises(UserError, match=message):
+        pretrain(config(folder, stage, **{field: "means"}), str(tmp_path))
+
+
 def test_a_denoiser_of_means_does_not_see_the_posterior_s_noise(folder):
     """Only the spread of the posterior differs; samples of it would tell."""
     dataset = load_dataset(folder / "few.npz")

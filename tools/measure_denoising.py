@@ -68,7 +68,7 @@ def main() -> None:
     print(f"{'from timestep':>14}{'all':>18}{sizes}")
     timesteps = [int(t) for t in args.timesteps.split(",")]
     for t in [None, *timesteps]:
-        steps = 0 if t is None else int(np.searchsorted(schedule.timesteps, t)) + 1
+        steps = 0 if t is None else int((schedule.timesteps <= t).sum())
         above = []
         for start in range(0, len(crystals.mask), BATCH):
             part = take(crystals, np.arange(start, start + BATCH))

@@ -23,6 +23,7 @@ from chemeleon_jax.data import MAX_ATOMS, load_dataset
 from chemeleon_jax.models.vae import make_vae, to_crystals
 from chemeleon_jax.potentials import load_potential
 from chemeleon_jax.potentials.hull import load_hull
+from chemeleon_jax.rewards.energy import METASTABLE
 
 KEY = jax.random.key(0)
 
@@ -69,8 +70,11 @@ def main() -> None:
             found.atom_types, np.where(status == 0, energy, np.nan)
         )
         shares = f"{np.mean(matched):10.2%}{types_right.mean():14.2%}"
-        energies_above = f"{np.nanmedian(above):16.2f}{np.mean(above <= 0.1):13.1%}"
-        print(f"{noise:18.1f}{shares}{energies_above}", flush=True)
+        metastable = np.mean(above <= METASTABLE)
+        print(
+            f"{noise:18.1f}{shares}{np.nanmedian(above):16.2f}{metastable:13.1%}",
+            flush=True,
+        )
 
 
 def read_unknown(files: list[str]) -> list[Structure]:

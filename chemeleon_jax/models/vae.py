@@ -1,7 +1,7 @@
 """VAE: a crystal as one latent vector per atom, and back (arXiv:2511.07158)."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -195,7 +195,7 @@ def vae_loss(
     posterior: Posterior,
     crystals: CrystalBatch,
     weights: dict[str, float] | None = None,
-    error: str = "squared",
+    error: Callable[[jax.Array], jax.Array] = jnp.square,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Reconstruction and KL terms, averaged over atoms (or over crystals for the cell).
 
@@ -204,9 +204,9 @@ def vae_loss(
       posterior: of the encoded crystals.
       crystals: what should have been decoded.
       weights: of the terms; `LOSS_WEIGHTS`, the published ones, by default.
-      error: of coordinates and cell, "squared" (published) or "absolute". The best
-        answer under the second is a median: where several places are likely, one of
-        them, not one between.
+      error: of coordinates and cell, one of `ERRORS`; squared, the published one, by
+        default. The best answer under an absolute one is a median: where several places
+        are likely, one of them, not one between.
 
     Returns:
       The weighted sum, and each term unweighted.
@@ -216,14 +216,13 @@ def vae_loss(
     log_p = jax.nn.log_softmax(decoded.atom_logits)
     picked = jnp.take_along_axis(log_p, crystals.atom_types[..., None], -1)[..., 0]
     scale = jnp.cbrt(mask.sum(-1, keepdims=True).astype(jnp.float32))
-    measure = ERRORS[error]
     misplaced = jnp.where(
-        mask[..., None], measure(decoded.frac_coords - crystals.frac_coords), 0.0
+        mask[..., None], error(decoded.frac_coords - crystals.frac_coords), 0.0
     )
     terms = {
         "atom_types": -jnp.where(mask, picked, 0.0).sum() / atoms,
-        "lengths": measure(decoded.lengths_scaled - crystals.lengths / scale).mean(),
-        "angles": measure(decoded.angles_radians - jnp.deg2rad(crystals.angles)).mean(),
+        "lengths": error(decoded.lengths_scaled - crystals.lengths / scale).mean(),
+        "angles": error(decoded.angles_radians - jnp.deg2rad(crystals.angles)).mean(),
         "frac_coords": misplaced.sum() / (3 * atoms),
         "kl": jnp.where(mask, posterior.kl(), 0.0).sum() / atoms,
     }
