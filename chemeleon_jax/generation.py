@@ -35,6 +35,7 @@ def generate(
     mesh: Mesh,
     eta: float = 1.0,
     cfg_scale: float | None = None,
+    decoder_scale: float | None = None,
     condition: dict[str, np.ndarray] | None = None,
     batch_size: int | None = None,
 ) -> CrystalBatch:
@@ -52,6 +53,7 @@ def generate(
       mesh: the devices that share each batch.
       eta: noise of the DDIM sampler.
       cfg_scale: classifier-free guidance scale; None for none.
+      decoder_scale: of guidance by the decoder; None for none.
       condition: preprocessed conditions of all crystals, {name: [1, in]}.
       batch_size: crystals sampled at once; by default, as many as fit.
 
@@ -76,6 +78,7 @@ def generate(
                     model=model,
                     schedule=schedule,
                     cfg_scale=cfg_scale,
+                    decoder_scale=decoder_scale,
                     condition=condition,
                 )
             for name, values in vars(jax.device_get(found)).items():

@@ -50,6 +50,7 @@ def sample_group(
     group_size: int,
     eta: float = 1.0,
     cfg_scale: float | None = None,
+    decoder_scale: float | None = None,
     condition: dict[str, jax.Array] | None = None,
     parts: int = 1,
 ) -> tuple[CrystalBatch, Trajectory]:
@@ -65,6 +66,7 @@ def sample_group(
       group_size: K.
       eta: noise of the DDIM sampler; 1 in RL.
       cfg_scale: classifier-free guidance scale; None for none.
+      decoder_scale: of guidance by the decoder; None, as in RL, for none.
       condition: preprocessed conditions of each group, {name: [G, in]}.
       parts: that a device's crystals are sampled in, one after another; see `buckets`.
         Crystals do not depend on it.
@@ -94,7 +96,7 @@ def sample_group(
         def sample(width):
             narrow = mask[:, :width]
             z, steps = roll_out(
-                model.denoiser(params, narrow, condition, cfg_scale),
+                model.denoiser(params, narrow, condition, cfg_scale, decoder_scale),
                 noise[-1, :, :width],
                 lambda draw: noise[draw, :, :width],
                 narrow,

@@ -41,7 +41,19 @@ from chemeleon_jax.sharding import make_mesh
 from chemeleon_jax.types import CrystalBatch
 
 WRITTEN = ("crystals.jsonl", "manifest.json", "cif", "base", "evaluation")
-DEFAULTS = {"sampler": "ddim", "num_steps": 50, "eta": 1.0, "guidance_scale": 2.0}
+DEFAULTS = {
+    "sampler": "ddim",
+    "num_steps": 50,
+    "eta": 1.0,
+    "guidance_scale": 2.0,
+    "decoder_guidance": 6.0,
+}
+OF_RUN = {  # names in the config of a run
+    "sampler": "sampler",
+    "num_steps": "sampling_steps",
+    "eta": "eta",
+    "guidance_scale": "cfg_scale",
+}
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
@@ -70,6 +82,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     add("--chemical_system", help="elements, such as Li-Mn-O")
     add("--condition", action="append", default=[], metavar="NAME=VALUE")
     add("--guidance_scale", type=float, help="of conditional sampling")
+    add("--decoder_guidance", type=float, help="towards the elements; 0 for none")
     add("--sampler", choices=("ddim", "ddpm"))
     add("--num_steps", type=int, help="of the sampler")
     add("--eta", type=float, help="noise of DDIM, 0 to 1")
@@ -92,7 +105,9 @@ def sample(args: argparse.Namespace) -> None:
         args.composition, args.chemical_system, args.condition
     )
     check_free(args.out, args.overwrite)
-    settings = resolve_settings(args, run, guided=bool(by_kind or by_name))
+    settings = resolve_settings(
+        args, run, guided=bool(by_kind or by_name), elements=bool(by_kind)
+    )
     models = {args.out: load_model(args.checkpoint, args.vae, args.weights)}
     if args.base:
         models[args.out / "base"] = checkpoints.load(Path(args.checkpoint, "model"))
@@ -121,6 +136,7 @@ def sample(args: argparse.Namespace) -> None:
             mesh=make_mesh(),
             eta=settings["eta"],
             cfg_scale=settings["guidance_scale"],
+            decoder_scale=settings["decoder_guidance"] or None,
             condition=condition,
             batch_size=args.batch_size,
         )
@@ -206,6 +222,7 @@ def check_numbers(args: argparse.Namespace) -> None:
         ("seed", 0, 2**63 - 1),
         ("eta", 0, 1),
         ("guidance_scale", 0, 1e6),
+        ("decoder_guidance", 0, 1e6),
     ):
         value = getattr(args, name)
         if value is not None and not low <= value <= high:
@@ -213,7 +230,7 @@ def check_numbers(args: argparse.Namespace) -> None:
 
 
 def resolve_settings(
-    args: argparse.Namespace, run: dict | None, *, guided: bool
+    args: argparse.Namespace, run: dict | None, *, guided: bool, elements: bool
 ) -> dict[str, Any]:
     """How to sample: as the command line says, else as the run did, else `DEFAULTS`.
 
@@ -221,15 +238,14 @@ def resolve_settings(
       args: the command line.
       run: config of an RL run.
       guided: whether anything is asked of the crystals.
+      elements: whether a composition or a chemical system is.
 
     Raises:
       UserError: guidance without a condition, or an unreadable number.
     """
     settings = dict(DEFAULTS)
     if run is not None:
-        names = ("sampler", "sampling_steps", "eta", "cfg_scale")
-        of_run = (run["sampling"][name] for name in names)
-        settings = dict(zip(DEFAULTS, of_run, strict=True))
+        settings |= {ours: run["sampling"][its] for ours, its in OF_RUN.items()}
     given = {name: getattr(args, name) for name in DEFAULTS}
     settings |= {name: v for name, v in given.items() if v is not None}
     if not guided:
@@ -239,6 +255,13 @@ def resolve_settings(
                 "--chemical_system or --condition too"
             )
         settings["guidance_scale"] = None
+    if not elements:
+        if args.decoder_guidance is not None:
+            raise UserError(
+                "--decoder_guidance: no elements to guide to; give --composition or "
+                "--chemical_system too"
+            )
+        settings["decoder_guidance"] = None
     try:
         counts = [int(n) for n in args.num_atoms.split(",")] if args.num_atoms else None
     except ValueError:

@@ -15,7 +15,7 @@ from chemeleon_jax.models.condition import input_width, make_condition_encoder
 from chemeleon_jax.models.dit import DiT
 from chemeleon_jax.rollout import sample_group
 from chemeleon_jax.runs import work_directory, write_run_info
-from chemeleon_jax.sample import main
+from chemeleon_jax.sample import DEFAULTS, main
 from chemeleon_jax.sharding import make_mesh
 from chemeleon_jax.states import RunCheckpoints
 from chemeleon_jax.types import TrainState
@@ -168,7 +168,26 @@ def test_conditions_change_the_crystals(models, tmp_path):
     manifest = json.loads((tmp_path / "formula" / "manifest.json").read_text())
     assert manifest["settings"]["conditions"]["composition"] == "Na1Cl1"
     assert manifest["settings"]["guidance_scale"] == 2.0
+    assert manifest["settings"]["decoder_guidance"] == DEFAULTS["decoder_guidance"]
+    manifest = json.loads((tmp_path / "gap" / "manifest.json").read_text())
+    assert manifest["settings"]["decoder_guidance"] is None  # no elements in it
     assert {line["num_atoms"] for line in lines(tmp_path / "formula")} == {4}
+
+
+def test_guided_by_the_decoder_crystals_have_the_composition(tmp_path):
+    asked = ("--composition=LiMnO2", "--num_steps=10")
+    guided, free = tmp_path / "guided", tmp_path / "free"
+    assert run("mini:ldm_conditional", guided, *asked, count=16) == 0
+    flags = (*asked, "--decoder_guidance=0", "--guidance_scale=0")
+    assert run("mini:ldm_conditional", free, *flags, count=16) == 0
+    right = {
+        out: sum(
+            Structure.from_dict(line["structure"]).reduced_formula == "LiMnO2"
+            for line in lines(out)
+        )
+        for out in (guided, free)
+    }
+    assert right[guided] >= 14 and right[free] <= 2
 
 
 @pytest.mark.parametrize(
@@ -179,6 +198,11 @@ def test_conditions_change_the_crystals(models, tmp_path):
         ("conditional", ["--composition=NaXx"], "existing elements"),
         ("conditional", ["--chemical_system=Na-Q"], "'Q' is no element"),
         ("plain", ["--guidance_scale=2"], "nothing to guide to"),
+        (
+            "conditional",
+            ["--condition", "gap=1", "--decoder_guidance=3"],
+            "no elements to guide to",
+        ),
         ("plain", ["--num_atoms=four"], "write it like"),
         ("plain", ["--num_steps=2000"], "1 .. 1000"),
         ("plain", ["--num_samples=0"], "num_samples=0"),

@@ -4,7 +4,8 @@
 
 Takes crystals of the test split, asks for the composition of each with its atom count,
 and counts the samples that have it, and the crystals of which one sample matches the
-real structure (pymatgen's `StructureMatcher` with its defaults).
+real structure (pymatgen's `StructureMatcher` with its defaults). With
+`--ask=chemical_system` it asks for the elements alone.
 """
 
 import argparse
@@ -13,9 +14,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from pymatgen.analysis.structure_matcher import StructureMatcher
+from pymatgen.core import Structure
 
 from chemeleon_jax import checkpoints, sample_group
-from chemeleon_jax.crystals import to_structures
+from chemeleon_jax.crystals import to_structures, validity
 from chemeleon_jax.data import MAX_ATOMS, load_dataset
 from chemeleon_jax.diffusion import make_schedule
 from chemeleon_jax.models.generator import combine_checkpoints, make_generator
@@ -24,9 +26,12 @@ from chemeleon_jax.prompts import condition_values, encode_conditions
 BATCH = 10  # compositions at once
 
 
-def ask(specs, formula: str) -> dict[str, np.ndarray]:
-    """A composition, and the chemical system that it implies, as `sample` asks."""
-    by_kind, by_name = condition_values(formula, None, ())
+def ask(specs, structure: Structure, kind: str) -> dict[str, np.ndarray]:
+    """For a structure's composition, or its chemical system alone, as `sample` asks."""
+    if kind == "composition":
+        by_kind, by_name = condition_values(structure.formula, None, ())
+    else:
+        by_kind, by_name = condition_values(None, structure.chemical_system, ())
     return encode_conditions(specs, by_kind, by_name)
 
 
@@ -41,6 +46,9 @@ def main() -> None:
     parser.add_argument("--num_samples", type=int, default=20, help="of each")
     parser.add_argument("--num_steps", type=int, default=25, help="DDIM")
     parser.add_argument("--guidance_scale", type=float, default=2.0)
+    parser.add_argument("--decoder_guidance", type=float, default=6.0)
+    kinds = ("composition", "chemical_system")
+    parser.add_argument("--ask", choices=kinds, default="composition")
     args = parser.parse_args()
     model, policy = make_generator(
         combine_checkpoints(checkpoints.load(args.ldm), checkpoints.load(args.vae)),
@@ -48,7 +56,7 @@ def main() -> None:
     )
     wanted = distinct_compositions(args.num_compositions)
     rollout = jax.jit(sample_group, static_argnames="group_size")
-    hits, found = [], []
+    hits, found, valid = [], [], []
     for start in range(0, len(wanted), BATCH):
         asked = wanted[start : start + BATCH]
         crystals, _ = rollout(
@@ -60,20 +68,25 @@ def main() -> None:
             group_size=args.num_samples,
             eta=1.0,
             cfg_scale=args.guidance_scale,
+            decoder_scale=args.decoder_guidance or None,
             condition=jax.tree.map(
                 lambda *vectors: np.concatenate(vectors),
-                *(ask(model.condition.specs, s.formula) for s in asked),
+                *(ask(model.condition.specs, s, args.ask) for s in asked),
             ),
         )
-        samples = to_structures(jax.device_get(crystals))
+        crystals = jax.device_get(crystals)
+        samples = to_structures(crystals)
+        valid.extend(validity(crystals) == 0)
         for i, structure in enumerate(asked):
             mine = samples[i * args.num_samples : (i + 1) * args.num_samples]
-            right = [s for s in mine if s and s.composition == structure.composition]
+            wanted_here = getattr(structure, args.ask)
+            right = [s for s in mine if s and getattr(s, args.ask) == wanted_here]
             hits.append(len(right) / args.num_samples)
             found.append(any(StructureMatcher().fit(structure, s) for s in right))
         print(
             f"{len(hits)} compositions: right in {np.mean(hits):.1%} of samples, "
-            f"structure among {args.num_samples} for {np.mean(found):.1%}",
+            f"structure among {args.num_samples} for {np.mean(found):.1%}, "
+            f"{np.mean(valid):.1%} of samples valid",
             flush=True,
         )
 

@@ -1,6 +1,5 @@
 """A latent diffusion model of crystals, assembled."""
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -8,10 +7,18 @@ import jax.numpy as jnp
 from flax import struct
 
 from chemeleon_jax.checkpoints import Checkpoint, encoder_digest
+from chemeleon_jax.diffusion import (
+    NUM_TIMESTEPS,
+    Denoiser,
+    make_schedule,
+    predict_clean,
+    split_output,
+)
 from chemeleon_jax.errors import UserError
 from chemeleon_jax.models.condition import make_condition_encoder
 from chemeleon_jax.models.dit import DiT
-from chemeleon_jax.models.vae import VAE, make_vae, to_crystals
+from chemeleon_jax.models.guidance import allowed_elements, elements_log_prob
+from chemeleon_jax.models.vae import VAE, Decoded, make_vae, to_crystals
 from chemeleon_jax.types import CrystalBatch
 
 
@@ -37,7 +44,8 @@ class Generator:
         mask: jax.Array,
         vectors: dict[str, jax.Array] | None = None,
         cfg_scale: float | None = None,
-    ) -> Callable[[jax.Array, jax.Array], jax.Array]:
+        decoder_scale: float | None = None,
+    ) -> Denoiser:
         """The denoiser as a function of (z, t).
 
         Args:
@@ -46,7 +54,15 @@ class Generator:
           vectors: preprocessed conditions, {name: [B, in]}; None is unconditional.
           cfg_scale: classifier-free guidance (arXiv:2207.12598): uncond + s * (cond -
             uncond) on the whole output, variance rows included. None is no guidance.
+          decoder_scale: guidance by the decoder (see `guidance`), towards the elements
+            in `vectors`. None is none.
         """
+        denoise = self._denoiser(params, mask, vectors, cfg_scale)
+        if vectors is None or decoder_scale is None:
+            return denoise
+        return self._guided_by_decoder(denoise, mask, vectors, decoder_scale)
+
+    def _denoiser(self, params, mask, vectors, cfg_scale) -> Denoiser:
         if vectors is None:
             return lambda z, t: self.dit.apply({"params": params["dit"]}, z, t, mask)
         keep = jnp.ones(len(mask), bool)
@@ -71,6 +87,24 @@ class Generator:
 
         return guided
 
+    def _guided_by_decoder(self, denoise, mask, vectors, scale) -> Denoiser:
+        """Epsilon - s sqrt(a (1 - a)) g: the clean latents move by s (1 - a) g."""
+        allowed = allowed_elements(self.condition.specs, vectors, mask)
+        every_step = make_schedule("ddpm", NUM_TIMESTEPS)
+
+        def log_prob(z_clean):
+            logits = self.decode_heads(z_clean, mask).atom_logits
+            return elements_log_prob(logits, allowed, mask).sum()
+
+        def guided(z, t):
+            eps, values = split_output(denoise(z, t), z.shape[1])
+            gradient = jax.grad(log_prob)(predict_clean(every_step, z, eps, t))
+            step = scale * every_step.signal[t] * every_step.noise[t]
+            eps -= step[:, None, None] * gradient
+            return eps if values is None else jnp.concatenate([eps, values], 1)
+
+        return guided
+
     def encode_condition(self, vectors, keep) -> jax.Array:
         """Preprocessed conditions, dropped where not `keep` [B] -> [B, D]."""
         return self.condition.apply({"params": self.frozen["condition"]}, vectors, keep)
@@ -84,10 +118,13 @@ class Generator:
 
     def decode(self, z: jax.Array, mask: jax.Array) -> CrystalBatch:
         """Crystals of diffusion latents z [B, N, L]."""
-        decoded = self.vae.apply(
+        return to_crystals(self.decode_heads(z, mask), mask)
+
+    def decode_heads(self, z: jax.Array, mask: jax.Array) -> Decoded:
+        """What the decoder makes of diffusion latents z [B, N, L]."""
+        return self.vae.apply(
             {"params": self.frozen["vae"]}, z * self.latent_std, mask, method="decode"
         )
-        return to_crystals(decoded, mask)
 
 
 def combine_checkpoints(ldm: Checkpoint, vae: Checkpoint) -> Checkpoint:
