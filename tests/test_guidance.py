@@ -7,8 +7,10 @@ import pytest
 import tiny
 
 from chemeleon_jax.diffusion import make_schedule, predict_clean
+from chemeleon_jax.generation import generate
 from chemeleon_jax.models.condition import make_condition_encoder, preprocess
 from chemeleon_jax.models.guidance import allowed_elements, elements_log_prob
+from chemeleon_jax.sharding import make_mesh
 
 SPECS = [
     {"name": "formula", "kind": "composition"},
@@ -143,3 +145,17 @@ def test_predicted_clean_latents_move_along_the_gradient(learn_sigma):
     assert not np.asarray(expected[0, 2:]).any()  # padding
     np.testing.assert_allclose(after[1], before[1], atol=1e-5)  # asked for nothing
     np.testing.assert_array_equal(values, still_values)
+
+
+def test_neither_batches_nor_devices_change_a_guided_crystal():
+    model, policy = conditional()
+    asked = vectors(["NaCl2"], ["Na-Cl"])
+    given = {"schedule": make_schedule("ddim", 4), "model": model, "condition": asked}
+    given |= {"decoder_scale": 6.0, "cfg_scale": 2.0}
+    num_atoms, key = np.array([3, 6, 3, 6, 3]), jax.random.key(0)
+    one, four = (
+        generate(policy, key, num_atoms, mesh=make_mesh(n), batch_size=size, **given)
+        for n, size in ((1, 2), (4, 4))
+    )
+    np.testing.assert_array_equal(one.atom_types, four.atom_types)
+    np.testing.assert_allclose(one.frac_coords, four.frac_coords, atol=1e-4)
