@@ -67,7 +67,7 @@ def main() -> None:
             schedule=make_schedule("ddim", args.num_steps),
             group_size=args.num_samples,
             eta=1.0,
-            cfg_scale=args.guidance_scale,
+            cfg_scale=None if args.guidance_scale == 1 else args.guidance_scale,
             decoder_scale=args.decoder_guidance or None,
             condition=jax.tree.map(
                 lambda *vectors: np.concatenate(vectors),
