@@ -68,11 +68,6 @@ def matmul_precision(config) -> contextlib.AbstractContextManager:
     return jax.default_matmul_precision(PRECISIONS[config.precision])
 
 
-def guidance(scale: float, model: Generator) -> float | None:
-    """The guidance scale, or None where guidance would change nothing and cost half."""
-    return scale if model.condition and scale != 1.0 else None
-
-
 def sampling_settings(config, model: Generator) -> dict[str, Any]:
     """What rollout and update have in common, the model on the mesh."""
     name, steps = config.sampling.sampler, config.sampling.sampling_steps
@@ -80,7 +75,7 @@ def sampling_settings(config, model: Generator) -> dict[str, Any]:
         "model": model,
         "schedule": make_schedule(name, steps),
         "eta": config.sampling.eta,
-        "cfg_scale": guidance(config.sampling.cfg_scale, model),
+        "cfg_scale": model.guidance(config.sampling.cfg_scale),
     }
 
 

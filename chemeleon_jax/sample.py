@@ -123,7 +123,6 @@ def sample(args: argparse.Namespace) -> None:
     key = jax.random.key(args.seed)
     num_atoms = draw_atom_counts(jax.random.fold_in(key, 0), args.num_samples, shares)
     schedule = make_schedule(settings["sampler"], settings["num_steps"])
-    scale = settings["guidance_scale"]  # 1 changes nothing, and costs as much as any
     if args.overwrite and distributed.is_first():
         remove_old(args.out)
     for directory, checkpoint in models.items():
@@ -136,7 +135,7 @@ def sample(args: argparse.Namespace) -> None:
             schedule=schedule,
             mesh=make_mesh(),
             eta=settings["eta"],
-            cfg_scale=None if scale == 1 else scale,
+            cfg_scale=model.guidance(settings["guidance_scale"]),
             decoder_scale=settings["decoder_guidance"] or None,
             condition=condition,
             batch_size=args.batch_size,

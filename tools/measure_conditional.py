@@ -22,6 +22,7 @@ from chemeleon_jax.data import MAX_ATOMS, load_dataset
 from chemeleon_jax.diffusion import make_schedule
 from chemeleon_jax.models.generator import combine_checkpoints, make_generator
 from chemeleon_jax.prompts import condition_values, encode_conditions
+from chemeleon_jax.sample import DEFAULTS
 
 BATCH = 10  # compositions at once
 
@@ -45,8 +46,8 @@ def main() -> None:
     parser.add_argument("--num_compositions", type=int, default=100)
     parser.add_argument("--num_samples", type=int, default=20, help="of each")
     parser.add_argument("--num_steps", type=int, default=25, help="DDIM")
-    parser.add_argument("--guidance_scale", type=float, default=2.0)
-    parser.add_argument("--decoder_guidance", type=float, default=6.0)
+    for name in ("guidance_scale", "decoder_guidance"):
+        parser.add_argument(f"--{name}", type=float, default=DEFAULTS[name])
     kinds = ("composition", "chemical_system")
     parser.add_argument("--ask", choices=kinds, default="composition")
     args = parser.parse_args()
@@ -67,7 +68,7 @@ def main() -> None:
             schedule=make_schedule("ddim", args.num_steps),
             group_size=args.num_samples,
             eta=1.0,
-            cfg_scale=None if args.guidance_scale == 1 else args.guidance_scale,
+            cfg_scale=model.guidance(args.guidance_scale),
             decoder_scale=args.decoder_guidance or None,
             condition=jax.tree.map(
                 lambda *vectors: np.concatenate(vectors),

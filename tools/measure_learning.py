@@ -45,7 +45,7 @@ def sample(config, checkpoint, num_samples: int):
             schedule=schedule,
             group_size=1,
             eta=config.sampling.eta,
-            cfg_scale=config.sampling.cfg_scale if model.condition else None,
+            cfg_scale=model.guidance(config.sampling.cfg_scale),
             condition=condition,
         )
         parts.append(jax.device_get(crystals))

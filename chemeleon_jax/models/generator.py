@@ -38,6 +38,10 @@ class Generator:
     latent_std: jax.Array  # []  latents are divided by it before diffusion
     max_atoms: int = struct.field(pytree_node=False, default=20)
 
+    def guidance(self, scale: float | None) -> float | None:
+        """The `cfg_scale`, or None where it would change nothing and cost half."""
+        return scale if self.condition and scale != 1.0 else None
+
     def denoiser(
         self,
         params: Any,
