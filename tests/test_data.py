@@ -23,11 +23,6 @@ from chemeleon_jax.data import (
 )
 from chemeleon_jax.errors import UserError
 
-NACL = Structure.from_spacegroup(
-    "Fm-3m", Lattice.cubic(5.64), ["Na", "Cl"], [[0, 0, 0], [0.5, 0.5, 0.5]]
-).get_primitive_structure()
-SILICON = Structure.from_spacegroup("Fd-3m", Lattice.cubic(5.43), ["Si"], [[0, 0, 0]])
-
 
 def small_dataset(counts, width=20):
     """Cubic cells with the given atom counts; label `index` counts crystals."""
