@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.measure import busy, measure, print_table
-from chemeleon_jax.crystals import take
-from chemeleon_jax.data import load_dataset
+from chemeleon_jax.data.crystals import take
+from chemeleon_jax.data.dataset import load_dataset
 from chemeleon_jax.potentials.chgnet import energies, load_params
 from chemeleon_jax.potentials.graph import Capacity
 

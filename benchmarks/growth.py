@@ -25,7 +25,7 @@ from benchmarks.policy import (
 )
 from benchmarks.rollout import time_rollout
 from benchmarks.update import make_update, random_trajectory
-from chemeleon_jax.buckets import choose_parts
+from chemeleon_jax.models.buckets import choose_parts
 
 BATCH, STEPS = 64, 5  # of the rows that vary something else
 

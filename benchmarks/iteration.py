@@ -15,8 +15,8 @@ import numpy as np
 
 from benchmarks.measure import print_table
 from benchmarks.policy import all_padded
-from chemeleon_jax.config import parse
-from chemeleon_jax.tracking import read_scalars
+from chemeleon_jax.cli import parse
+from chemeleon_jax.runs.tracking import read_scalars
 from chemeleon_jax.train import train
 
 

@@ -19,13 +19,13 @@ import numpy as np
 import psutil
 from pymatgen.analysis.structure_matcher import StructureMatcher
 
-from chemeleon_jax.crystals import to_structures
-from chemeleon_jax.data import load_dataset
+from chemeleon_jax.data.crystals import to_structures
+from chemeleon_jax.data.dataset import load_dataset
 from chemeleon_jax.rewards.creativity import index_references, match_crystals
-from chemeleon_jax.rewards.matching import Cell, reduce_cell
-from chemeleon_jax.rewards.pool import WorkerPool
+from chemeleon_jax.workers.matching import Cell, reduce_cell
+from chemeleon_jax.workers.pool import WorkerPool
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
 from crystal_sets import distorted, mixed_set  # noqa: E402
 
 

@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from chemeleon_jax import buckets
-from chemeleon_jax.data import MP20_ATOM_COUNTS
+from chemeleon_jax.data.dataset import MP20_ATOM_COUNTS
+from chemeleon_jax.models import buckets
 from chemeleon_jax.models.dit import DiT, dit_size
 from chemeleon_jax.models.generator import Generator
 from chemeleon_jax.models.vae import make_vae

@@ -12,8 +12,9 @@ import numpy as np
 from pymatgen.analysis.structure_matcher import StructureMatcher
 
 from benchmarks.measure import Seconds, print_table
-from chemeleon_jax.crystals import formula_key, take, validity
-from chemeleon_jax.data import load_dataset
+from chemeleon_jax.data.crystals import formula_key, take, validity
+from chemeleon_jax.data.dataset import load_dataset
+from chemeleon_jax.data.types import CrystalBatch
 from chemeleon_jax.rewards.creativity import (
     creativity,
     index_references,
@@ -25,9 +26,8 @@ from chemeleon_jax.rewards.diversity import (
     diversity,
     kernel_mean,
 )
-from chemeleon_jax.rewards.matching import reduce_cell, to_structure
-from chemeleon_jax.rewards.pool import WorkerPool
-from chemeleon_jax.types import CrystalBatch
+from chemeleon_jax.workers.matching import reduce_cell, to_structure
+from chemeleon_jax.workers.pool import WorkerPool
 
 LATENT = 8  # channels of the structure features
 

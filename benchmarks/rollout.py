@@ -16,8 +16,8 @@ from benchmarks.policy import (
     useful_operations,
 )
 from chemeleon_jax import sample_group
-from chemeleon_jax.buckets import choose_parts
-from chemeleon_jax.diffusion import make_schedule
+from chemeleon_jax.models.buckets import choose_parts
+from chemeleon_jax.models.diffusion import make_schedule
 
 
 def time_rollout(

@@ -18,10 +18,10 @@ from benchmarks.policy import (
     typical_atom_counts,
     useful_operations,
 )
-from chemeleon_jax.buckets import choose_parts
-from chemeleon_jax.diffusion import make_schedule
-from chemeleon_jax.objective import make_optimizer, update
-from chemeleon_jax.types import Step, Trajectory
+from chemeleon_jax.data.types import Step, Trajectory
+from chemeleon_jax.models.buckets import choose_parts
+from chemeleon_jax.models.diffusion import make_schedule
+from chemeleon_jax.rl.objective import make_optimizer, update
 
 
 def random_trajectory(counts: np.ndarray, max_atoms: int, steps: int) -> Trajectory:

@@ -13,12 +13,12 @@ from importlib import import_module
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 _EXPORTS = {
-    "sample_group": "chemeleon_jax.rollout",
+    "sample_group": "chemeleon_jax.rl.sampler",
     "compute_rewards": "chemeleon_jax.rewards",
-    "grpo_loss": "chemeleon_jax.objective",
-    "update": "chemeleon_jax.objective",
-    "CrystalBatch": "chemeleon_jax.types",
-    "Trajectory": "chemeleon_jax.types",
+    "grpo_loss": "chemeleon_jax.rl.objective",
+    "update": "chemeleon_jax.rl.objective",
+    "CrystalBatch": "chemeleon_jax.data.types",
+    "Trajectory": "chemeleon_jax.data.types",
 }
 
 __all__ = list(_EXPORTS)  # noqa: PLE0604

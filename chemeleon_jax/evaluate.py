@@ -27,10 +27,10 @@ import numpy as np
 from pymatgen.core import Structure
 from tqdm import tqdm
 
-from chemeleon_jax import __version__, checkpoints, distributed
-from chemeleon_jax.checkpoints import params_digest
-from chemeleon_jax.crystals import formula_key
-from chemeleon_jax.data import Dataset
+from chemeleon_jax import __version__
+from chemeleon_jax.data.crystals import formula_key
+from chemeleon_jax.data.dataset import Dataset
+from chemeleon_jax.devices import distributed
 from chemeleon_jax.errors import UserError, exit_status
 from chemeleon_jax.evaluation import statistics
 from chemeleon_jax.evaluation.inputs import Item, load_reference, read_crystals
@@ -49,15 +49,17 @@ from chemeleon_jax.evaluation.scores import (
     features_of_known,
     score_set,
 )
-from chemeleon_jax.files import digest, read_json, replacing, write_json
+from chemeleon_jax.models import store
+from chemeleon_jax.models.store import params_digest
 from chemeleon_jax.models.vae import make_vae
 from chemeleon_jax.potentials import Relaxed, calculators, load_potential, relax
 from chemeleon_jax.potentials.hull import load_hull
 from chemeleon_jax.potentials.hull_file import read_hull_file
 from chemeleon_jax.rewards.creativity import index_references
 from chemeleon_jax.rewards.energy import FAR_BELOW, METASTABLE
-from chemeleon_jax.rewards.pool import WorkerPool
-from chemeleon_jax.rewards.prefilter import ANGLE_TOL, LENGTH_TOL, SITE_TOL
+from chemeleon_jax.runs.files import digest, read_json, replacing, write_json
+from chemeleon_jax.workers.pool import WorkerPool
+from chemeleon_jax.workers.prefilter import ANGLE_TOL, LENGTH_TOL, SITE_TOL
 
 CHUNK = 256  # crystals judged, and kept on disk, at once
 TIME_LIMIT = 30.0  # s, for one crystal in a worker
@@ -113,7 +115,7 @@ def evaluate(args: argparse.Namespace) -> None:
     sets = find_sets(args.crystals, args.out)
     items = {source: read_crystals(source) for source in sets}
     dataset = load_reference(args.reference)
-    vae_checkpoint = checkpoints.load(args.vae)
+    vae_checkpoint = store.load(args.vae)
     if "vae" not in vae_checkpoint.params:
         raise UserError(f"--vae={args.vae}: holds no VAE")
     vae = make_vae(vae_checkpoint.config["vae"]), vae_checkpoint.params["vae"]

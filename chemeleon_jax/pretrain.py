@@ -18,16 +18,23 @@ import numpy as np
 import optax
 from flax import struct
 
-from chemeleon_jax import checkpoints, distributed
-from chemeleon_jax.config import run
-from chemeleon_jax.data import BucketedBatches, load_dataset
+from chemeleon_jax.cli import run
+from chemeleon_jax.data.dataset import BucketedBatches, load_dataset
+from chemeleon_jax.devices import distributed
+from chemeleon_jax.devices.sharding import make_mesh, replicate, shard_batch
 from chemeleon_jax.errors import UserError
-from chemeleon_jax.interruption import SaveOnSignal
-from chemeleon_jax.runs import work_directory, write_run_info
-from chemeleon_jax.sharding import make_mesh, replicate, shard_batch
-from chemeleon_jax.stages import STAGES, Stage, relevant_crystals, start_from, with_kept
-from chemeleon_jax.states import RunCheckpoints
-from chemeleon_jax.tracking import Tracker
+from chemeleon_jax.models import store
+from chemeleon_jax.pretraining.stages import (
+    STAGES,
+    Stage,
+    relevant_crystals,
+    start_from,
+    with_kept,
+)
+from chemeleon_jax.runs.directory import work_directory, write_run_info
+from chemeleon_jax.runs.interruption import SaveOnSignal
+from chemeleon_jax.runs.states import RunCheckpoints
+from chemeleon_jax.runs.tracking import Tracker
 
 MAX_SKIPPED = 10  # steps in a row, before a run ends
 
@@ -176,7 +183,7 @@ def pretrain(config, workdir: str) -> None:
                 )
                 if improved and distributed.is_first():
                     summary = {"step": step + 1, "validation": scores}
-                    checkpoints.save_model(
+                    store.save_model(
                         workdir,
                         with_kept(stage, state.ema_params),
                         {**stage.config, "training": summary},

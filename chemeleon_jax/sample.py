@@ -20,25 +20,27 @@ from typing import Any
 import jax
 import numpy as np
 
-from chemeleon_jax import __version__, checkpoints, distributed
-from chemeleon_jax.checkpoints import Checkpoint, params_digest
-from chemeleon_jax.config import keep_compiled_programs
-from chemeleon_jax.crystals import VALIDITY_REASONS, to_structures, validity
-from chemeleon_jax.data import MAX_ATOMS
-from chemeleon_jax.diffusion import make_schedule
+from chemeleon_jax import __version__
+from chemeleon_jax.cli import keep_compiled_programs
+from chemeleon_jax.data.crystals import VALIDITY_REASONS, to_structures, validity
+from chemeleon_jax.data.dataset import MAX_ATOMS
+from chemeleon_jax.data.types import CrystalBatch
+from chemeleon_jax.devices import distributed
+from chemeleon_jax.devices.sharding import make_mesh
 from chemeleon_jax.errors import UserError, exit_status
-from chemeleon_jax.files import read_json, replacing, write_json
-from chemeleon_jax.generation import generate
+from chemeleon_jax.models import store
+from chemeleon_jax.models.diffusion import make_schedule
 from chemeleon_jax.models.generator import combine_checkpoints, make_generator
-from chemeleon_jax.prompts import (
+from chemeleon_jax.models.store import Checkpoint, params_digest
+from chemeleon_jax.rl.generation import generate
+from chemeleon_jax.rl.prompts import (
     atom_count_shares,
     condition_values,
     draw_atom_counts,
     encode_conditions,
     restrict_atom_counts,
 )
-from chemeleon_jax.sharding import make_mesh
-from chemeleon_jax.types import CrystalBatch
+from chemeleon_jax.runs.files import read_json, replacing, write_json
 
 WRITTEN = ("crystals.jsonl", "manifest.json", "cif", "base", "evaluation")
 DEFAULTS = {
@@ -110,7 +112,7 @@ def sample(args: argparse.Namespace) -> None:
     )
     models = {args.out: load_model(args.checkpoint, args.vae, args.weights)}
     if args.base:
-        models[args.out / "base"] = checkpoints.load(Path(args.checkpoint, "model"))
+        models[args.out / "base"] = store.load(Path(args.checkpoint, "model"))
     config = models[args.out].config
     specs = (config.get("condition") or {}).get("specs", ())
     condition = encode_conditions(specs, by_kind, by_name)
@@ -170,7 +172,7 @@ def load_model(name: str, vae: str | None, weights: str) -> Checkpoint:
     Raises:
       UserError: it has no denoiser, or no VAE can be told.
     """
-    checkpoint = checkpoints.load(
+    checkpoint = store.load(
         name,
         weights="raw" if weights == "raw" else "ema",
         step="best" if weights == "best" else "latest",
@@ -182,7 +184,7 @@ def load_model(name: str, vae: str | None, weights: str) -> Checkpoint:
         )
     if vae is None and "vae" in checkpoint.params:
         return checkpoint
-    return combine_checkpoints(checkpoint, checkpoints.load(vae or default_vae(name)))
+    return combine_checkpoints(checkpoint, store.load(vae or default_vae(name)))
 
 
 def default_vae(name: str) -> str:

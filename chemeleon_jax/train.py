@@ -23,14 +23,28 @@ import optax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from chemeleon_jax import checkpoints, distributed, memory
-from chemeleon_jax.alarms import Alarms, explain_skipped
-from chemeleon_jax.buckets import choose_parts
-from chemeleon_jax.config import check_rl, run
-from chemeleon_jax.data import MAX_ATOMS
-from chemeleon_jax.diffusion import Schedule
+from chemeleon_jax.cli import check_rl, run
+from chemeleon_jax.data.dataset import MAX_ATOMS
+from chemeleon_jax.data.types import CrystalBatch, TrainState, Trajectory
+from chemeleon_jax.devices import distributed
+from chemeleon_jax.devices.sharding import (
+    make_mesh,
+    replicate,
+    shard_batch,
+    shard_params,
+)
 from chemeleon_jax.errors import UserError
-from chemeleon_jax.experience import (
+from chemeleon_jax.models import store
+from chemeleon_jax.models.buckets import choose_parts
+from chemeleon_jax.models.diffusion import Schedule
+from chemeleon_jax.models.generator import (
+    Generator,
+    combine_checkpoints,
+    make_generator,
+)
+from chemeleon_jax.report.pictures import log_validation
+from chemeleon_jax.rewards.loading import load_reward
+from chemeleon_jax.rl.experience import (
     Batch,
     Rollout,
     batch_size,
@@ -41,28 +55,16 @@ from chemeleon_jax.experience import (
     matmul_precision,
     sampling_settings,
 )
-from chemeleon_jax.interruption import SaveOnSignal
-from chemeleon_jax.iteration_files import recall, save_iteration
-from chemeleon_jax.models.generator import (
-    Generator,
-    combine_checkpoints,
-    make_generator,
-)
-from chemeleon_jax.objective import make_optimizer, reference_kl, update
-from chemeleon_jax.pictures import log_validation
-from chemeleon_jax.prompts import make_prompts
-from chemeleon_jax.rewards.loading import load_reward
-from chemeleon_jax.runs import work_directory, write_run_info
-from chemeleon_jax.sharding import (
-    make_mesh,
-    replicate,
-    shard_batch,
-    shard_params,
-)
-from chemeleon_jax.states import RunCheckpoints
-from chemeleon_jax.step_choice import choose_steps, take_steps
-from chemeleon_jax.tracking import Tracker
-from chemeleon_jax.types import CrystalBatch, TrainState, Trajectory
+from chemeleon_jax.rl.objective import make_optimizer, reference_kl, update
+from chemeleon_jax.rl.prompts import make_prompts
+from chemeleon_jax.rl.timesteps import choose_steps, take_steps
+from chemeleon_jax.runs import memory
+from chemeleon_jax.runs.alarms import Alarms, explain_skipped
+from chemeleon_jax.runs.directory import work_directory, write_run_info
+from chemeleon_jax.runs.interruption import SaveOnSignal
+from chemeleon_jax.runs.iteration_files import recall, save_iteration
+from chemeleon_jax.runs.states import RunCheckpoints
+from chemeleon_jax.runs.tracking import Tracker
 
 KL_EVERY = 12  # steps of a trajectory per one at which the KL to the original is taken
 
@@ -72,8 +74,8 @@ def train(config, workdir: str) -> None:
     check_rl(config, jax.device_count())
     mesh = make_mesh(fsdp=config.fsdp)
     start_model = combine_checkpoints(
-        checkpoints.load(config.ldm_ckpt_path),
-        checkpoints.load(config.vae_ckpt_path),
+        store.load(config.ldm_ckpt_path),
+        store.load(config.vae_ckpt_path),
     )
     model, policy = make_generator(start_model, MAX_ATOMS)
     source = config.data.dataset

@@ -15,6 +15,6 @@ def get_config(preset: str = "mini"):
     """The config of a preset: mini, mp_20 or alex_mp_20."""
     config = rl_config(preset)
     config.reward.components.custom.function = (
-        "chemeleon_jax.rewards.custom:atomic_density"
+        "chemeleon_jax.workers.custom:atomic_density"
     )
     return config

@@ -12,11 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict
 
+from chemeleon_jax.data.types import CrystalBatch
 from chemeleon_jax.models.condition import ConditionEncoder, input_width
 from chemeleon_jax.models.dit import DiT
 from chemeleon_jax.models.predictor import Predictor
 from chemeleon_jax.models.vae import VAE
-from chemeleon_jax.types import CrystalBatch
 from convert_checkpoints.records import CheckpointError, Record
 from convert_checkpoints.tables import Flat
 

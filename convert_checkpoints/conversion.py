@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from flax.traverse_util import unflatten_dict
 
-from chemeleon_jax import checkpoints
+from chemeleon_jax.models import store
 from convert_checkpoints import architecture as arch
 from convert_checkpoints.records import CheckpointError, Record
 from convert_checkpoints.tables import Flat, check_complete, convert_tensors
@@ -81,7 +81,7 @@ def convert(
         converted.append(Converted(source.path, Path(out_dir, name), config, params))
     for result in converted:
         params = unflatten_dict(result.params, sep="/")
-        checkpoints.save_model(result.directory, params, result.config)
+        store.save_model(result.directory, params, result.config)
     return converted
 
 

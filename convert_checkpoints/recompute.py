@@ -11,17 +11,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from chemeleon_jax import crystals, diffusion
-from chemeleon_jax.checkpoints import Checkpoint
-from chemeleon_jax.crystals import read_structure
-from chemeleon_jax.lattice import lattice_matrix
+from chemeleon_jax.data import crystals
+from chemeleon_jax.data.crystals import read_structure
+from chemeleon_jax.data.lattice import lattice_matrix
+from chemeleon_jax.data.types import CrystalBatch
+from chemeleon_jax.models import diffusion
 from chemeleon_jax.models.condition import preprocess
 from chemeleon_jax.models.generator import Generator, make_generator
 from chemeleon_jax.models.predictor import make_predictor
+from chemeleon_jax.models.store import Checkpoint
 from chemeleon_jax.models.vae import Decoded, make_vae, to_crystals, vae_loss
 from chemeleon_jax.rewards.diversity import kernel_mean, leave_one_out_mmd
 from chemeleon_jax.rewards.normalize import NORMALIZATIONS
-from chemeleon_jax.types import CrystalBatch
 from convert_checkpoints import replay
 from convert_checkpoints.comparison import FORWARD, Recording
 from convert_checkpoints.replay import compare_crystals, flat, pad

@@ -9,9 +9,10 @@ import numpy as np
 import optax
 from flax.traverse_util import unflatten_dict
 
-from chemeleon_jax import diffusion, objective, rollout
+from chemeleon_jax.data.types import CrystalBatch, Step
+from chemeleon_jax.models import diffusion
 from chemeleon_jax.models.generator import Generator
-from chemeleon_jax.types import CrystalBatch, Step
+from chemeleon_jax.rl import objective, sampler
 from convert_checkpoints.comparison import FORWARD, GRADIENT, TRAJECTORY, Recording
 from convert_checkpoints.records import CheckpointError
 from convert_checkpoints.tables import DIT, Flat, convert_tensor
@@ -106,7 +107,7 @@ def replay(run: Run, policy, z, noise, recorded):
     """
     last = run.schedule.num_steps - 1
     scale = CFG_SCALE if run.condition else None
-    z, steps = rollout.roll_out(
+    z, steps = sampler.roll_out(
         run.ldm.denoiser(policy, run.mask, run.condition, scale),
         z,
         lambda i: noise[last - i],

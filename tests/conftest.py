@@ -17,8 +17,8 @@ os.environ["XDG_CACHE_HOME"] = _CACHE.name
 import jax  # noqa: E402
 import pytest  # noqa: E402
 
-from chemeleon_jax import buckets  # noqa: E402
-from chemeleon_jax.rewards.pool import WorkerPool  # noqa: E402
+from chemeleon_jax.models import buckets  # noqa: E402
+from chemeleon_jax.workers.pool import WorkerPool  # noqa: E402
 
 # Two widths, 12 and 20, where a run has five: each is compiled.
 buckets.WIDTH_STEP = 12

@@ -8,7 +8,8 @@ packages give the same arrays. The models in assets/mini are trained, not built 
   pip download --no-deps -d packages --no-binary matminer matminer==0.3.7
   python -m tools.build_assets --packages packages   # some five minutes on two cores
 
-A changed mp_mini.npz needs its new hash in chemeleon_jax/data.py: it is printed.
+A changed mp_mini.npz needs its new hash, which is printed, in
+chemeleon_jax/data/dataset.py.
 """
 
 import argparse

@@ -23,8 +23,8 @@ from numpy._core.multiarray import _reconstruct
 from pymatgen.core import Element, Lattice, Structure
 from pymatgen.io.vasp import Poscar
 
-from chemeleon_jax.crystals import from_structures, niggli_reduce
-from chemeleon_jax.data import Dataset, save_npz, split_by_chemical_system
+from chemeleon_jax.data.crystals import from_structures, niggli_reduce
+from chemeleon_jax.data.dataset import Dataset, save_npz, split_by_chemical_system
 
 OC20_WHEEL = "fairchem_data_oc-0.0.1-py2.py3-none-any.whl"
 OC20_PICKLE = "fairchem/data/oc/databases/pkls/bulks.pkl"

@@ -16,8 +16,8 @@ import numpy as np
 from pymatgen.core import Structure
 from scipy.stats import spearmanr
 
-from chemeleon_jax.crystals import from_structures
-from chemeleon_jax.data import load_dataset
+from chemeleon_jax.data.crystals import from_structures
+from chemeleon_jax.data.dataset import load_dataset
 from chemeleon_jax.potentials import OK, STATUS, load_potential
 from chemeleon_jax.potentials.hull import (
     Hull,

@@ -17,15 +17,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from chemeleon_jax import checkpoints
-from chemeleon_jax.crystals import take
-from chemeleon_jax.data import MAX_ATOMS, load_dataset
-from chemeleon_jax.diffusion import add_noise, make_schedule
+from chemeleon_jax.data.crystals import take
+from chemeleon_jax.data.dataset import MAX_ATOMS, load_dataset
+from chemeleon_jax.models import store
+from chemeleon_jax.models.diffusion import add_noise, make_schedule
 from chemeleon_jax.models.generator import combine_checkpoints, make_generator
 from chemeleon_jax.potentials import load_potential
 from chemeleon_jax.potentials.hull import load_hull
 from chemeleon_jax.rewards.energy import METASTABLE
-from chemeleon_jax.rollout import roll_out
+from chemeleon_jax.rl.sampler import roll_out
 
 KEY = jax.random.key(0)
 SIZES = ((1, 5), (6, 10), (11, 15), (16, 20))  # atoms
@@ -43,7 +43,7 @@ def main() -> None:
     parser.add_argument("--timesteps", default="100,200,300,500,700,980")
     args = parser.parse_args()
     model, policy = make_generator(
-        combine_checkpoints(checkpoints.load(args.ldm), checkpoints.load(args.vae)),
+        combine_checkpoints(store.load(args.ldm), store.load(args.vae)),
         MAX_ATOMS,
     )
     schedule = make_schedule("ddim", args.num_steps)

@@ -11,8 +11,8 @@ import argparse
 import jax
 import numpy as np
 
-from chemeleon_jax import checkpoints
-from chemeleon_jax.data import load_dataset
+from chemeleon_jax.data.dataset import load_dataset
+from chemeleon_jax.models import store
 from chemeleon_jax.models.predictor import make_predictor
 from chemeleon_jax.models.vae import make_vae
 
@@ -26,7 +26,7 @@ def main() -> None:
     parser.add_argument("--vae", default="mini:vae")
     args = parser.parse_args()
     checkpoint, vae_checkpoint = (
-        checkpoints.load(name) for name in (args.predictor, args.vae)
+        store.load(name) for name in (args.predictor, args.vae)
     )
     vae = make_vae(vae_checkpoint.config["vae"])
     predictor = make_predictor(checkpoint.config["predictor"])

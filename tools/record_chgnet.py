@@ -10,7 +10,7 @@ import numpy as np
 from chgnet.model import CHGNet
 from pymatgen.core import Structure
 
-from chemeleon_jax.data import load_dataset
+from chemeleon_jax.data.dataset import load_dataset
 
 NUM_CRYSTALS = 50
 SEED = 7

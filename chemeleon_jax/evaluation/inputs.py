@@ -15,9 +15,9 @@ from ase.io import iread
 from pymatgen.core import Structure
 from pymatgen.io.ase import AseAtomsAdaptor
 
-from chemeleon_jax import crystals, data
+from chemeleon_jax.data import crystals, dataset
 from chemeleon_jax.errors import UserError
-from chemeleon_jax.files import gunzip
+from chemeleon_jax.runs.files import gunzip
 
 FORMATS = (".cif", ".jsonl", ".json", ".extxyz", ".xyz")
 
@@ -148,7 +148,7 @@ def _from_xyz(text: str) -> Iterator[Item]:
         yield _parse(lambda atoms=atoms: AseAtomsAdaptor.get_structure(atoms))
 
 
-def load_reference(source: str) -> data.Dataset:
+def load_reference(source: str) -> dataset.Dataset:
     """The known crystals: "mp_mini", a CSV or npz data set, or any file of crystals.
 
     Raises:
@@ -156,10 +156,10 @@ def load_reference(source: str) -> data.Dataset:
     """
     name = str(source)
     if name == "mp_mini" or name.removesuffix(".gz").endswith((".csv", ".npz")):
-        return data.load_dataset(name)
+        return dataset.load_dataset(name)
     structures = [i.structure for i in read_crystals(source) if i.structure is not None]
     if not structures:
         raise UserError(f"--reference={source}: no readable crystal in it")
     batch = crystals.from_structures(structures)
     ids = np.array([str(i) for i in range(len(structures))])
-    return data.Dataset(batch, {}, ids, np.zeros(len(ids), np.int8))
+    return dataset.Dataset(batch, {}, ids, np.zeros(len(ids), np.int8))

@@ -9,13 +9,14 @@ import jax
 import numpy as np
 from pymatgen.core import Composition, Element, Structure
 
-from chemeleon_jax.crystals import (
+from chemeleon_jax.data.crystals import (
     VALIDITY_REASONS,
     empty_batch,
     formula_key,
     from_structures,
     validity,
 )
+from chemeleon_jax.data.types import CrystalBatch
 from chemeleon_jax.evaluation.inputs import Item
 from chemeleon_jax.models.vae import VAE
 from chemeleon_jax.potentials import Potential, Relaxed
@@ -33,9 +34,8 @@ from chemeleon_jax.rewards.energy import (
     judge_energies,
 )
 from chemeleon_jax.rewards.features import mean_latent
-from chemeleon_jax.rewards.matching import Cell, reduce_cell, to_structure
-from chemeleon_jax.rewards.pool import OK, STATUS, Outcome, Pool
-from chemeleon_jax.types import CrystalBatch
+from chemeleon_jax.workers.matching import Cell, reduce_cell, to_structure
+from chemeleon_jax.workers.pool import OK, STATUS, Outcome, Pool
 
 SYMMETRY_TOLERANCE = 0.1  # Å, of the space group
 STABLE = 0.0  # eV/atom above the hull

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 from pymatgen.core import Composition, Element
 
-from chemeleon_jax.data import Dataset
+from chemeleon_jax.data.dataset import Dataset
 from chemeleon_jax.evaluation import statistics
 from chemeleon_jax.evaluation.judge import Row
 from chemeleon_jax.models.vae import VAE

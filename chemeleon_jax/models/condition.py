@@ -10,8 +10,8 @@ import numpy as np
 from flax.core import freeze
 from pymatgen.core import Composition, Element
 
+from chemeleon_jax.data.types import CrystalBatch
 from chemeleon_jax.models.layers import Mlp
-from chemeleon_jax.types import CrystalBatch
 
 COMPOSITION_WIDTH = 100  # one place per atomic number
 

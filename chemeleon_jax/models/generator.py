@@ -6,20 +6,20 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from chemeleon_jax.checkpoints import Checkpoint, encoder_digest
-from chemeleon_jax.diffusion import (
+from chemeleon_jax.data.types import CrystalBatch
+from chemeleon_jax.errors import UserError
+from chemeleon_jax.models.condition import make_condition_encoder
+from chemeleon_jax.models.diffusion import (
     NUM_TIMESTEPS,
     Denoiser,
     make_schedule,
     predict_clean,
     split_output,
 )
-from chemeleon_jax.errors import UserError
-from chemeleon_jax.models.condition import make_condition_encoder
 from chemeleon_jax.models.dit import DiT
 from chemeleon_jax.models.guidance import allowed_elements, elements_log_prob
+from chemeleon_jax.models.store import Checkpoint, encoder_digest
 from chemeleon_jax.models.vae import VAE, Decoded, make_vae, to_crystals
-from chemeleon_jax.types import CrystalBatch
 
 
 @struct.dataclass

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from flax import struct
 from flax.core import freeze
 
+from chemeleon_jax.data.types import CrystalBatch
 from chemeleon_jax.models.layers import (
     Mlp,
     Transformer,
@@ -17,7 +18,6 @@ from chemeleon_jax.models.layers import (
     index_embedding,
     masked_mean,
 )
-from chemeleon_jax.types import CrystalBatch
 
 NUM_ATOM_TYPES = 100  # classes of the atom-type head; class 0 is "masked"
 

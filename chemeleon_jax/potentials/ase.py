@@ -19,10 +19,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from chemeleon_jax.data.types import CrystalBatch
 from chemeleon_jax.potentials import FAILED, OK, Potential, per_device
-from chemeleon_jax.potentials.calculators import make_calculator, split_name
 from chemeleon_jax.potentials.graph import screen
-from chemeleon_jax.types import CrystalBatch
+from chemeleon_jax.workers.calculators import make_calculator, split_name
 
 _MAX_EDGES = 20_000  # for one crystal; more are atoms on top of each other
 _LAST_ELEMENT = 118

@@ -21,6 +21,7 @@ from flax.traverse_util import unflatten_dict
 from jax import lax
 from safetensors.numpy import load
 
+from chemeleon_jax.data.types import CrystalBatch
 from chemeleon_jax.errors import UserError
 from chemeleon_jax.potentials import FAILED, OK, Potential, per_device
 from chemeleon_jax.potentials.graph import (
@@ -31,7 +32,6 @@ from chemeleon_jax.potentials.graph import (
     empty_graph,
     next_chunk,
 )
-from chemeleon_jax.types import CrystalBatch
 
 WEIGHTS = files("chemeleon_jax") / "assets" / "chgnet.safetensors"
 WEIGHTS_SHA256 = "fd2cf236ad7ba50e9abf3ac90f16d761b8c3117e10a8bdc1370b25abf8dfd4f9"

@@ -16,12 +16,12 @@ import jax
 import numpy as np
 from scipy.optimize import linprog
 
-from chemeleon_jax.crystals import take
-from chemeleon_jax.data import Dataset, load_dataset
+from chemeleon_jax.data.crystals import take
+from chemeleon_jax.data.dataset import Dataset, load_dataset
+from chemeleon_jax.data.types import CrystalBatch
 from chemeleon_jax.errors import UserError
-from chemeleon_jax.files import cache_folder
 from chemeleon_jax.potentials import OK, Potential
-from chemeleon_jax.types import CrystalBatch
+from chemeleon_jax.runs.files import cache_folder
 
 HULL = files("chemeleon_jax") / "assets" / "hull.npz"
 HULL_SHA256 = "6e46a4a2a3467609282037c369a9e351a264287ac928648e35cea4393d6376d2"

@@ -11,7 +11,7 @@ import pandas as pd
 from pymatgen.core import Structure
 from pymatgen.symmetry.analyzer import SpacegroupAnalyzer, SymmetryUndeterminedError
 
-from chemeleon_jax.drawing import STICK, color, draw_crystal, make_scene
+from chemeleon_jax.report.drawing import STICK, color, draw_crystal, make_scene
 from chemeleon_jax.report.runs import CrystalSet
 
 logger = logging.getLogger(__name__)

@@ -10,10 +10,10 @@ import pandas as pd
 from google.protobuf.message import DecodeError
 from pymatgen.core import Structure
 
-from chemeleon_jax.crystals import read_structure, to_structures
+from chemeleon_jax.data.crystals import read_structure, to_structures
 from chemeleon_jax.errors import UserError
-from chemeleon_jax.iteration_files import last_iteration_file, read_iteration
-from chemeleon_jax.tracking import read_scalars
+from chemeleon_jax.runs.iteration_files import last_iteration_file, read_iteration
+from chemeleon_jax.runs.tracking import read_scalars
 
 FLAGS = ("valid", "smact_valid", "unique", "novel", "metastable", "stable")
 FLAGS += ("sun", "msun", "far_below_hull", "msun_near_hull")

@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from chemeleon_jax.crystals import validity
-from chemeleon_jax.data import Dataset
+from chemeleon_jax.data.crystals import validity
+from chemeleon_jax.data.dataset import Dataset
+from chemeleon_jax.data.types import CrystalBatch
 from chemeleon_jax.errors import UserError
 from chemeleon_jax.models.predictor import Predictor
 from chemeleon_jax.models.vae import VAE
@@ -26,7 +27,6 @@ from chemeleon_jax.rewards.creativity import (
     meet_references,
     to_cells,
 )
-from chemeleon_jax.rewards.custom import BATCH_TIME_LIMIT, CustomReward, Fault
 from chemeleon_jax.rewards.diversity import (
     NUM_ELEMENTS,
     KernelMean,
@@ -43,11 +43,11 @@ from chemeleon_jax.rewards.energy import (
     judge_energies,
 )
 from chemeleon_jax.rewards.features import encode_references, type_embedding
-from chemeleon_jax.rewards.kept import kept
-from chemeleon_jax.rewards.matching import Cell
-from chemeleon_jax.rewards.pool import STATUS, Pool
 from chemeleon_jax.rewards.predictor import property_reward
-from chemeleon_jax.types import CrystalBatch
+from chemeleon_jax.runs.cached_arrays import kept
+from chemeleon_jax.workers.custom import BATCH_TIME_LIMIT, CustomReward, Fault
+from chemeleon_jax.workers.matching import Cell
+from chemeleon_jax.workers.pool import STATUS, Pool
 
 
 @dataclass(frozen=True, eq=False)

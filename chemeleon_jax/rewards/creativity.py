@@ -10,16 +10,16 @@ from typing import NamedTuple
 
 import numpy as np
 
-from chemeleon_jax.crystals import formula_key, formula_keys, to_numpy, validity
-from chemeleon_jax.rewards.matching import (
+from chemeleon_jax.data.crystals import formula_key, formula_keys, to_numpy, validity
+from chemeleon_jax.data.types import CrystalBatch
+from chemeleon_jax.workers.matching import (
     Cell,
     amd_of_cell,
     first_of_groups,
     fits_any,
     reduce_cell,
 )
-from chemeleon_jax.rewards.pool import INVALID, OK, STATUS, Outcome, Pool
-from chemeleon_jax.types import CrystalBatch
+from chemeleon_jax.workers.pool import INVALID, OK, STATUS, Outcome, Pool
 
 AMD_ZERO = 1e-5  # Å, the same crystal: ten times what float32 coordinates resolve
 CREATIVITY_REASONS = (*STATUS, "few_elements", "seen_before")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from chemeleon_jax.rewards.pool import BAD_VALUE, INVALID, OK
+from chemeleon_jax.workers.pool import BAD_VALUE, INVALID, OK
 
 NUM_ELEMENTS = 100  # width of composition vectors, indexed by atomic number
 _BLOCK = 2_000_000  # products held at once, 16 MB

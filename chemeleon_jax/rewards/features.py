@@ -6,14 +6,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from chemeleon_jax.checkpoints import params_digest
-from chemeleon_jax.crystals import take
-from chemeleon_jax.data import Dataset
+from chemeleon_jax.data.crystals import take
+from chemeleon_jax.data.dataset import Dataset
+from chemeleon_jax.data.types import CrystalBatch
 from chemeleon_jax.models.layers import masked_mean
 from chemeleon_jax.models.predictor import Predictor
+from chemeleon_jax.models.store import params_digest
 from chemeleon_jax.models.vae import VAE
-from chemeleon_jax.rewards.kept import kept
-from chemeleon_jax.types import CrystalBatch
+from chemeleon_jax.runs.cached_arrays import kept
 
 _BATCH = 256  # reference crystals encoded at once
 

@@ -1,12 +1,12 @@
 """The reward that a config asks for, with the models that it needs."""
 
-from chemeleon_jax import checkpoints
-from chemeleon_jax.checkpoints import Checkpoint, encoder_digest
-from chemeleon_jax.config import active_components
-from chemeleon_jax.data import load_dataset
+from chemeleon_jax.cli import active_components
+from chemeleon_jax.data.dataset import load_dataset
 from chemeleon_jax.errors import UserError
+from chemeleon_jax.models import store
 from chemeleon_jax.models.generator import Generator
 from chemeleon_jax.models.predictor import make_predictor
+from chemeleon_jax.models.store import Checkpoint, encoder_digest
 from chemeleon_jax.models.vae import make_vae
 from chemeleon_jax.rewards.reward import Reward, make_reward
 
@@ -16,7 +16,7 @@ def load_reward(config, model: Generator) -> Reward:
     references = load_dataset(config.reward.reference_dataset)
     components, predictor = active_components(config), None
     if "predictor" in components:
-        checkpoint = checkpoints.load(config.reward.components.predictor.ckpt_path)
+        checkpoint = store.load(config.reward.components.predictor.ckpt_path)
         vae = load_predictor_vae(checkpoint)
         predictor = (
             make_vae(vae.config["vae"]),
@@ -36,7 +36,7 @@ def load_predictor_vae(predictor: Checkpoint) -> Checkpoint:
     if "vae" in predictor.params:
         return predictor
     name = predictor.config["vae_ckpt_path"]
-    vae = checkpoints.load(name)
+    vae = store.load(name)
     if encoder_digest(vae.params["vae"]) != predictor.config.get("encoder_sha256"):
         raise UserError(
             f"config.reward.components.predictor.ckpt_path: the predictor was trained "

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from chemeleon_jax.rewards.pool import BAD_VALUE, INVALID, OK
+from chemeleon_jax.workers.pool import BAD_VALUE, INVALID, OK
 
 
 def property_reward(

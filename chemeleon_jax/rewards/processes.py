@@ -14,8 +14,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from chemeleon_jax import distributed
-from chemeleon_jax.crystals import formula_key, take
+from chemeleon_jax.data.crystals import formula_key, take
+from chemeleon_jax.data.types import CrystalBatch
+from chemeleon_jax.devices import distributed
 from chemeleon_jax.rewards.components import Facts
 from chemeleon_jax.rewards.creativity import Met, References, by_formula
 from chemeleon_jax.rewards.reward import (
@@ -25,7 +26,6 @@ from chemeleon_jax.rewards.reward import (
     compute_features,
 )
 from chemeleon_jax.rewards.scoring import describe, evaluate_terms, fill_penalties
-from chemeleon_jax.types import CrystalBatch
 
 
 def make_score(

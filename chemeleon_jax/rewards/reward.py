@@ -14,8 +14,9 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from chemeleon_jax.crystals import VALIDITY_REASONS
-from chemeleon_jax.data import Dataset
+from chemeleon_jax.data.crystals import VALIDITY_REASONS
+from chemeleon_jax.data.dataset import Dataset
+from chemeleon_jax.data.types import CrystalBatch
 from chemeleon_jax.errors import UserError
 from chemeleon_jax.models.predictor import Predictor
 from chemeleon_jax.models.vae import VAE
@@ -24,14 +25,13 @@ from chemeleon_jax.potentials.hull import Hull, load_hull
 from chemeleon_jax.potentials.hull_file import read_hull_file
 from chemeleon_jax.rewards.components import COMPONENTS, Component, Context
 from chemeleon_jax.rewards.creativity import index_references
-from chemeleon_jax.rewards.custom import MAX_FAULTS
 from chemeleon_jax.rewards.energy import METASTABLE
 from chemeleon_jax.rewards.features import mean_latent, predict_properties
-from chemeleon_jax.rewards.matching import to_structure
 from chemeleon_jax.rewards.normalize import NORMALIZATIONS
-from chemeleon_jax.rewards.pool import STATUS, Pool, start_pool
 from chemeleon_jax.rewards.scoring import score_on_host
-from chemeleon_jax.types import CrystalBatch
+from chemeleon_jax.workers.custom import MAX_FAULTS
+from chemeleon_jax.workers.matching import to_structure
+from chemeleon_jax.workers.pool import STATUS, Pool, start_pool
 
 logger = logging.getLogger(__name__)
 

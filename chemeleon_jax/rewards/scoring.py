@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from chemeleon_jax.data.types import CrystalBatch
 from chemeleon_jax.rewards.components import Context, Facts
-from chemeleon_jax.types import CrystalBatch
 
 logger = logging.getLogger(__name__)
 

@@ -1,0 +1,75 @@
+"""The glossary of axes, and the data that crosses `jit`.
+
+Axes:
+  G  groups (crystals of one group share their atom count)
+  K  crystals per group
+  B  crystals of a batch, B = G * K
+  N  atoms, padded
+  L  latent channels
+  D  model width
+  T  sampling steps
+"""
+
+from typing import Any
+
+import jax
+from flax import struct
+
+from chemeleon_jax.data.lattice import lattice_matrix
+
+
+@struct.dataclass
+class CrystalBatch:
+    """Crystals, padded to N atoms: real atoms first, then atomic number 0."""
+
+    atom_types: jax.Array  # [B, N]     atomic numbers, 1..99
+    frac_coords: jax.Array  # [B, N, 3]  fractional coordinates
+    lengths: jax.Array  # [B, 3]     cell lengths, Å
+    angles: jax.Array  # [B, 3]     cell angles, degrees
+    mask: jax.Array  # [B, N]     True on real atoms
+
+    @property
+    def num_atoms(self) -> jax.Array:
+        """Atoms per crystal, [B]."""
+        return self.mask.sum(-1)
+
+    @property
+    def lattice(self) -> jax.Array:
+        """Lattice vectors as rows, Å, [B, 3, 3]."""
+        return lattice_matrix(self.lengths, self.angles)
+
+
+@struct.dataclass
+class Step:
+    """One denoising step, or T of them stacked on a leading axis.
+
+    `index` counts in the respaced schedule, downwards: T-1 first, 0 last.
+    """
+
+    index: jax.Array  # []
+    z: jax.Array  # [B, N, L]  latent before the step
+    z_next: jax.Array  # [B, N, L]  latent after it
+    log_prob: jax.Array  # [B]  under the policy that took it, nats per coordinate
+
+
+@struct.dataclass
+class Trajectory:
+    """What `sample_group` did, in sampling order.
+
+    S steps: all T but, with DDIM, the last, whose density is a point.
+    """
+
+    steps: Step  # stacked: [S, ...]
+    mask: jax.Array  # [B, N]
+    condition: Any = None  # {name: [B, ...]} where the model is conditional
+
+
+@struct.dataclass
+class TrainState:
+    """All that an RL run carries from one iteration to the next."""
+
+    iteration: jax.Array  # []  iterations done
+    params: Any  # the policy
+    opt_state: Any
+    ema_params: Any  # moving average of the policy
+    skipped: jax.Array  # []  iterations in a row with an update that was not finite

@@ -1,0 +1,271 @@
+"""What crystals are asked for: drawn from a data set, or by hand."""
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from pymatgen.core import Composition, Element
+
+from chemeleon_jax.data.dataset import MP20_ATOM_COUNTS, load_dataset
+from chemeleon_jax.errors import UserError
+from chemeleon_jax.models.condition import (
+    condition_vectors,
+    input_width,
+    preprocess,
+)
+from chemeleon_jax.models.generator import Generator
+
+FORMULA_KINDS = ("composition", "chemical_system")
+
+
+def make_prompts(model: Generator, source: str, max_atoms: int) -> Callable:
+    """What the policy is asked for: (key, groups) -> num_atoms [G], conditions.
+
+    Atom counts, and with a conditional model its conditions, are those of crystals
+    drawn from a data set, of at most `max_atoms` atoms. Of "mp_20" only the histogram
+    of atom counts is known here.
+
+    Raises:
+      UserError: no crystal is left, or a conditional model lacks its conditions.
+    """
+    if source == "mp_20":
+        if model.condition is not None:
+            raise UserError(
+                "config.data.dataset = 'mp_20': gives atom counts only, and this model "
+                "takes conditions; name a data set that has them"
+            )
+        shares = jnp.asarray(MP20_ATOM_COUNTS[:max_atoms])
+        counts, shares = jnp.arange(1, len(shares) + 1), shares / shares.sum()
+        return lambda key, groups: (
+            jax.random.choice(key, counts, (groups,), p=shares),
+            None,
+        )
+    dataset = load_dataset(source)
+    num_atoms, condition = jnp.asarray(dataset.crystals.mask.sum(-1)), None
+    if model.condition is not None:
+        condition, known = condition_vectors(
+            model.condition.specs,
+            jax.tree.map(jnp.asarray, dataset.crystals),
+            dataset.labels,
+        )
+        num_atoms, condition = jax.tree.map(lambda x: x[known], (num_atoms, condition))
+    small = num_atoms <= max_atoms
+    num_atoms, condition = jax.tree.map(lambda x: x[small], (num_atoms, condition))
+    if not len(num_atoms):
+        raise UserError(
+            f"config.data.dataset = {source!r}: has no crystal of at most "
+            f"config.data.max_atoms = {max_atoms} atoms"
+        )
+
+    def draw(key: jax.Array, groups: int):
+        picked = jax.random.randint(key, (groups,), 0, len(num_atoms))
+        return jax.tree.map(lambda x: x[picked], (num_atoms, condition))
+
+    return draw
+
+
+def parse_composition(formula: str) -> tuple[Composition, int]:
+    """The atoms of a formula unit as given, and how many units a reduced formula is.
+
+    "LiMnO2" -> (Li1 Mn1 O2, 1); "Li4Mn4O8" -> (Li4 Mn4 O8, 4); "Li0.5MnO2" has no whole
+    number of atoms and becomes (Li1 Mn2 O4, 1).
+
+    Raises:
+      UserError: it is no formula, or has an element that does not exist.
+    """
+    try:
+        composition = Composition(formula, strict=True)
+        reduced, factor = composition.get_integer_formula_and_factor()
+    except ValueError as error:
+        raise UserError(
+            f"--composition={formula}: no formula of existing elements ({error}); "
+            "write it like LiMnO2"
+        ) from error
+    factor = round(factor) if factor >= 1 and factor == round(factor) else 1
+    return Composition(reduced) * factor, factor
+
+
+def parse_chemical_system(system: str) -> frozenset[str]:
+    """The element symbols of "Li-Mn-O".
+
+    Raises:
+      UserError: one of them is no element.
+    """
+    symbols = system.split("-")
+    if unknown := [s for s in symbols if not Element.is_valid_symbol(s)]:
+        raise UserError(
+            f"--chemical_system={system}: {unknown[0]!r} is no element; write it like "
+            "Li-Mn-O"
+        )
+    return frozenset(symbols)
+
+
+def condition_values(
+    composition: str | None, chemical_system: str | None, named: Iterable[str]
+) -> tuple[dict[str, str], dict[str, str]]:
+    """What the command line asks for: formulas by kind of condition, the rest by name.
+
+    A composition implies its chemical system.
+
+    Raises:
+      UserError: a value cannot be read, or two of them contradict each other.
+    """
+    by_kind, by_name = {}, {}
+    if chemical_system is not None:
+        by_kind["chemical_system"] = "-".join(
+            sorted(parse_chemical_system(chemical_system))
+        )
+    if composition is not None:
+        atoms, _ = parse_composition(composition)
+        implied = "-".join(sorted(e.symbol for e in atoms))
+        if by_kind.setdefault("chemical_system", implied) != implied:
+            raise UserError(
+                f"--composition={composition} --chemical_system={chemical_system}: "
+                "their elements differ"
+            )
+        by_kind["composition"] = atoms.formula.replace(" ", "")
+    for item in named:
+        name, separator, value = item.partition("=")
+        if not (name and separator and value):
+            raise UserError(f"--condition {item}: write it like band_gap=3.0")
+        by_name[name] = value
+    return by_kind, by_name
+
+
+def encode_conditions(
+    specs: Sequence[Mapping[str, Any]],
+    by_kind: Mapping[str, str],
+    by_name: Mapping[str, str],
+) -> dict[str, np.ndarray] | None:
+    """Conditions as the model takes them, {name: [1, in]}, NaN where not asked for.
+
+    Args:
+      specs: of the model's conditions, see `models.condition.preprocess`; none of an
+        unconditional model.
+      by_kind: see `condition_values`.
+      by_name: likewise.
+
+    Returns:
+      None for an unconditional model.
+
+    Raises:
+      UserError: the model does not take what is asked for.
+    """
+    known = {spec["name"]: spec for spec in specs}
+    kinds = {spec["kind"] for spec in specs}
+    takes = ", ".join(f"{s['name']} ({s['kind']})" for s in specs) or "none at all"
+    for name in by_name:
+        if name not in known:
+            raise UserError(
+                f"--condition {name}: the model has no such condition; it takes {takes}"
+            )
+    # The chemical system that a composition implies need not be known to the model.
+    for kind in ("composition",) if "composition" in by_kind else by_kind:
+        if kind not in kinds:
+            raise UserError(f"--{kind}: the model does not take one; it takes {takes}")
+    if not specs:
+        return None
+    vectors = {}
+    for name, spec in known.items():
+        value = by_name.get(name, by_kind.get(spec["kind"]))
+        if value is None:
+            vectors[name] = np.full((1, input_width(spec)), np.nan, np.float32)
+            continue
+        try:
+            vectors[name] = preprocess(spec, [_read_value(spec, value)])
+        except ValueError as error:
+            raise UserError(str(error)) from error
+    return vectors
+
+
+def _read_value(spec: Mapping[str, Any], value: str):
+    if spec["kind"] in FORMULA_KINDS:
+        return value
+    try:
+        number = float(value)
+    except ValueError:
+        number = math.nan
+    if not math.isfinite(number):
+        raise ValueError(
+            f"condition {spec['name']!r} cannot be {value!r}: not a finite number"
+        )
+    if spec["kind"] == "categorical" and not 0 <= number < spec["num_classes"]:
+        raise ValueError(
+            f"condition {spec['name']!r} cannot be {value!r}: its classes are 0 to "
+            f"{spec['num_classes'] - 1}"
+        )
+    return number
+
+
+def atom_count_shares(source: str, max_atoms: int) -> np.ndarray:
+    """Share of crystals with 1, 2, ..., max_atoms atoms in a data set, [max_atoms].
+
+    Args:
+      source: see `load_dataset`, or "mp_20", of which the histogram alone is known.
+      max_atoms: crystals with more are left out.
+    """
+    if source == "mp_20":
+        shares = MP20_ATOM_COUNTS
+    else:
+        shares = load_dataset(source).atom_count_histogram
+    return np.resize(np.append(shares, np.zeros(max_atoms)), max_atoms)
+
+
+def restrict_atom_counts(
+    shares: np.ndarray,
+    num_atoms: Sequence[int] | None,
+    composition: str | None,
+    chemical_system: str | None,
+) -> np.ndarray:
+    """Atom counts that what is asked for allows.
+
+    Those named by hand, in equal shares; else the data set's, of which a reduced
+    formula leaves its multiples, a multiple of it exactly its own atoms, and a chemical
+    system those with room for each element.
+
+    Args:
+      shares: [N] of 1, 2, ..., N atoms.
+      num_atoms: by hand.
+      composition: formula.
+      chemical_system: like "Li-Mn-O".
+
+    Returns:
+      [N], adding up to 1.
+
+    Raises:
+      UserError: nothing is left.
+    """
+    counts = np.arange(1, len(shares) + 1)
+    wrong = [n for n in num_atoms or () if not 1 <= n <= len(shares)]
+    if wrong:
+        raise UserError(f"--num_atoms={wrong[0]}: must be from 1 to {len(shares)}")
+    if num_atoms:
+        shares = np.isin(counts, num_atoms).astype(float)
+    allowed, asked = np.ones(len(shares), bool), ""
+    if composition is not None:
+        atoms, factor = parse_composition(composition)
+        unit = round(atoms.num_atoms)
+        exact = factor > 1 and not num_atoms
+        allowed = counts == unit if exact else counts % (unit // factor) == 0
+        asked = f"--composition={composition}: "
+    elif chemical_system is not None:
+        allowed = counts >= len(parse_chemical_system(chemical_system))
+        asked = f"--chemical_system={chemical_system}: "
+    if num_atoms and not allowed[np.array(num_atoms) - 1].all():
+        bad = next(n for n in num_atoms if not allowed[n - 1])
+        raise UserError(f"{asked}a crystal of it cannot have --num_atoms={bad}")
+    if not allowed.any():
+        raise UserError(f"{asked}has more than {len(shares)} atoms, the most possible")
+    kept = np.where(allowed, shares, 0.0)
+    kept = kept if kept.sum() > 0 else allowed.astype(float)
+    return kept / kept.sum()
+
+
+def draw_atom_counts(key: jax.Array, count: int, shares: np.ndarray) -> np.ndarray:
+    """Atom counts of `count` crystals, [count]; the i-th depends on key and i alone."""
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(count))
+    draw = jax.vmap(lambda k: jax.random.choice(k, len(shares), p=jnp.asarray(shares)))
+    return np.asarray(jax.jit(draw)(keys)) + 1

@@ -1,0 +1,133 @@
+"""ASE calculators by name, and relaxation with one. No JAX: it runs in workers.
+
+A calculator holds the state of one crystal at a time, and may hang or crash: each
+worker process has its own, and relaxes one crystal after another.
+"""
+
+import importlib
+import math
+from functools import cache, partial
+from typing import Any
+
+import ase
+from ase.filters import FrechetCellFilter
+from ase.optimize import FIRE
+from pymatgen.core import Lattice, Structure
+
+from chemeleon_jax.errors import UserError
+from chemeleon_jax.potentials import Relaxed
+from chemeleon_jax.workers.pool import OK, STATUS, WorkerPool
+
+TIME_LIMIT = 600.0  # s, of a crystal, making the calculator included
+
+
+def make_calculator(name: str, settings: dict[str, Any]):
+    """What `module.callable(**settings)` returns.
+
+    Args:
+      name: "ase:module:callable".
+      settings: keyword arguments, such as {"device": "cpu"}.
+
+    Raises:
+      UserError: the module or callable is missing, or refuses the settings.
+    """
+    module_name, callable_name = split_name(name)
+    try:
+        module = importlib.import_module(module_name)
+    except ImportError as error:
+        raise UserError(
+            f"potential {name!r}: module {module_name!r} cannot be imported "
+            f"({error}); install the package that has it"
+        ) from error
+    make = getattr(module, callable_name, None)
+    if not callable(make):
+        raise UserError(
+            f"potential {name!r}: module {module_name!r} has no callable "
+            f"{callable_name!r}"
+        )
+    try:
+        return make(**settings)
+    except Exception as error:
+        raise UserError(
+            f"potential {name!r}: {callable_name}(**{settings}) failed: "
+            f"{type(error).__name__}: {error}"
+        ) from error
+
+
+def split_name(name: str) -> tuple[str, str]:
+    """Module and callable of "ase:module:callable"."""
+    module_name, _, callable_name = name.removeprefix("ase:").partition(":")
+    if not (module_name and callable_name):
+        raise UserError(f"potential {name!r} is not of the form 'ase:module:callable'")
+    return module_name, callable_name
+
+
+def relax(
+    structures: list[Structure],
+    *,
+    potential: str,
+    pool: WorkerPool,
+    max_steps: int,
+    max_force: float,
+    time_limit: float = TIME_LIMIT,
+) -> list[Relaxed]:
+    """Relaxes positions and cells with an ASE calculator, in worker processes.
+
+    A crystal that the calculator fails for, or that takes too long, stays where it is
+    and says so; nothing that it does ends the program.
+
+    Args:
+      structures: ordered crystals.
+      potential: "ase:module:callable".
+      pool: worker processes.
+      max_steps: at most.
+      max_force: eV/Å on an atom, and eV per atom and unit of strain on the cell.
+      time_limit: s, of a crystal.
+    """
+    task = partial(
+        relax_one, potential=potential, max_steps=max_steps, max_force=max_force
+    )
+    outcomes = pool.map(task, structures, time_limit=time_limit, chunk_size=1)
+    return [
+        outcome.value
+        if outcome.status == OK
+        else Relaxed(s, math.nan, math.nan, 0, False, STATUS[outcome.status])
+        for s, outcome in zip(structures, outcomes, strict=True)
+    ]
+
+
+def relax_one(
+    structure: Structure, *, potential: str, max_steps: int, max_force: float
+) -> Relaxed:
+    """Relaxes a crystal by FIRE, its cell by way of the Frechet filter.
+
+    Runs in a worker.
+
+    Raises:
+      ValueError: an energy that is not finite; and whatever the calculator raises.
+    """
+    atoms = ase.Atoms(
+        structure.atomic_numbers,
+        scaled_positions=structure.frac_coords,
+        cell=structure.lattice.matrix,
+        pbc=True,
+    )
+    atoms.calc = _calculator(potential)
+    optimizer = FIRE(FrechetCellFilter(atoms), logfile=None)
+    energies, converged = [], False
+    for done in optimizer.irun(max_force, max_steps):
+        energy = atoms.get_potential_energy() / len(atoms)
+        if not math.isfinite(energy):
+            raise ValueError(f"energy is {energy} after {len(energies)} steps")
+        energies.append(energy)
+        converged = bool(done)
+    found = Structure(
+        Lattice(atoms.cell.array), structure.species, atoms.get_scaled_positions()
+    )
+    return Relaxed(found, energies[-1], energies[0], len(energies) - 1, converged)
+
+
+@cache
+def _calculator(potential: str):
+    """This process's own."""
+    return make_calculator(potential, {})

@@ -1,0 +1,83 @@
+"""Which crystals are the same under pymatgen's StructureMatcher.
+
+Runs in worker processes: pymatgen and NumPy, no JAX.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from pymatgen.analysis.structure_matcher import StructureMatcher
+from pymatgen.core import Lattice, Structure
+
+from chemeleon_jax.workers.amd import average_minimum_distance
+from chemeleon_jax.workers.elongation import check_elongation
+from chemeleon_jax.workers.prefilter import may_fit
+
+_MATCHER = StructureMatcher()  # the defaults: ltol 0.2, stol 0.3, angle_tol 5
+
+
+class Cell(NamedTuple):
+    """One crystal without padding, as it travels to a worker."""
+
+    matrix: np.ndarray  # [3, 3] lattice vectors as rows, Å
+    atom_types: np.ndarray  # [n]    atomic numbers
+    frac_coords: np.ndarray  # [n, 3]
+
+
+def to_structure(cell: Cell) -> Structure:
+    """The crystal as a pymatgen Structure."""
+    return Structure(Lattice(cell.matrix), cell.atom_types.tolist(), cell.frac_coords)
+
+
+def reduce_cell(cell: Cell) -> Cell:
+    """Primitive cell of the Niggli cell: what StructureMatcher compares.
+
+    Done once per crystal here, it is done for each pair in `StructureMatcher.fit`.
+
+    Raises:
+      ValueError: a cell too elongated to be reduced.
+    """
+    structure = to_structure(cell)
+    check_elongation(structure.lattice)
+    reduced = structure.get_reduced_structure().get_primitive_structure()
+    return Cell(
+        reduced.lattice.matrix, np.array(reduced.atomic_numbers), reduced.frac_coords
+    )
+
+
+def fits_any(crystals: tuple[Cell, list[Cell], bool]) -> bool:
+    """Whether a reduced crystal matches one of others with the same reduced formula.
+
+    Args:
+      crystals: the crystal; the others; and whether the crystal is the first argument
+        of `StructureMatcher.fit`, which is not quite symmetric.
+    """
+    cell, others, first = crystals
+    return any(fits(cell, c) if first else fits(c, cell) for c in others)
+
+
+def first_of_groups(cells: list[Cell]) -> list[bool]:
+    """Which reduced crystals of one formula start a group, in order.
+
+    As `StructureMatcher.group_structures`: a crystal joins the first group whose first
+    member it matches.
+    """
+    firsts: list[Cell] = []
+    flags = []
+    for cell in cells:
+        flags.append(not any(fits(first, cell) for first in firsts))
+        if flags[-1]:
+            firsts.append(cell)
+    return flags
+
+
+def fits(one: Cell, other: Cell) -> bool:
+    """`StructureMatcher().fit` of two reduced cells of the same reduced formula."""
+    return may_fit(one, other) and _MATCHER.fit(
+        to_structure(one), to_structure(other), skip_structure_reduction=True
+    )
+
+
+def amd_of_cell(cell: Cell) -> np.ndarray:
+    """AMD vector of a crystal, [100], Å."""
+    return average_minimum_distance(cell.matrix, cell.frac_coords)

@@ -1,0 +1,361 @@
+import csv
+import gzip
+import json
+
+import numpy as np
+import pytest
+from ase.io import write as write_ase
+from crystal_sets import disguised
+from pymatgen.analysis.structure_matcher import StructureMatcher
+from pymatgen.core import Lattice, Structure
+from pymatgen.io.ase import AseAtomsAdaptor
+
+from chemeleon_jax import evaluate
+from chemeleon_jax.data.crystals import take, to_structures
+from chemeleon_jax.data.dataset import load_dataset
+from chemeleon_jax.errors import UserError
+from chemeleon_jax.evaluation.inputs import read_crystals
+from chemeleon_jax.evaluation.statistics import (
+    effective_number,
+    frechet_distance,
+    frechet_score,
+    mean_score,
+    resample,
+)
+
+CUBIC = [[0, 0, 0], [0.5, 0.5, 0.5]]
+NACL = Structure.from_spacegroup("Fm-3m", Lattice.cubic(5.6), ["Na", "Cl"], CUBIC)
+NACL = NACL.get_primitive_structure()
+CSCL_TYPE = Structure(Lattice.cubic(3.5), ["Na", "Cl"], CUBIC)
+SODIUM = Structure(Lattice.cubic(4.2), ["Na", "Na"], CUBIC)
+CHLORINE = Structure(Lattice.cubic(4.0), ["Cl"], [[0, 0, 0]])
+KNOWN = [NACL, CSCL_TYPE, SODIUM, CHLORINE]
+CLASH = Structure(Lattice.cubic(4.0), ["Na", "Cl"], [[0, 0, 0], [0.05, 0, 0]])
+NEW = Structure(Lattice.cubic(3.9), ["K", "Br"], CUBIC)
+
+
+def save(file, structures):
+    file.write_text(json.dumps([s.as_dict() for s in structures]))
+    return file
+
+
+# -------------------------------------------------------------------------- files
+
+
+def test_every_format_gives_the_same_crystals(tmp_path):
+    dicts = [s.as_dict() for s in KNOWN]
+    save(tmp_path / "a.json", KNOWN)
+    with gzip.open(tmp_path / "b.json.gz", "wt") as file:
+        json.dump({f"crystal-{i}": d for i, d in enumerate(dicts)}, file)
+    (tmp_path / "c.jsonl").write_text("\n".join(json.dumps(d) for d in dicts))
+    (tmp_path / "sampled").mkdir()
+    (tmp_path / "sampled" / "crystals.jsonl").write_text(
+        "\n".join(json.dumps({"index": 0, "structure": d}) for d in dicts)
+    )
+    atoms = [AseAtomsAdaptor.get_atoms(s) for s in KNOWN]
+    write_ase(tmp_path / "d.extxyz", atoms, format="extxyz")
+    (tmp_path / "cifs").mkdir()
+    for i, structure in enumerate(KNOWN):
+        structure.to(str(tmp_path / "cifs" / f"{i}.cif"))
+    for name in ("a.json", "b.json.gz", "c.jsonl", "sampled", "d.extxyz", "cifs"):
+        items = read_crystals(tmp_path / name)
+        assert [i.problem for i in items] == [""] * 4, name
+        for item, structure in zip(items, KNOWN, strict=True):
+            assert item.structure.composition == structure.composition
+            np.testing.assert_allclose(
+                item.structure.lattice.abc, structure.lattice.abc, atol=1e-5
+            )
+
+
+def test_what_cannot_be_read_is_a_crystal_with_a_problem(tmp_path):
+    NACL.to(str(tmp_path / "0.cif"))
+    (tmp_path / "1.cif").write_text("data_nothing\n_cell_length_a what")
+    disordered = Structure(Lattice.cubic(3), [{"Na": 0.5, "K": 0.5}], [[0, 0, 0]])
+    disordered.to(str(tmp_path / "2.cif"))
+    problems = [i.problem for i in read_crystals(tmp_path)]
+    assert problems[0] == ""
+    assert problems[1].startswith("unreadable: ")
+    assert problems[2] == "unreadable: disordered"
+    lines = [
+        "{not json",
+        json.dumps({"structure": None, "reason": "cell_angles"}),
+        json.dumps({"@module": "os", "@class": "system", "lattice": "echo"}),
+        json.dumps(NACL.as_dict()).replace("5.6", "NaN"),
+    ]
+    (tmp_path / "x.jsonl").write_text("\n".join(lines))
+    problems = [i.problem for i in read_crystals(tmp_path / "x.jsonl")]
+    assert problems[1] == "cell_angles"
+    assert all(p.startswith("unreadable: ") for p in (problems[0], problems[2]))
+
+
+@pytest.mark.parametrize("name", ["nowhere", "x.txt", "empty", "bad.json"])
+def test_what_holds_no_crystals_is_refused(tmp_path, name):
+    (tmp_path / "x.txt").write_text("")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "bad.json").write_text("[")
+    with pytest.raises(UserError, match=name):
+        read_crystals(tmp_path / name)
+
+
+# --------------------------------------------------------------------- statistics
+
+
+def test_frechet_distance_by_hand():
+    # In one dimension (m1 - m2)^2 + (s1 - s2)^2: means 1 and 4, deviations 1 and 3.
+    x, y = np.array([[0.0], [2.0]]), np.array([[1.0], [7.0]])
+    np.testing.assert_allclose(frechet_distance(x, y), 9 + 4)
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(50, 4))
+    np.testing.assert_allclose(frechet_distance(x, x), 0, atol=1e-6)
+    # Independent axes add up.
+    scaled = x - x.mean(0)
+    np.testing.assert_allclose(
+        frechet_distance(scaled, 2 * scaled), (scaled**2).mean(0).sum(), rtol=1e-6
+    )
+
+
+def test_effective_numbers_by_hand():
+    draws = resample(4, 300, seed=0)
+    two, one = np.eye(2)[[0, 0, 1, 1]], np.eye(2)[[0, 0, 0, 1]]
+    assert effective_number(two, draws).value == pytest.approx(2.0)
+    shares = 0.75 * np.log(0.75) + 0.25 * np.log(0.25)
+    score = effective_number(one, draws)
+    assert score.value == pytest.approx(np.exp(-shares))
+    assert score.low < score.value < score.high
+    assert effective_number(one[:3], draws[:, :3]).value == pytest.approx(1.0)
+    assert np.isnan(effective_number(np.zeros((4, 0)), draws)).all()  # all invalid
+
+
+def test_intervals_hold_the_value_and_shrink_with_the_set():
+    rng = np.random.default_rng(0)
+    known, widths = rng.normal(size=(300, 3)), []
+    for count in (50, 800):
+        draws = resample(count, 400, seed=0)
+        share = mean_score((np.arange(count) % 5 == 0).astype(float), draws)
+        assert share.low < share.value < share.high
+        # The normal approximation of a share of 0.2: +- 1.96 sqrt(0.2 * 0.8 / n).
+        half = 1.96 * np.sqrt(0.16 / count)
+        np.testing.assert_allclose((share.high - share.low) / 2, half, rtol=0.15)
+        distance = frechet_score(rng.normal(size=(count, 3)), known, draws)
+        assert 0 <= distance.low < distance.value < distance.high
+        widths.append(distance.high - distance.low)
+    assert widths[1] < widths[0] / 2
+
+
+def test_two_valid_crystals_in_a_set_have_a_distance():
+    features = np.full((20, 2), np.nan)
+    features[:2] = [[0.0, 1.0], [2.0, 1.0]]
+    draws = resample(20, 200, seed=0)  # some of them without either
+    score = frechet_score(features, np.eye(2), draws)
+    assert np.isfinite(score).all()
+
+
+def test_crystals_without_a_value_are_left_out():
+    draws = resample(4, 100, seed=0)
+    score = mean_score(np.array([1.0, 1.0, np.nan, 1.0]), draws)
+    assert score == (1.0, 1.0, 1.0)
+    assert np.isnan(mean_score(np.full(4, np.nan), draws)).all()
+
+
+# -------------------------------------------------------------------- the program
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """The known crystals, and a home for the hull that is computed of them."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr(evaluate, "CHUNK", 16)
+    save(tmp_path / "known.json", KNOWN)
+    return tmp_path
+
+
+def run(folder, crystals, *flags, potential="none"):
+    argv = [str(folder / crystals), f"--reference={folder / 'known.json'}"]
+    argv += [f"--potential={potential}", f"--out={folder / 'out'}", "--workers=1"]
+    assert evaluate.main([*argv, *flags]) == 0
+    with open(folder / "out" / "crystals.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    return rows, json.loads((folder / "out" / "summary.json").read_text())
+
+
+def test_copies_are_known_however_they_are_written(folder):
+    """Copied, translated, rotated, permuted, as supercells: the same flags."""
+    rng = np.random.default_rng(1)
+    copies = [
+        copy
+        for s in KNOWN
+        for copy in (s, disguised(s, rng, supercell=False), disguised(s, rng))
+    ]
+    order = rng.permutation(len(copies))
+    save(folder / "copies.json", [copies[i] for i in order])
+    rows, summary = run(folder, "copies.json")
+    assert {row["novel"] for row in rows} == {"False"}
+    firsts = [int(np.flatnonzero(order // 3 == i)[0]) for i in range(len(KNOWN))]
+    unique = [i for i, row in enumerate(rows) if row["unique"] == "True"]
+    assert unique == sorted(firsts)
+    assert summary["scores"]["novel"]["value"] == 0.0
+    assert summary["scores"]["unique"]["value"] == pytest.approx(1 / 3)
+    assert summary["status"] == {"ok": len(copies)}
+
+
+@pytest.mark.slow
+def test_five_hundred_copies_of_known_crystals(tmp_path):
+    """Exact copies first, then the same in disguise: as many unique as are distinct."""
+    rng, dataset = np.random.default_rng(2), load_dataset("mp_mini")
+    picked = rng.choice(len(dataset), 500, replace=False)
+    exact = to_structures(take(dataset.crystals, picked))
+    distinct = len(StructureMatcher().group_structures(exact))
+    save(tmp_path / "exact.json", exact)
+    save(tmp_path / "disguised.json", [disguised(s, rng) for s in exact])
+    argv = [str(tmp_path / f"{name}.json") for name in ("exact", "disguised")]
+    flags = ["--potential=none", f"--out={tmp_path / 'out'}"]
+    assert evaluate.main([*argv, *flags]) == 0
+    for name in ("exact", "disguised"):
+        summary = json.loads((tmp_path / "out" / name / "summary.json").read_text())
+        assert summary["scores"]["novel"]["value"] == 0.0, name
+        assert round(500 * summary["scores"]["unique"]["value"]) == distinct, name
+
+
+def test_flags_of_a_mixed_set(folder, capsys):
+    save(folder / "mixed.json", [NEW, CLASH, NACL, NEW, SODIUM])
+    # Lennard-Jones: any elements, one energy per element pair, and quick.
+    lennard_jones = "ase:ase.calculators.lj:LennardJones"
+    rows, summary = run(folder, "mixed.json", potential=lennard_jones)
+    found = {name: [row[name] for row in rows] for name in rows[0]}
+    assert found["valid"] == ["True", "False", "True", "True", "True"]
+    assert found["reason"][1] == "min_distance"
+    assert found["unique"] == ["True", "False", "True", "False", "True"]
+    assert found["novel"] == ["True", "False", "False", "True", "False"]
+    assert found["smact_valid"] == ["True"] * 5
+    assert found["formula"] == ["KBr", "NaCl", "NaCl", "KBr", "Na"]
+    assert found["space_group"] == ["Pm-3m", "", "Fm-3m", "Pm-3m", "Im-3m"]
+    # Potassium is no reference: no hull. Sodium is one, and on it.
+    assert found["e_above_hull"][0] == "" and "no_hull" in found["status"][0]
+    assert float(found["e_above_hull"][4]) == pytest.approx(0, abs=1e-6)
+    assert found["stable"][4] == "True" and found["sun"][4] == "False"
+    assert summary["scores"]["valid"]["value"] == 0.8
+    # Of the valid ones' elements K, Br and Na are twice there, Cl once; of the
+    # prototypes CsCl's twice, NaCl's and that of bcc once.
+    p = np.array([2, 2, 2, 1]) / 7
+    elements, prototypes = np.exp(-p @ np.log(p)), 8**0.5
+    scores = summary["scores"]
+    assert scores["effective_elements"]["value"] == pytest.approx(elements)
+    assert scores["effective_prototypes"]["value"] == pytest.approx(prototypes)
+    assert summary["num_crystals"] == 5
+    assert summary["reasons"] == {"valid": 4, "min_distance": 1}
+    assert summary["protocol"]["reference"]["size"] == 4
+    shown = capsys.readouterr().out
+    for part in ("known.json (4 crystals)", "ltol 0.2", "LennardJones", "not relaxed"):
+        assert part in shown
+
+
+def test_what_lies_far_below_the_hull_is_told_apart(folder):
+    far = Structure(Lattice.cubic(6.6), ["Na"], [[0, 0, 0]])
+    save(folder / "far.json", [far])
+    for hull, below in ((0.1, "False"), (0.3, "True")):
+        (folder / "hull.csv").write_text(f"composition,energy_per_atom\nNa,{hull}\n")
+        flags = f"--hull={folder / 'hull.csv'}"
+        (row,), _ = run(folder, "far.json", flags, potential="ase:test_ase:like_argon")
+        assert row["msun"] == "True" and row["far_below_hull"] == below
+        assert row["msun_near_hull"] == str(below == "False")
+
+
+def test_relaxed_with_an_ase_potential(folder):
+    """Atoms like argon, drawn apart."""
+    fcc = Lattice([[0, 2.75, 2.75], [2.75, 0, 2.75], [2.75, 2.75, 0]])
+    sodium = Structure(fcc, ["Na"], [[0, 0, 0]])
+    save(folder / "apart.json", [sodium, CLASH])
+    (folder / "hull.csv").write_text("composition,energy_per_atom\nNa,-5.0\n")
+    rows, summary = run(
+        folder,
+        "apart.json",
+        f"--hull={folder / 'hull.csv'}",
+        "--relax",
+        "--relax_steps=60",
+        potential="ase:test_ase:like_argon",
+    )
+    assert rows[0]["relaxed"] == "True" and 0 < int(rows[0]["relax_steps"]) <= 60
+    assert float(rows[0]["energy"]) < float(rows[0]["energy_unrelaxed"]) - 0.001
+    assert float(rows[0]["e_above_hull"]) == pytest.approx(float(rows[0]["energy"]) + 5)
+    # The potential that relaxes is the one that judges.
+    first = json.loads(
+        (folder / "out" / "structures.jsonl").read_text().splitlines()[0]
+    )
+    before, after = (
+        Structure.from_dict(first[name]) for name in ("initial_structure", "structure")
+    )
+    assert before == sodium and after.volume < before.volume
+    assert rows[1]["reason"] == "min_distance" and rows[1]["relaxed"] == ""
+    assert summary["protocol"]["relaxed"] is True
+
+
+def test_an_evaluation_cut_off_goes_on(folder, monkeypatch):
+    save(folder / "some.json", [NEW, NACL, NEW, CLASH, NEW])
+    monkeypatch.setattr(evaluate, "CHUNK", 2)
+    judged, judge_chunk = [], evaluate.judge_chunk
+
+    def judge_some(items, *args):
+        if len(judged) == 2:
+            judged.append(None)
+            raise KeyboardInterrupt
+        judged.append(items)
+        return judge_chunk(items, *args)
+
+    monkeypatch.setattr(evaluate, "judge_chunk", judge_some)
+    with pytest.raises(KeyboardInterrupt):
+        run(folder, "some.json")
+    rows, _ = run(folder, "some.json")
+    assert [len(items) for items in judged if items] == [2, 2, 1]
+    assert [row["formula"] for row in rows] == ["KBr", "NaCl", "KBr", "NaCl", "KBr"]
+    flags = [[row[name] == "True" for row in rows] for name in ("unique", "novel")]
+    assert flags[0] == [True, True, False, False, False]
+    assert flags[1] == [True, False, True, False, True]
+    assert not (folder / "out" / "partial").exists()
+
+
+def test_two_sets_do_not_share_a_place(folder):
+    for name in ("a.json", "b.json"):
+        save(folder / name, KNOWN)
+    paths = [folder / "a.json", folder / "b.json"]
+    with pytest.raises(UserError, match="one by one"):
+        evaluate.find_sets(paths, None)
+    places = evaluate.find_sets(paths, folder / "out").values()
+    assert [p.name for p in places] == ["a", "b"]
+    (folder / "run" / "base").mkdir(parents=True)
+    (folder / "run" / "base" / "crystals.jsonl").write_text("")
+    assert list(evaluate.find_sets([folder / "run"], None).values()) == [
+        folder / "run" / "evaluation",
+        folder / "run" / "base" / "evaluation",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--potential=mace"], "unknown potential"),
+        (["--relax", "--potential=none"], "--relax"),
+        (["--hull=x.csv", "--potential=none"], "--hull"),
+        (["--hull=nowhere.csv"], "nowhere.csv"),
+        (["--vae=mini:predictor"], "holds no VAE"),
+        (["--reference=nowhere.json"], "nowhere.json"),
+    ],
+)
+def test_errors_of_the_command_line(folder, capsys, flags, message):
+    argv = [str(folder / "known.json"), f"--reference={folder / 'known.json'}"]
+    assert evaluate.main([*argv, *flags]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_gzip_that_is_damaged_or_a_bomb_ends_in_one_line(tmp_path, monkeypatch):
+    packed = gzip.compress(b"[" + b"1," * 1000 + b"1]")
+    (tmp_path / "cut.json.gz").write_bytes(packed[:-9])
+    (tmp_path / "flipped.json.gz").write_bytes(packed[:15] + b"\xff" + packed[16:])
+    (tmp_path / "bomb.json.gz").write_bytes(packed)
+    for name, limit, problem in (
+        ("cut", 10_000, "damaged"),
+        ("flipped", 10_000, "damaged"),
+        ("bomb", 1_000, "unpacks to more"),
+    ):
+        monkeypatch.setattr("chemeleon_jax.runs.files.MAX_UNPACKED", limit)
+        with pytest.raises(UserError, match=f"{name}.json.gz: .*{problem}"):
+            read_crystals(tmp_path / f"{name}.json.gz")

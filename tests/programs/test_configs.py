@@ -1,0 +1,312 @@
+import json
+import math
+import subprocess
+import sys
+from importlib import import_module
+from inspect import signature
+
+import jax
+import numpy as np
+import paths
+import pytest
+from pymatgen.core import Lattice, Structure
+
+from chemeleon_jax.cli import (
+    active_components,
+    check_rl,
+    keep_compiled_programs,
+    parse,
+    run,
+)
+from chemeleon_jax.errors import UserError
+from chemeleon_jax.models import hub
+from chemeleon_jax.rewards.components import COMPONENTS
+
+ROOT = paths.ROOT
+CONFIGS = ("rl_dng", "rl_bandgap", "rl_atomic_density", "rl_custom_reward")
+PRESETS = ("mini", "mp_20", "alex_mp_20", "compat")
+
+
+@pytest.fixture(autouse=True)
+def clone_root(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.syspath_prepend(ROOT)
+
+
+def parsed(*arguments, config="configs/rl_dng.py"):
+    return parse(["train", f"--config={config}", *arguments])[0]
+
+
+def error_of(*arguments, config="configs/rl_dng.py"):
+    with pytest.raises(UserError) as error:
+        check_rl(parsed(*arguments, config=config), num_devices=1)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+# ---------------------------------------------------------------------------- presets
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("name", CONFIGS)
+def test_every_preset_is_a_run(name, preset):
+    config = parsed(config=f"configs/{name}.py:{preset}")
+    check_rl(config, num_devices=1)
+    strict = preset != "compat"  # whose max_amd is infinite
+    json.dumps(config.to_dict(), allow_nan=not strict)  # what a run directory keeps
+    if preset == "mini":
+        assert config.ldm_ckpt_path == "mini:ldm"
+        assert config == parsed(config=f"configs/{name}.py")  # it is the default
+        for devices in (2, 4):
+            check_rl(config, devices)
+    else:
+        for path in (config.ldm_ckpt_path, config.vae_ckpt_path):
+            assert path.removeprefix("hub:") in hub.FILES
+            assert path.startswith(f"hub:{preset.replace('compat', 'mp_20')}_")
+
+
+def test_the_paper_s_setting():
+    """Sections 5 and 6 of the reference: what Chemeleon2 trains with."""
+    config = parsed(config="configs/rl_dng.py:mp_20")
+    assert config.rl.to_dict() == {
+        "num_group_samples": 64,
+        "group_reward_norm": True,
+        "num_inner_batch": 2,
+        "grad_accum": 0,
+        "memory_budget": 8.0,
+        "rollout_parts": 1,
+        "num_train_steps": 0,
+        "window": 0,
+        "window_iterations": 25,
+        "step_weight": "none",
+        "clip_ratio": 1e-3,
+        "kl_weight": 1.0,
+        "kl_target": "old",
+        "entropy_weight": 1e-5,
+        "ema_decay": 0.0,
+    }
+    assert config.data.batch_size == 5
+    assert config.optimizer.to_dict() == {
+        "lr": 1e-5,
+        "weight_decay": 0.0,
+        "max_grad_norm": 1.0,
+        "warmup_steps": 0,
+    }
+    assert config.sampling.to_dict() == {
+        "sampler": "ddim",
+        "sampling_steps": 50,
+        "eta": 1.0,
+        "cfg_scale": 2.0,
+    }
+    assert (config.reward.normalize_fn, config.reward.eps) == ("std", 1e-4)
+    weights = {
+        name: (component["weight"], component["normalize_fn"])
+        for name, component in active_components(config).items()
+    }
+    assert weights == {
+        "creativity": (1.0, "none"),
+        "energy": (1.0, "norm"),
+        "structure_diversity": (0.1, "norm"),
+        "composition_diversity": (1.0, "norm"),
+    }
+    bandgap = parsed(config="configs/rl_bandgap.py:alex_mp_20")
+    assert bandgap.rl.clip_ratio == 1e-4
+    components = active_components(bandgap)
+    assert components["composition_diversity"]["weight"] == 0.5
+    predictor = components["predictor"]
+    assert (predictor["target"], predictor["clip_min"]) == (3.0, 0.0)
+    assert predictor["clip_max"] is None
+
+
+def test_compat_is_the_paper_s_setting_without_guards():
+    guarded, compat = (
+        parsed(config=f"configs/rl_dng.py:{preset}").to_dict()
+        for preset in ("mp_20", "compat")
+    )
+    components = compat["reward"]["components"]
+    off = {"max_amd": math.inf, "min_elements": 1}
+    assert {k: components["creativity"].pop(k) for k in off} == off
+    off = {"min_elements": 1, "min_hull_entries": 0, "min_e_above_hull": None}
+    assert {k: components["energy"].pop(k) for k in off} == off
+    components = guarded["reward"]["components"]
+    on = {"max_amd": 1.0, "min_elements": 2}
+    assert {k: components["creativity"].pop(k) for k in on} == on
+    on = {"min_elements": 2, "min_hull_entries": 2, "min_e_above_hull": -0.2}
+    assert {k: components["energy"].pop(k) for k in on} == on
+    assert guarded == compat
+
+
+def test_components_and_their_fields_are_those_of_the_rewards():
+    components = parsed().reward.components.to_dict()
+    assert set(components) == set(COMPONENTS)
+    for name, fields in components.items():
+        known = {"weight", "normalize_fn", *signature(COMPONENTS[name]).parameters}
+        assert set(fields) <= known, name
+
+
+def test_the_example_reward_is_minus_the_distance_to_5():
+    reward = import_module("configs.rl_custom_reward").reward
+    nacl = Structure.from_spacegroup(
+        "Fm-3m", Lattice.cubic(5.64), ["Na", "Cl"], [[0, 0, 0], [0.5, 0, 0]]
+    )  # 4 * 58.443 u / (5.64 Å)^3 * 1.66054 = 2.1637 g/cm^3
+    np.testing.assert_allclose(reward([nacl, nacl]), [-2.8363] * 2, atol=1e-3)
+
+
+# ----------------------------------------------------------------------- command line
+
+
+def test_overrides_reach_their_field():
+    config = parsed(
+        "--config.rl.clip_ratio=1",  # an integer for a float
+        "--config.rl.num_group_samples=128",
+        "--config.reward.components.energy.weight=2",
+        "--config.reward.components.predictor.target=1.5",
+        "--config.rl.group_reward_norm=False",
+        "--config.seed",
+        "7",
+    )
+    assert isinstance(config.rl.clip_ratio, float)
+    assert config.rl.num_group_samples == 128
+    assert config.reward.components.energy.weight == 2.0
+    assert config.reward.components.predictor.target == 1.5
+    assert config.rl.group_reward_norm is False
+    assert config.seed == 7
+
+
+def test_the_run_directory_has_the_name_of_the_config():
+    command = ["train", "--config=configs/rl_dng.py:mp_20"]
+    assert parse(command)[1] == "runs/rl_dng_mp_20"
+    assert parse(["train", "--config=configs/rl_dng.py"])[1] == "runs/rl_dng"
+    assert parse([*command, "--workdir=elsewhere"])[1] == "elsewhere"
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("--config.rl.clip_ration=1", "the nearest is config.rl.clip_ratio"),
+        ("--config.clip_ratio=1", "the nearest is config.rl.clip_ratio"),
+        ("--config.rl.clip_ration.x=1", "the nearest is config.rl.clip_ratio"),
+        ("--config.data.batchsize=8", "the nearest is config.data.batch_size"),
+        (
+            "--config.reward.components.energi.weight=2",
+            "the nearest is config.reward.components.energy.weight",
+        ),
+        ("--config.rl=3", "config.rl: has fields of its own"),
+        ("--config.rl.clip_ratio=abc", "config.rl.clip_ratio=abc: could not convert"),
+        ("--config.rl.num_inner_batch=1.5", "config.rl.num_inner_batch=1.5: invalid"),
+        (
+            "--config.rl.group_reward_norm=maybe",
+            "config.rl.group_reward_norm=maybe: neither True nor False",
+        ),
+        ("--confg=x", "--confg: no such flag"),
+        ("leftover", "'leftover': every argument is --name=value"),
+    ],
+)
+def test_a_wrong_argument_is_named(argument, message):
+    assert message in error_of(argument)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "rule"),
+    [
+        ("sampling.sampler", "dim", "one of ('ddim', 'ddpm')"),
+        ("rl.kl_target", "new", "one of ('old', 'reference')"),
+        ("reward.normalize_fn", "mean", "one of ('norm'"),
+        ("reward.components.energy.normalize_fn", "mean", "one of ('norm'"),
+        ("rl.num_group_samples", "1", "at least 2"),
+        ("rl.num_inner_batch", "0", "at least 1"),
+        ("rl.clip_ratio", "0", "above 0"),
+        ("rl.clip_ratio", "nan", "above 0"),
+        ("rl.ema_decay", "1", "from 0 to below 1"),
+        ("rl.kl_weight", "-1", "0 or more"),
+        ("sampling.eta", "0", "above 0"),
+        ("sampling.sampling_steps", "1", "from 2"),
+        ("seed", "-1", "0 or more"),
+        ("rl.num_train_steps", "900", "the steps that have a density"),
+        ("rl.window", "900", "the steps that have a density"),
+        ("rl.rollout_parts", "3", "a multiple or a divisor of"),
+        ("rl.rollout_parts", "128", "divide the 192 crystals"),
+    ],
+)
+def test_a_value_out_of_range_is_named(field, value, rule):
+    message = error_of(f"--config.{field}={value}")
+    assert message.startswith(f"config.{field} = ")
+    assert rule in message
+
+
+def test_a_batch_that_cannot_be_split_names_every_field():
+    message = error_of("--config.rl.num_inner_batch=5", "--config.rl.grad_accum=2")
+    for name in ("data.batch_size", "rl.num_group_samples", "rl.num_inner_batch"):
+        assert f"config.{name}" in message
+    assert "5 * 2 * 1 = 10" in message
+    with pytest.raises(UserError, match="devices = 2 \\* 1 \\* 5 = 10"):
+        check_rl(parsed(), num_devices=5)
+
+
+def test_a_custom_reward_joins_any_config():
+    function = "--config.reward.components.custom.function=my.module:reward"
+    config = parsed(function)
+    check_rl(config, num_devices=1)
+    assert active_components(config)["custom"]["weight"] == 1.0
+    assert "custom" not in active_components(parsed())
+
+
+def test_a_reward_of_nothing_is_refused():
+    density = "configs/rl_atomic_density.py"
+    off = "--config.reward.components.custom.weight=0"
+    assert "nothing to learn" in error_of(off, config=density)
+    unnamed = "--config.reward.components.custom.function="
+    assert "nothing to learn" in error_of(unnamed, config=density)
+    path = "--config.reward.components.custom.function=my/reward.py"
+    assert "as Python imports it" in error_of(path, config=density)
+    endless = "--config.reward.components.custom.weight=inf"
+    assert "a finite number" in error_of(endless, config=density)
+    back = "--config.reward.recent_iterations=5"
+    assert "creativity has no weight" in error_of(back, config=density)
+
+
+def test_a_missing_config_lists_those_there_are():
+    for command in (["train"], ["train", "--config=configs/rl_dgn.py"]):
+        with pytest.raises(UserError, match=r"configs/rl_dng\.py"):
+            parse(command)
+    with pytest.raises(UserError, match="no preset 'mp20': there are mini, mp_20"):
+        parsed(config="configs/rl_dng.py:mp20")
+
+
+def test_errors_are_one_line_and_status_2(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["train", "--config=nowhere.py"])
+    with pytest.raises(SystemExit) as end:
+        run(lambda config, workdir: None)
+    assert end.value.code == 2
+    assert capsys.readouterr().err.startswith("error: 'nowhere.py': no such config")
+
+    def main(config, workdir):
+        raise UserError(f"{workdir} is full")
+
+    monkeypatch.setattr(sys, "argv", ["train", "--config=configs/rl_dng.py"])
+    with pytest.raises(SystemExit):
+        run(main)
+    assert capsys.readouterr().err == "error: runs/rl_dng is full\n"
+
+
+def test_help_says_what_the_program_does():
+    code = "'''Trains.'''\nfrom chemeleon_jax.cli import run\nrun(None)"
+    result = subprocess.run(
+        [sys.executable, "-c", code, "--help"], capture_output=True, text=True
+    )
+    assert (result.returncode, result.stdout) == (0, "Trains.\n")
+
+
+def test_compiled_programs_are_kept_where_the_user_says(monkeypatch, tmp_path):
+    before = jax.config.jax_compilation_cache_dir
+    try:
+        jax.config.update("jax_compilation_cache_dir", None)
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+        keep_compiled_programs()
+        kept = str(tmp_path / "chemeleon_jax" / "compiled")
+        assert jax.config.jax_compilation_cache_dir == kept
+        jax.config.update("jax_compilation_cache_dir", "mine")
+        keep_compiled_programs()
+        assert jax.config.jax_compilation_cache_dir == "mine"
+    finally:
+        jax.config.update("jax_compilation_cache_dir", before)

@@ -1,0 +1,250 @@
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+from pymatgen.core import Structure
+
+from chemeleon_jax.data.types import TrainState
+from chemeleon_jax.devices.sharding import make_mesh
+from chemeleon_jax.models import store
+from chemeleon_jax.models.condition import input_width, make_condition_encoder
+from chemeleon_jax.models.diffusion import make_schedule
+from chemeleon_jax.models.dit import DiT
+from chemeleon_jax.models.store import Checkpoint
+from chemeleon_jax.rl.generation import batches, generate
+from chemeleon_jax.rl.sampler import sample_group
+from chemeleon_jax.runs.directory import work_directory, write_run_info
+from chemeleon_jax.runs.states import RunCheckpoints
+from chemeleon_jax.sample import DEFAULTS, main
+
+KEY = jax.random.key(5)
+NUM_ATOMS = np.array([2, 5, 3, 6, 1, 4, 4, 5])
+SPECS = (
+    {"name": "formula", "kind": "composition"},
+    {"name": "system", "kind": "chemical_system"},
+    {"name": "gap", "kind": "float", "mean": 1.0, "std": 2.0},
+)
+
+
+def generated(devices, **changes):
+    model, policy = tiny.generator()
+    given = {"schedule": make_schedule("ddim", 4), "mesh": make_mesh(devices)}
+    return generate(policy, KEY, NUM_ATOMS, model=model, **given | changes)
+
+
+def test_neither_batches_nor_buckets_nor_devices_change_a_crystal():
+    model, policy = tiny.generator()
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(KEY, jnp.arange(len(NUM_ATOMS)))
+    plain, _ = jax.jit(sample_group, static_argnames="group_size")(
+        policy,
+        keys,
+        jnp.asarray(NUM_ATOMS),
+        model=model,
+        schedule=make_schedule("ddim", 4),
+        group_size=1,
+    )
+    for crystals in (generated(1, batch_size=3), generated(4)):
+        for name in ("atom_types", "mask"):
+            np.testing.assert_array_equal(getattr(crystals, name), getattr(plain, name))
+        for name in ("frac_coords", "lengths", "angles"):
+            np.testing.assert_allclose(
+                getattr(crystals, name), getattr(plain, name), rtol=1e-5, atol=1e-5
+            )
+
+
+def test_batches_hold_each_crystal_once_and_large_ones_first():
+    found = list(batches(NUM_ATOMS, 5, 1))
+    assert [rows.tolist() for rows, _ in found] == [[3, 1, 7, 5], [6, 2, 0, 4]]
+    assert {size for _, size in found} == {4}
+    sizes = {n: next(batches(np.ones(n), 8, 4))[1] for n in (1, 8, 9, 17)}
+    assert sizes == {1: 4, 8: 8, 9: 8, 17: 8}
+    assert next(batches(np.ones(9), 1, 4))[1] == 4
+
+
+# ------------------------------------------------------------------- the program
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    """An unconditional and a conditional model with their VAE."""
+    folder = tmp_path_factory.mktemp("models")
+    vae = store.load("mini:vae")  # decodes crystals, where a random one does not
+    dit = tiny.DIT | {"latent_channels": vae.config["vae"]["latent_channels"]}
+    dit |= {"learn_sigma": False}
+    mask = jnp.ones((1, 4), bool)
+    z = jnp.zeros((1, 4, dit["latent_channels"]))
+    params = {"dit": tiny.random_params(DiT(**dit), z, jnp.zeros(1), mask)}
+    ldm = Checkpoint(
+        params, {"kind": "ldm", "dit": dit, "condition": None, "latent_std": 1.0}
+    )
+    config = ldm.config | {"vae": vae.config["vae"]}
+    config["atom_counts"] = [0.0, 0.5, 0.0, 0.5]
+    params = params | vae.params
+    store.save_model(folder / "plain", params, config)
+    condition = {"specs": SPECS, "width": tiny.DIT["width"]}
+    vectors = {s["name"]: jnp.ones((1, input_width(s))) for s in SPECS}
+    encoder = tiny.random_params(
+        make_condition_encoder(condition), vectors, jnp.ones(1, bool), seed=3
+    )
+    store.save_model(
+        folder / "conditional",
+        params | {"condition": encoder},
+        config | {"condition": condition},
+    )
+    store.save_model(folder / "vae", *vae)
+    store.save_model(folder / "bare", *ldm)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def small_crystals(monkeypatch):
+    """One width to compile."""
+    monkeypatch.setattr("chemeleon_jax.sample.MAX_ATOMS", 4)
+
+
+def run(checkpoint, out, *flags, count=4):
+    return main(
+        [f"--checkpoint={checkpoint}", f"--out={out}", f"--num_samples={count}"]
+        + ["--num_steps=2", *flags]
+    )
+
+
+def lines(out):
+    text = (out / "crystals.jsonl").read_text()
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def test_files_hold_every_crystal_and_how_it_was_made(models, tmp_path):
+    assert run(models / "plain", tmp_path, "--cif", "--seed=3") == 0
+    found = lines(tmp_path)
+    assert [line["index"] for line in found] == [0, 1, 2, 3]
+    assert {line["num_atoms"] for line in found} <= {2, 4}  # the model's own histogram
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    assert manifest["seed"] == 3 and manifest["settings"]["num_steps"] == 2
+    assert manifest["validity"] == [line["reason"] for line in found]
+    assert manifest["checkpoint_sha256"] == store.params_digest(
+        store.load(models / "plain").params
+    )
+    for line in found:
+        assert line["valid"] == (line["reason"] == "valid")
+        if line["structure"] is not None:
+            structure = Structure.from_dict(line["structure"])
+            (cif,) = tmp_path.glob(f"cif/{line['index']:06d}_*.cif")
+            assert len(structure) == len(Structure.from_file(cif)) == line["num_atoms"]
+
+
+def test_a_seed_repeats_itself(models, tmp_path):
+    for name, flags in (("a", ()), ("b", ()), ("c", ("--seed=1",))):
+        assert run(models / "plain", tmp_path / name, *flags) == 0
+    texts = {d.name: (d / "crystals.jsonl").read_text() for d in tmp_path.iterdir()}
+    assert texts["a"] == texts["b"] != texts["c"]
+
+
+def test_crystals_are_not_overwritten_unasked(models, tmp_path, capsys):
+    assert run(models / "plain", tmp_path, "--cif") == 0
+    before = (tmp_path / "crystals.jsonl").read_text()
+    assert run(models / "plain", tmp_path, "--seed=1") == 2
+    assert "--overwrite" in capsys.readouterr().err
+    assert (tmp_path / "crystals.jsonl").read_text() == before
+    assert run(models / "plain", tmp_path, "--seed=1", "--overwrite") == 0
+    assert (tmp_path / "crystals.jsonl").read_text() != before
+    assert not (tmp_path / "cif").exists()  # of the crystals that are gone
+
+
+def test_conditions_change_the_crystals(models, tmp_path):
+    asked = {
+        "none": (),
+        "formula": ("--composition=NaCl", "--num_atoms=4"),
+        "system": ("--chemical_system=Na-Cl", "--num_atoms=4"),
+        "gap": ("--condition", "gap=3.0", "--num_atoms=4"),
+    }
+    for name, flags in asked.items():
+        assert run(models / "conditional", tmp_path / name, *flags, count=2) == 0
+    texts = {(d / "crystals.jsonl").read_text() for d in tmp_path.iterdir()}
+    assert len(texts) == len(asked)
+    manifest = json.loads((tmp_path / "formula" / "manifest.json").read_text())
+    assert manifest["settings"]["conditions"]["composition"] == "Na1Cl1"
+    assert manifest["settings"]["guidance_scale"] == 2.0
+    assert manifest["settings"]["decoder_guidance"] == DEFAULTS["decoder_guidance"]
+    manifest = json.loads((tmp_path / "gap" / "manifest.json").read_text())
+    assert manifest["settings"]["decoder_guidance"] is None  # no elements in it
+    assert {line["num_atoms"] for line in lines(tmp_path / "formula")} == {4}
+
+
+def test_guided_by_the_decoder_crystals_have_the_composition(tmp_path):
+    asked = ("--composition=LiMnO2", "--num_steps=10")
+    guided, free = tmp_path / "guided", tmp_path / "free"
+    assert run("mini:ldm_conditional", guided, *asked, count=16) == 0
+    flags = (*asked, "--decoder_guidance=0", "--guidance_scale=0")
+    assert run("mini:ldm_conditional", free, *flags, count=16) == 0
+    right = {
+        out: sum(
+            Structure.from_dict(line["structure"]).reduced_formula == "LiMnO2"
+            for line in lines(out)
+            if line["structure"]
+        )
+        for out in (guided, free)
+    }
+    assert right[guided] >= 14 and right[free] <= 2
+
+
+@pytest.mark.parametrize(
+    ("checkpoint", "flags", "message"),
+    [
+        ("plain", ["--composition=NaCl"], "does not take one; it takes none at all"),
+        ("plain", ["--condition", "gap=1"], "no such condition"),
+        ("conditional", ["--composition=NaXx"], "existing elements"),
+        ("conditional", ["--chemical_system=Na-Q"], "'Q' is no element"),
+        ("plain", ["--guidance_scale=2"], "nothing to guide to"),
+        (
+            "conditional",
+            ["--condition", "gap=1", "--decoder_guidance=3"],
+            "no elements to guide to",
+        ),
+        ("plain", ["--num_atoms=four"], "write it like"),
+        ("plain", ["--num_steps=2000"], "1 .. 1000"),
+        ("plain", ["--num_samples=0"], "num_samples=0"),
+        ("plain", ["--base"], "no directory of an RL run"),
+        ("vae", [], "generates nothing"),
+        ("bare", [], "--vae"),
+        ("plain", ["--dataset=nowhere.csv"], "nowhere.csv"),
+    ],
+)
+def test_errors_come_before_any_sampling(
+    models, tmp_path, capsys, checkpoint, flags, message
+):
+    assert run(models / checkpoint, tmp_path / "out", *flags) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_run_is_sampled_as_it_was_trained(models, tmp_path):
+    start = store.load(models / "plain")
+    policy = {"dit": tiny.stir(start.params["dit"], 0.3)}
+    config = {
+        "sampling": {
+            "sampler": "ddim",
+            "sampling_steps": 4,
+            "eta": 0.5,
+            "cfg_scale": 1.5,
+        },
+        "data": {"dataset": "mp_mini"},
+    }
+    workdir, out = tmp_path / "run", tmp_path / "run" / "samples"
+    state = TrainState(jnp.array(1), policy, {}, policy, jnp.array(0))
+    with work_directory(workdir), RunCheckpoints(workdir) as saved:
+        write_run_info(workdir, config, start.config, start)
+        saved.save(1, state, score=1.0)
+    flags = [f"--checkpoint={workdir}", f"--out={out}", "--num_samples=3"]
+    assert main([*flags, "--base", "--weights=best", "--num_atoms=4"]) == 0
+    tuned, base = (
+        json.loads((d / "manifest.json").read_text()) for d in (out, out / "base")
+    )
+    assert tuned["settings"] == base["settings"]
+    assert (tuned["settings"]["sampler"], tuned["settings"]["num_steps"]) == ("ddim", 4)
+    assert base["checkpoint_sha256"] == store.params_digest(start.params)
+    assert tuned["checkpoint_sha256"] != base["checkpoint_sha256"]
+    assert lines(out) != lines(out / "base")

@@ -1,0 +1,147 @@
+"""The main job on tiny models: few crystals, few steps, all the parts."""
+
+import importlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+from pymatgen.core import Structure
+
+from chemeleon_jax.errors import UserError
+from chemeleon_jax.models import store
+from chemeleon_jax.runs.iteration_files import recall
+from chemeleon_jax.runs.states import RunCheckpoints
+from chemeleon_jax.runs.tracking import read_scalars
+from chemeleon_jax.train import average, train
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    """Where a VAE and a denoiser are, as config fields."""
+    folder = tmp_path_factory.mktemp("models")
+    store.save_model(folder / "vae", *tiny.vae_of_valid_cells())
+    store.save_model(folder / "ldm", *tiny.ldm_checkpoint())
+    return {f"{kind}_ckpt_path": str(folder / kind) for kind in ("vae", "ldm")}
+
+
+def config(name, models, **changes):
+    small = importlib.import_module(f"configs.{name}").get_config("mini")
+    small.update(
+        {
+            "num_iterations": 3,
+            "checkpoint_every": 1,
+            "validate_every": 2,
+            "validation_samples": 8,
+            "rl": {"num_group_samples": 4, "num_inner_batch": 1},
+            "data": {"batch_size": 2},
+            "sampling": {"sampling_steps": 5},
+            "reward": {"workers": 1},
+        }
+    )
+    small.update(models | changes)
+    return small
+
+
+@pytest.fixture(scope="module")
+def compiled():
+    """The names of the programs that the run below compiles, in order."""
+    return []
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, models, compiled):
+    """A finished run of the main job."""
+    workdir = tmp_path_factory.mktemp("dng")
+
+    def listen(event, _, **about):
+        if event == "/jax/core/compile/backend_compile_duration":
+            compiled.append(about["fun_name"])
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        train(config("rl_dng", models), str(workdir))
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
+    return workdir
+
+
+def test_the_promised_tags_are_written(run):
+    curves = read_scalars(run)
+    for tag in (
+        "reward kl_div kl_old clip_fraction loss grad_norm ratio_first ratio_max "
+        "creativity energy structure_diversity composition_diversity "
+        "valid unique novel metastable msun"
+    ).split():
+        steps, values = curves[f"train/{tag}"]
+        np.testing.assert_array_equal(steps, [0, 1, 2], err_msg=tag)
+        assert np.isfinite(values).all(), tag
+    np.testing.assert_array_equal(curves["val/msun"][0], [1, 2])
+    assert {"time/sample", "time/reward", "time/update", "time/pictures"} <= set(curves)
+    np.testing.assert_allclose(curves["train/ratio_first"][1], 1.0, atol=1e-6)
+    # The policy moves away from the original, from nothing.
+    kl = curves["train/kl_div"][1]
+    assert kl[0] < 1e-7 < kl[-1]
+
+
+def test_the_large_programs_compile_once(run, compiled):
+    """The update too, which compiles before there is anything to learn from."""
+    assert compiled.count("jit(sample_in_order)") == 1
+    assert compiled.count("jit(improve_policy)") == 1
+
+
+def test_a_run_holds_what_it_was_and_what_it_made(run):
+    base, tuned = store.load(run / "model"), store.load(run)
+    assert tuned.config["kind"] == "ldm" and "vae" in tuned.params
+    moved = jax.tree.map(
+        lambda a, b: float(np.abs(a - b).max()), base.params["dit"], tuned.params["dit"]
+    )
+    assert max(jax.tree.leaves(moved)) > 1e-6
+    with np.load(run / "crystals" / "iteration_000002.npz") as crystals:
+        assert crystals["atom_types"].shape == (8, 20)
+        assert np.isfinite(crystals["component_energy"]).all()
+
+
+def test_recent_iterations_that_are_missing_are_named(run, tmp_path):
+    assert len(recall(run, 2, start=3).references.cells) <= 16
+    with pytest.raises(UserError, match=r"iteration_000001\.npz cannot be read.*= 2"):
+        recall(tmp_path, 2, start=3)
+    assert not recall(tmp_path, 0, start=3).references.cells
+    (tmp_path / "crystals").mkdir()
+    whole = (run / "crystals" / "iteration_000001.npz").read_bytes()
+    (tmp_path / "crystals" / "iteration_000001.npz").write_bytes(whole[:-200])
+    with pytest.raises(UserError, match=r"iteration_000001\.npz cannot be read"):
+        recall(tmp_path, 2, start=3)
+
+
+def test_the_average_starts_short():
+    """By hand: policies 3, 6, 9 after a base of 0; decays 1/2, 3/5 and 3/5."""
+    ema = jnp.zeros(1)
+    for iteration, by_hand in enumerate((1.5, 3.3, 5.58)):
+        policy = jnp.full(1, 3.0 * iteration + 3)
+        ema = average(ema, policy, jnp.array(iteration), 0.6)
+        np.testing.assert_allclose(ema, by_hand, rtol=1e-6)
+    none = average(ema, policy, jnp.array(50), 0.0)
+    np.testing.assert_array_equal(none, policy)
+
+
+def test_a_faulty_custom_reward_ends_the_run_after_ten_crystals(
+    tmp_path, models, caplog
+):
+    """The first eight crystals do not end it."""
+    faulty = config("rl_custom_reward", models, validate_every=0)
+    faulty.reward.components.custom.function = "custom_rewards:raises"
+    cif = tmp_path / "fault_custom.cif"
+    with pytest.raises(UserError, match=f"10 crystals in a row.*{cif}.*no such phonon"):
+        train(faulty, str(tmp_path))
+    assert len(Structure.from_file(cif)) <= 20
+    assert 'raise RuntimeError("no such phonon")' in caplog.text
+    curves = read_scalars(tmp_path)
+    valid = 8 * curves["train/valid"][1]
+    np.testing.assert_allclose(curves["train/failures/custom/raised"][1], valid)
+    assert 0 < valid[0] < 10  # of the first iteration, and none after the second
+    assert np.isfinite(curves["train/custom"][1]).all()
+    # What was done until then is kept.
+    with RunCheckpoints(tmp_path) as saved:
+        assert saved.latest_step == 1

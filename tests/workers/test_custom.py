@@ -1,0 +1,145 @@
+import re
+
+import numpy as np
+import pytest
+from pymatgen.core import Lattice, Structure
+
+from chemeleon_jax.data.crystals import from_structures
+from chemeleon_jax.errors import UserError
+from chemeleon_jax.rewards.creativity import to_cells
+from chemeleon_jax.workers.custom import CustomReward, atomic_density
+from chemeleon_jax.workers.pool import (
+    BAD_VALUE,
+    DIED,
+    INVALID,
+    OK,
+    OUT_OF_MEMORY,
+    RAISED,
+    TIMED_OUT,
+    WorkerPool,
+)
+
+SIZES = np.array([2, 3, 1, 4, 6, 5])
+CELLS = to_cells(
+    from_structures(
+        [
+            Structure(
+                Lattice.cubic(10 - n), ["Fe"] * n, np.linspace([0] * 3, [0.9] * 3, n)
+            )
+            for n in SIZES
+        ]
+    )
+)
+VALID = np.array([True, True, True, False, True, True])
+
+
+@pytest.fixture(scope="module")
+def pool():
+    with WorkerPool(2, time_limit=1.0, memory_limit=2.0) as pool:
+        yield pool
+
+
+def call(name, pool):
+    return CustomReward(f"custom_rewards:{name}", pool, time_limit=3.0)(CELLS, VALID)
+
+
+def test_values_and_invalid_crystals(pool):
+    values, status = call("num_sites", pool)
+    assert values.tolist() == [2, 3, 1, 0, 6, 5]
+    assert status.tolist() == [OK, OK, OK, INVALID, OK, OK]
+
+
+def test_a_function_sees_the_whole_batch(pool):
+    values, _ = call("ranks", pool)  # by volume, so larger for fewer atoms
+    assert values.tolist() == [3, 2, 4, 0, 0, 1]
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("raises_for_three_sites", RAISED),
+        ("nan_for_three_sites", BAD_VALUE),
+        ("hangs_for_three_sites", TIMED_OUT),
+        ("dies_for_three_sites", DIED),
+        ("leaks_for_three_sites", OUT_OF_MEMORY),
+    ],
+)
+def test_only_the_culprit_has_no_value(name, reason, pool):
+    values, status = call(name, pool)
+    assert values.tolist() == [2, 0, 1, 0, 6, 5]
+    assert status.tolist() == [OK, reason, OK, INVALID, OK, OK]
+
+
+@pytest.mark.parametrize(
+    ("name", "reason", "message"),
+    [
+        ("raises", RAISED, "no such phonon"),
+        ("one_number", RAISED, r"shape \(\) for 5 structures; expected \(5,\)"),
+        ("hangs", TIMED_OUT, "exceeded its time limit of 3 s"),
+        ("exits", RAISED, "SystemExit: 3"),
+    ],
+)
+def test_a_function_that_never_works(name, reason, message, pool, caplog):
+    values, status = call(name, pool)
+    assert values.tolist() == [0] * 6
+    assert status.tolist() == [reason] * 3 + [INVALID] + [reason] * 2
+    said = caplog.records[0].getMessage()
+    assert f"custom_rewards:{name}" in said and re.search(message, said)
+
+
+def test_ten_failures_in_a_row_are_a_fault(pool):
+    """Five valid crystals in a batch."""
+    reward = CustomReward("custom_rewards:raises", pool, time_limit=3.0)
+    reward(CELLS, VALID)
+    assert reward.fault is None
+    values, status = reward(CELLS, VALID)
+    assert status.tolist() == [RAISED] * 3 + [INVALID] + [RAISED] * 2
+    assert reward.fault.cell is CELLS[5] and reward.fault.status == RAISED
+    assert "custom_rewards.py" in reward.fault.traceback
+    assert reward.fault.traceback.endswith("RuntimeError: no such phonon\n")
+
+
+def test_failures_between_successes_are_none(pool):
+    """One crystal in five, also when it is never another: no fault of the function."""
+    for name in ("nan_for_three_sites", "raises_for_three_sites"):
+        reward = CustomReward(f"custom_rewards:{name}", pool, time_limit=3.0)
+        for _ in range(11):
+            reward(CELLS, VALID)
+        assert reward.fault is None
+    lone = VALID & (SIZES == 3)
+    for _ in range(10):
+        assert reward.fault is None
+        reward(CELLS, lone)
+    assert reward.fault.cell is CELLS[1]
+
+
+def test_it_says_so_once(pool, caplog):
+    reward = CustomReward("custom_rewards:raises", pool, time_limit=3.0)
+    for _ in range(3):
+        reward(CELLS, VALID)
+    assert len(caplog.records) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("num_sites", "module:function"),
+        ("no_such_module:f", "No module named 'no_such_module'"),
+        ("custom_rewards:num_site", "has no attribute 'num_site'"),
+        ("custom_rewards:not_a_function", "not callable"),
+    ],
+)
+def test_a_name_that_is_no_function(name, message, pool):
+    with pytest.raises(UserError, match=f"'{name}'.*{message}"):
+        CustomReward(name, pool, time_limit=3.0)
+
+
+def test_no_valid_crystal(pool):
+    reward = CustomReward("custom_rewards:raises", pool, time_limit=3.0)
+    values, status = reward(CELLS, np.zeros(6, bool))
+    assert values.tolist() == [0] * 6 and status.tolist() == [INVALID] * 6
+
+
+def test_atomic_density():
+    cube = Structure(Lattice.cubic(2.0), ["Fe", "Fe"], [[0, 0, 0], [0.5, 0.5, 0.5]])
+    assert atomic_density([cube, cube]) == pytest.approx([0.25, 0.25])
