@@ -22,9 +22,9 @@ from chemeleon_jax.potentials import (
     OK,
     STATUS,
     TOO_DENSE,
-    calculators,
     load_potential,
 )
+from chemeleon_jax.workers import calculators
 from chemeleon_jax.workers.pool import WorkerPool
 
 
