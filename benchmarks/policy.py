@@ -16,7 +16,7 @@ from chemeleon_jax.models.generator import Generator
 from chemeleon_jax.models.vae import make_vae
 
 MAX_ATOMS = 20
-MEMORY_BUDGET = 8.0  # GB, as in configs/base.py
+MEMORY_BUDGET = 8.0  # GB, as in rl/config.py
 
 
 def parse_sizes(doc: str | None) -> argparse.Namespace:

@@ -1,21 +1,17 @@
 """The command line of the programs: a config file, overrides, errors on one line."""
 
 import difflib
-import math
 import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import jax
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from chemeleon_jax.devices import distributed
-from chemeleon_jax.devices.sharding import check_divisible
 from chemeleon_jax.errors import UserError, exit_status
-from chemeleon_jax.rewards.normalize import NORMALIZATIONS
 from chemeleon_jax.runs.files import cache_folder
 
 _OVERRIDE = re.compile(r"--?(?:no)?config\.([^=]+)(?:=(.*))?", re.DOTALL)
@@ -147,160 +143,3 @@ def _fields(config: ConfigDict, prefix: str = ""):
             yield from _fields(value, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}"
-
-
-# ---------------------------------------------------------------------- RL values
-
-_CHOICES = {
-    "precision": ("default", "float32", "bfloat16"),
-    "rl.kl_target": ("old", "reference"),
-    "rl.step_weight": ("none", "std"),
-    "sampling.sampler": ("ddim", "ddpm"),
-    "reward.normalize_fn": tuple(NORMALIZATIONS),
-    "reward.executor": ("processes", "ray"),
-}
-_AT_LEAST_ONE = (
-    "num_iterations",
-    "checkpoint_every",
-    "max_skipped",
-    "validation_samples",
-    "rl.num_group_samples",
-    "rl.num_inner_batch",
-    "rl.rollout_parts",
-    "rl.window_iterations",
-    "data.batch_size",
-    "data.max_atoms",
-    "fsdp",
-)
-_NOT_NEGATIVE = (
-    "seed",
-    "validate_every",
-    "validation_pictures",
-    "rl.grad_accum",
-    "rl.num_train_steps",
-    "rl.window",
-    "rl.kl_weight",
-    "rl.entropy_weight",
-    "sampling.cfg_scale",
-    "reward.workers",
-    "reward.recent_iterations",
-    "reward.memory_limit",
-    "optimizer.weight_decay",
-)
-_POSITIVE = (
-    "rl.memory_budget",
-    "rl.clip_ratio",
-    "alarms.kl_div",
-    "alarms.ratio_max",
-    "reward.eps",
-    "reward.time_limit",
-    "optimizer.lr",
-    "optimizer.max_grad_norm",
-)
-
-
-def check_rl(config: Any, num_devices: int) -> None:
-    """Checks the values of an RL config, before anything is loaded or compiled.
-
-    Raises:
-      UserError: one is out of range, or they do not fit together. It names the fields.
-    """
-    for field, choices in _CHOICES.items():
-        _require(config, field, lambda x, c=choices: x in c, f"one of {choices}")
-    for field in _AT_LEAST_ONE:
-        _require(config, field, lambda x: x >= 1, "at least 1")
-    for field in _NOT_NEGATIVE:
-        _require(config, field, lambda x: x >= 0, "0 or more")
-    for field in _POSITIVE:
-        _require(config, field, lambda x: x > 0, "above 0")
-    _require(config, "rl.num_group_samples", lambda x: x >= 2, "at least 2, a group")
-    _require(config, "rl.ema_decay", lambda x: 0 <= x < 1, "from 0 to below 1")
-    _require(config, "sampling.eta", lambda x: 0 < x <= 1, "above 0, at most 1")
-    _require(
-        config, "sampling.sampling_steps", lambda x: 2 <= x <= 1000, "from 2 to 1000"
-    )
-    _check_step_choice(config)
-    _check_components(config)
-    check_divisible(
-        config.data.batch_size,
-        config.rl.num_group_samples,
-        config.rl.num_inner_batch,
-        max(config.rl.grad_accum, 1),
-        num_devices,
-    )
-    _check_rollout_parts(config, num_devices)
-
-
-def _check_rollout_parts(config: Any, num_devices: int) -> None:
-    steps, crystals = config.rl.num_inner_batch, config.data.batch_size
-    crystals *= config.rl.num_group_samples
-    _require(
-        config,
-        "rl.rollout_parts",
-        lambda x: max(x, steps) % min(x, steps) == 0 == crystals % (x * num_devices),
-        f"a multiple or a divisor of config.rl.num_inner_batch = {steps}, and times "
-        f"the number of devices, {num_devices}, divide the {crystals} crystals",
-    )
-
-
-def _check_step_choice(config: Any) -> None:
-    recorded = config.sampling.sampling_steps - (config.sampling.sampler == "ddim")
-    for field in ("rl.num_train_steps", "rl.window"):
-        rule = f"at most {recorded}, the steps that have a density"
-        _require(config, field, lambda x: x <= recorded, rule)
-    if not config.rl.window:
-        return
-    rule = "0 where config.rl.window chooses the steps"
-    _require(config, "rl.num_train_steps", lambda x: x == 0, rule)
-    rule = "'ddim' for config.rl.window: DDPM has no deterministic steps"
-    _require(config, "sampling.sampler", lambda x: x == "ddim", rule)
-
-
-def active_components(config: Any) -> dict[str, dict]:
-    """The reward components that count, as plain dicts by name."""
-    components = config.reward.components.to_dict()
-    if not components["custom"]["function"]:
-        del components["custom"]
-    return {name: c for name, c in components.items() if c["weight"] != 0}
-
-
-def _check_components(config: Any) -> None:
-    active = active_components(config)
-    if not active:
-        names = ", ".join(config.reward.components)
-        raise UserError(
-            "config.reward.components: none has a weight, so there is nothing to "
-            f"learn; give one of {names} a weight, or custom a function"
-        )
-    if "creativity" not in active:
-        rule = "0 where config.reward.components.creativity has no weight"
-        _require(config, "reward.recent_iterations", lambda x: x == 0, rule)
-    for name in active:
-        field = f"reward.components.{name}"
-        _require(
-            config,
-            f"{field}.normalize_fn",
-            lambda x: x in NORMALIZATIONS,
-            f"one of {tuple(NORMALIZATIONS)}",
-        )
-        _require(
-            config,
-            f"{field}.weight",
-            lambda x: 0 < x < math.inf,
-            "a finite number above 0 (for less of a thing, reward minus it)",
-        )
-    if "custom" in active:
-        _require(
-            config,
-            "reward.components.custom.function",
-            re.compile(r"[\w.]+:\w+").fullmatch,
-            "module:function, the module as Python imports it",
-        )
-
-
-def _require(config: Any, field: str, holds: Callable, rule: str) -> None:
-    value = config
-    for part in field.split("."):
-        value = value[part]
-    if not holds(value):
-        raise UserError(f"config.{field} = {value!r}: must be {rule}")

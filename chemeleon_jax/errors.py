@@ -21,3 +21,12 @@ def exit_status(program: Callable[..., Any], *arguments) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
+
+
+def require(config: Any, field: str, holds: Callable, rule: str) -> None:
+    """Raises a `UserError` that names the field if `holds(value)` is false."""
+    value = config
+    for part in field.split("."):
+        value = value[part]
+    if not holds(value):
+        raise UserError(f"config.{field} = {value!r}: must be {rule}")

@@ -23,7 +23,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from chemeleon_jax.cli import check_rl, run
+from chemeleon_jax.cli import run
 from chemeleon_jax.data.dataset import MAX_ATOMS
 from chemeleon_jax.data.types import CrystalBatch, TrainState, Trajectory
 from chemeleon_jax.devices import distributed
@@ -44,6 +44,7 @@ from chemeleon_jax.models.generator import (
 )
 from chemeleon_jax.report.pictures import log_validation
 from chemeleon_jax.rewards.loading import load_reward
+from chemeleon_jax.rl.config import check_rl
 from chemeleon_jax.rl.experience import (
     Batch,
     Rollout,

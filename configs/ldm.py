@@ -18,7 +18,7 @@ The result is `mini:ldm_conditional`; `mini:ldm` is the same one asked for nothi
 from ml_collections import ConfigDict
 
 from chemeleon_jax.errors import UserError
-from configs.pretraining import pretrain_config
+from chemeleon_jax.pretraining.config import pretrain_config
 
 # The trainings after the first: what each starts from, its blocks and its steps.
 LATER = {

@@ -9,7 +9,7 @@ python -m chemeleon_jax.pretrain --config=configs/predictor.py --workdir=runs/pr
 
 from ml_collections import ConfigDict
 
-from configs.pretraining import pretrain_config
+from chemeleon_jax.pretraining.config import pretrain_config
 
 
 def get_config() -> ConfigDict:

@@ -8,7 +8,7 @@ fresh crystals 0.053 to 0.193, while metastable ones fall from 8.4 to 0.2 %: den
 alone is a poor wish.
 """
 
-from configs.base import rl_config
+from chemeleon_jax.rl.config import rl_config
 
 
 def get_config(preset: str = "mini"):

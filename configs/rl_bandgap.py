@@ -8,7 +8,7 @@ better one with configs/predictor.py, and give its path as
 `--config.reward.components.predictor.ckpt_path`.
 """
 
-from configs.base import rl_config
+from chemeleon_jax.rl.config import rl_config
 
 
 def get_config(preset: str = "mini"):

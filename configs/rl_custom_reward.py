@@ -11,7 +11,7 @@ with `--config.reward.components.composition_diversity.weight=0.5`.
 import numpy as np
 from pymatgen.core import Structure
 
-from configs.base import rl_config
+from chemeleon_jax.rl.config import rl_config
 
 
 def reward(structures: list[Structure]) -> np.ndarray:

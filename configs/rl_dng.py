@@ -11,7 +11,7 @@ the released models; `compat` is `mp_20` with the paper's own reward, without gu
 do: docs/mini-model.md.
 """
 
-from configs.base import rl_config
+from chemeleon_jax.rl.config import rl_config
 
 
 def get_config(preset: str = "mini"):

@@ -14,7 +14,7 @@ docs/mini-model.md).
 from ml_collections import ConfigDict
 
 from chemeleon_jax.errors import UserError
-from configs.pretraining import pretrain_config
+from chemeleon_jax.pretraining.config import pretrain_config
 
 
 def get_config(preset: str = "") -> ConfigDict:

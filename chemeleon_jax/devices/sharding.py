@@ -154,30 +154,6 @@ def device_order(crystals: int, num_parts: int, num_devices: int) -> np.ndarray:
     return order.swapaxes(0, 1).ravel()
 
 
-def check_divisible(
-    batch_size: int,
-    num_group_samples: int,
-    num_inner_batch: int,
-    grad_accum: int,
-    num_devices: int,
-) -> None:
-    """Checks that an iteration's crystals split into equal parts, and those by device.
-
-    Raises:
-      UserError: they do not. The message names the config fields.
-    """
-    crystals = batch_size * num_group_samples
-    parts = num_inner_batch * grad_accum * num_devices
-    if crystals % parts:
-        raise UserError(
-            f"config.data.batch_size * config.rl.num_group_samples = {batch_size} * "
-            f"{num_group_samples} = {crystals} crystals cannot be cut into "
-            f"config.rl.num_inner_batch * config.rl.grad_accum * devices = "
-            f"{num_inner_batch} * {grad_accum} * {num_devices} = {parts} equal parts: "
-            f"make the first product a multiple of {parts}"
-        )
-
-
 # ------------------------------------------------------- what devices tell each other
 
 

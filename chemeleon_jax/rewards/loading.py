@@ -1,6 +1,5 @@
 """The reward that a config asks for, with the models that it needs."""
 
-from chemeleon_jax.cli import active_components
 from chemeleon_jax.data.dataset import load_dataset
 from chemeleon_jax.errors import UserError
 from chemeleon_jax.models import store
@@ -8,6 +7,7 @@ from chemeleon_jax.models.generator import Generator
 from chemeleon_jax.models.predictor import make_predictor
 from chemeleon_jax.models.store import Checkpoint, encoder_digest
 from chemeleon_jax.models.vae import make_vae
+from chemeleon_jax.rewards.config import active_components
 from chemeleon_jax.rewards.reward import Reward, make_reward
 
 

@@ -12,13 +12,13 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from chemeleon_jax.cli import active_components
 from chemeleon_jax.data.types import CrystalBatch, Trajectory
 from chemeleon_jax.devices.sharding import device_order, everywhere, over_devices
 from chemeleon_jax.models.buckets import choose_parts
 from chemeleon_jax.models.diffusion import make_schedule
 from chemeleon_jax.models.generator import Generator
 from chemeleon_jax.rewards import Reward, RewardOutput
+from chemeleon_jax.rewards.config import active_components
 from chemeleon_jax.rewards.creativity import Recent, join_met
 from chemeleon_jax.rewards.processes import make_meet, make_score
 from chemeleon_jax.rl.objective import OWN_TRAJECTORY

@@ -3,12 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from chemeleon_jax.devices.sharding import (
-    check_divisible,
-    make_mesh,
-    replicate,
-    shard_batch,
-)
+from chemeleon_jax.devices.sharding import make_mesh, replicate, shard_batch
 from chemeleon_jax.errors import UserError
 
 
@@ -43,12 +38,3 @@ def test_a_jitted_function_follows_the_placement():
 def test_a_batch_that_cannot_be_cut_is_named():
     with pytest.raises(UserError, match=r"\['x'\]: 6 rows .* 4 devices"):
         shard_batch({"x": np.zeros((6, 2))}, make_mesh(4))
-
-
-def test_divisibility_names_the_fields():
-    check_divisible(5, 16, 2, 1, 4)  # 80 crystals, 8 parts of 10
-    with pytest.raises(UserError) as error:
-        check_divisible(5, 16, 2, 3, 4)
-    for name in ("batch_size", "num_group_samples", "num_inner_batch", "grad_accum"):
-        assert name in str(error.value)
-    assert "2 * 3 * 4 = 24" in str(error.value)

@@ -11,16 +11,13 @@ import paths
 import pytest
 from pymatgen.core import Lattice, Structure
 
-from chemeleon_jax.cli import (
-    active_components,
-    check_rl,
-    keep_compiled_programs,
-    parse,
-    run,
-)
+from chemeleon_jax.cli import keep_compiled_programs, parse, run
 from chemeleon_jax.errors import UserError
 from chemeleon_jax.models import hub
 from chemeleon_jax.rewards.components import COMPONENTS
+from chemeleon_jax.rewards.config import NORMALIZE_FNS, active_components
+from chemeleon_jax.rewards.normalize import NORMALIZATIONS
+from chemeleon_jax.rl.config import check_divisible, check_rl
 
 ROOT = paths.ROOT
 CONFIGS = ("rl_dng", "rl_bandgap", "rl_atomic_density", "rl_custom_reward")
@@ -142,6 +139,7 @@ def test_components_and_their_fields_are_those_of_the_rewards():
     for name, fields in components.items():
         known = {"weight", "normalize_fn", *signature(COMPONENTS[name]).parameters}
         assert set(fields) <= known, name
+    assert tuple(NORMALIZATIONS) == NORMALIZE_FNS
 
 
 def test_the_example_reward_is_minus_the_distance_to_5():
@@ -241,6 +239,15 @@ def test_a_batch_that_cannot_be_split_names_every_field():
     assert "5 * 2 * 1 = 10" in message
     with pytest.raises(UserError, match="devices = 2 \\* 1 \\* 5 = 10"):
         check_rl(parsed(), num_devices=5)
+
+
+def test_divisibility_names_the_fields():
+    check_divisible(5, 16, 2, 1, 4)  # 80 crystals, 8 parts of 10
+    with pytest.raises(UserError) as error:
+        check_divisible(5, 16, 2, 3, 4)
+    for name in ("batch_size", "num_group_samples", "num_inner_batch", "grad_accum"):
+        assert name in str(error.value)
+    assert "2 * 3 * 4 = 24" in str(error.value)
 
 
 def test_a_custom_reward_joins_any_config():

@@ -1,14 +1,17 @@
-"""What the RL configs share: every field, its meaning, and its presets.
+"""Configs of RL runs: every field, its meaning, its presets and its checks.
 
 `mini` is for the embedded model on two CPU cores; `mp_20` and `alex_mp_20` are the
 setting of the Chemeleon2 paper (arXiv:2511.07158) on the released models, for a GPU;
 `compat` is `mp_20` with nothing that the paper's own code does not do.
 """
 
+from typing import Any
+
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
-from chemeleon_jax.errors import UserError
+from chemeleon_jax.errors import UserError, require
+from chemeleon_jax.rewards.config import check_reward, reward_config
 
 PRESETS = ("mini", "mp_20", "alex_mp_20", "compat")
 
@@ -26,7 +29,7 @@ def rl_config(preset: str) -> ConfigDict:
         raise UserError(f"no preset '{preset}': there are {', '.join(PRESETS)}")
     models = "mp_20" if preset == "compat" else preset
     config = _paper(models) if preset != "mini" else _mini()
-    config.reward = _reward()
+    config.reward = reward_config()
     if preset == "compat":
         config.reward.components.creativity.max_amd = float("inf")
     return config
@@ -119,73 +122,125 @@ def _mini() -> ConfigDict:
     return config
 
 
-def _reward() -> ConfigDict:
-    """Every component there is; weight 0 leaves one out, at no cost.
+# -------------------------------------------------------------------------- checks
 
-    A component's raw values are normalised over the batch (`normalize_fn`: norm, std,
-    subtract_mean, clip or none), times its weight, and added up; `reward.normalize_fn`
-    makes the advantage of the sum.
+_CHOICES = {
+    "precision": ("default", "float32", "bfloat16"),
+    "rl.kl_target": ("old", "reference"),
+    "rl.step_weight": ("none", "std"),
+    "sampling.sampler": ("ddim", "ddpm"),
+}
+_AT_LEAST_ONE = (
+    "num_iterations",
+    "checkpoint_every",
+    "max_skipped",
+    "validation_samples",
+    "rl.num_group_samples",
+    "rl.num_inner_batch",
+    "rl.rollout_parts",
+    "rl.window_iterations",
+    "data.batch_size",
+    "data.max_atoms",
+    "fsdp",
+)
+_NOT_NEGATIVE = (
+    "seed",
+    "validate_every",
+    "validation_pictures",
+    "rl.grad_accum",
+    "rl.num_train_steps",
+    "rl.window",
+    "rl.kl_weight",
+    "rl.entropy_weight",
+    "sampling.cfg_scale",
+    "optimizer.weight_decay",
+)
+_POSITIVE = (
+    "rl.memory_budget",
+    "rl.clip_ratio",
+    "alarms.kl_div",
+    "alarms.ratio_max",
+    "optimizer.lr",
+    "optimizer.max_grad_norm",
+)
+
+
+def check_rl(config: Any, num_devices: int) -> None:
+    """Checks the values of an RL config, before anything is loaded or compiled.
+
+    Raises:
+      UserError: one is out of range, or they do not fit together. It names the fields.
     """
-    reward = ConfigDict()
-    reward.normalize_fn = "std"
-    reward.normalize_in_group = False  # components, within a group instead of the batch
-    reward.eps = 1e-4
-    reward.reference_dataset = "mp_mini"  # what is novel is not in here
-    # What matches a crystal of so many last iterations is not creative.
-    reward.recent_iterations = 0
-    reward.workers = 0  # processes; 0: as many as CPUs
-    # Where the workers are: processes of this machine, or ray, a cluster whose address
-    # is given as ray.init takes it (local: one of this machine's CPUs; auto; HOST:PORT)
-    reward.executor = "processes"
-    reward.ray_address = "local"
-    reward.time_limit = 10.0  # s, for one crystal in a worker
-    reward.memory_limit = 8.0  # GiB, of one worker; 0: none
-    reward.potential = "chgnet"  # or ase:module:callable, an ASE calculator
-    # Energies of that potential that make the hull, .csv or .npz (docs/rewards.md);
-    # empty: those of reference_dataset
-    reward.hull_file = ""
-    reward.components = {
-        # 1: unique and novel, 0: neither, else the distance to the nearest crystal, at
-        # most max_amd (inf: as the original has it)
-        "creativity": {
-            "weight": 0.0,
-            "normalize_fn": "none",
-            "max_amd": 1.0,
-            "min_elements": 1,  # crystals of fewer are worth 0
-        },
-        # minus the energy above the hull, eV/atom, within [-clip_max, 0]
-        "energy": {
-            "weight": 0.0,
-            "normalize_fn": "norm",
-            "clip_max": 1.0,
-            "decay": 0.0,  # eV/atom; above it the value levels off. 0: it does not
-            # the lowest value for crystals of fewer elements, of a chemical system with
-            # fewer known compounds, or further below the hull, eV/atom (none: any)
-            "min_elements": 1,
-            "min_hull_entries": 0,
-            "min_e_above_hull": placeholder(float),
-        },
-        # what a crystal adds to the diversity of the batch
-        "structure_diversity": {"weight": 0.0, "normalize_fn": "norm"},
-        "composition_diversity": {"weight": 0.0, "normalize_fn": "norm"},
-        # a predicted property: minus its squared distance to the target, or, without a
-        # target, the property itself
-        "predictor": {
-            "weight": 0.0,
-            "normalize_fn": "norm",
-            "ckpt_path": "mini:predictor",
-            "property": "band_gap",
-            "target": placeholder(float),
-            "clip_min": placeholder(float),
-            "clip_max": placeholder(float),
-        },
-        # your own function of a list of pymatgen Structures, as module:function;
-        # left out as long as none is named
-        "custom": {
-            "weight": 1.0,
-            "normalize_fn": "norm",
-            "function": "",
-            "time_limit": 60.0,  # s, for all crystals of a batch
-        },
-    }
-    return reward
+    for field, choices in _CHOICES.items():
+        require(config, field, lambda x, c=choices: x in c, f"one of {choices}")
+    for field in _AT_LEAST_ONE:
+        require(config, field, lambda x: x >= 1, "at least 1")
+    for field in _NOT_NEGATIVE:
+        require(config, field, lambda x: x >= 0, "0 or more")
+    for field in _POSITIVE:
+        require(config, field, lambda x: x > 0, "above 0")
+    require(config, "rl.num_group_samples", lambda x: x >= 2, "at least 2, a group")
+    require(config, "rl.ema_decay", lambda x: 0 <= x < 1, "from 0 to below 1")
+    require(config, "sampling.eta", lambda x: 0 < x <= 1, "above 0, at most 1")
+    require(
+        config, "sampling.sampling_steps", lambda x: 2 <= x <= 1000, "from 2 to 1000"
+    )
+    _check_step_choice(config)
+    check_reward(config)
+    check_divisible(
+        config.data.batch_size,
+        config.rl.num_group_samples,
+        config.rl.num_inner_batch,
+        max(config.rl.grad_accum, 1),
+        num_devices,
+    )
+    _check_rollout_parts(config, num_devices)
+
+
+def _check_rollout_parts(config: Any, num_devices: int) -> None:
+    steps, crystals = config.rl.num_inner_batch, config.data.batch_size
+    crystals *= config.rl.num_group_samples
+    require(
+        config,
+        "rl.rollout_parts",
+        lambda x: max(x, steps) % min(x, steps) == 0 == crystals % (x * num_devices),
+        f"a multiple or a divisor of config.rl.num_inner_batch = {steps}, and times "
+        f"the number of devices, {num_devices}, divide the {crystals} crystals",
+    )
+
+
+def _check_step_choice(config: Any) -> None:
+    recorded = config.sampling.sampling_steps - (config.sampling.sampler == "ddim")
+    for field in ("rl.num_train_steps", "rl.window"):
+        rule = f"at most {recorded}, the steps that have a density"
+        require(config, field, lambda x: x <= recorded, rule)
+    if not config.rl.window:
+        return
+    rule = "0 where config.rl.window chooses the steps"
+    require(config, "rl.num_train_steps", lambda x: x == 0, rule)
+    rule = "'ddim' for config.rl.window: DDPM has no deterministic steps"
+    require(config, "sampling.sampler", lambda x: x == "ddim", rule)
+
+
+def check_divisible(
+    batch_size: int,
+    num_group_samples: int,
+    num_inner_batch: int,
+    grad_accum: int,
+    num_devices: int,
+) -> None:
+    """Checks that an iteration's crystals split into equal parts, and those by device.
+
+    Raises:
+      UserError: they do not. The message names the config fields.
+    """
+    crystals = batch_size * num_group_samples
+    parts = num_inner_batch * grad_accum * num_devices
+    if crystals % parts:
+        raise UserError(
+            f"config.data.batch_size * config.rl.num_group_samples = {batch_size} * "
+            f"{num_group_samples} = {crystals} crystals cannot be cut into "
+            f"config.rl.num_inner_batch * config.rl.grad_accum * devices = "
+            f"{num_inner_batch} * {grad_accum} * {num_devices} = {parts} equal parts: "
+            f"make the first product a multiple of {parts}"
+        )

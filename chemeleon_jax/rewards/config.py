@@ -1,0 +1,140 @@
+"""The fields of `config.reward`, their meaning and their checks. No JAX here."""
+
+import math
+import re
+from typing import Any
+
+from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
+
+from chemeleon_jax.errors import UserError, require
+
+NORMALIZE_FNS = ("norm", "std", "subtract_mean", "clip", "none")  # see normalize.py
+EXECUTORS = ("processes", "ray")
+
+
+def reward_config() -> ConfigDict:
+    """Every component there is; weight 0 leaves one out, at no cost.
+
+    A component's raw values are normalised over the batch (`normalize_fn`: norm, std,
+    subtract_mean, clip or none), times its weight, and added up; `reward.normalize_fn`
+    makes the advantage of the sum.
+    """
+    reward = ConfigDict()
+    reward.normalize_fn = "std"
+    reward.normalize_in_group = False  # components, within a group instead of the batch
+    reward.eps = 1e-4
+    reward.reference_dataset = "mp_mini"  # what is novel is not in here
+    # What matches a crystal of so many last iterations is not creative.
+    reward.recent_iterations = 0
+    reward.workers = 0  # processes; 0: as many as CPUs
+    # Where the workers are: processes of this machine, or ray, a cluster whose address
+    # is given as ray.init takes it (local: one of this machine's CPUs; auto; HOST:PORT)
+    reward.executor = "processes"
+    reward.ray_address = "local"
+    reward.time_limit = 10.0  # s, for one crystal in a worker
+    reward.memory_limit = 8.0  # GiB, of one worker; 0: none
+    reward.potential = "chgnet"  # or ase:module:callable, an ASE calculator
+    # Energies of that potential that make the hull, .csv or .npz (docs/rewards.md);
+    # empty: those of reference_dataset
+    reward.hull_file = ""
+    reward.components = {
+        # 1: unique and novel, 0: neither, else the distance to the nearest crystal, at
+        # most max_amd (inf: as the original has it)
+        "creativity": {
+            "weight": 0.0,
+            "normalize_fn": "none",
+            "max_amd": 1.0,
+            "min_elements": 1,  # crystals of fewer are worth 0
+        },
+        # minus the energy above the hull, eV/atom, within [-clip_max, 0]
+        "energy": {
+            "weight": 0.0,
+            "normalize_fn": "norm",
+            "clip_max": 1.0,
+            "decay": 0.0,  # eV/atom; above it the value levels off. 0: it does not
+            # the lowest value for crystals of fewer elements, of a chemical system with
+            # fewer known compounds, or further below the hull, eV/atom (none: any)
+            "min_elements": 1,
+            "min_hull_entries": 0,
+            "min_e_above_hull": placeholder(float),
+        },
+        # what a crystal adds to the diversity of the batch
+        "structure_diversity": {"weight": 0.0, "normalize_fn": "norm"},
+        "composition_diversity": {"weight": 0.0, "normalize_fn": "norm"},
+        # a predicted property: minus its squared distance to the target, or, without a
+        # target, the property itself
+        "predictor": {
+            "weight": 0.0,
+            "normalize_fn": "norm",
+            "ckpt_path": "mini:predictor",
+            "property": "band_gap",
+            "target": placeholder(float),
+            "clip_min": placeholder(float),
+            "clip_max": placeholder(float),
+        },
+        # your own function of a list of pymatgen Structures, as module:function;
+        # left out as long as none is named
+        "custom": {
+            "weight": 1.0,
+            "normalize_fn": "norm",
+            "function": "",
+            "time_limit": 60.0,  # s, for all crystals of a batch
+        },
+    }
+    return reward
+
+
+def active_components(config: Any) -> dict[str, dict]:
+    """The reward components that count, as plain dicts by name."""
+    components = config.reward.components.to_dict()
+    if not components["custom"]["function"]:
+        del components["custom"]
+    return {name: c for name, c in components.items() if c["weight"] != 0}
+
+
+def check_reward(config: Any) -> None:
+    """Checks the values of `config.reward`, before anything is loaded.
+
+    Raises:
+      UserError: one is out of range, or they do not fit together.
+    """
+    rule = f"one of {NORMALIZE_FNS}"
+    require(config, "reward.normalize_fn", lambda x: x in NORMALIZE_FNS, rule)
+    rule = f"one of {EXECUTORS}"
+    require(config, "reward.executor", lambda x: x in EXECUTORS, rule)
+    for field in ("workers", "recent_iterations", "memory_limit"):
+        require(config, f"reward.{field}", lambda x: x >= 0, "0 or more")
+    for field in ("eps", "time_limit"):
+        require(config, f"reward.{field}", lambda x: x > 0, "above 0")
+    active = active_components(config)
+    if not active:
+        names = ", ".join(config.reward.components)
+        raise UserError(
+            "config.reward.components: none has a weight, so there is nothing to "
+            f"learn; give one of {names} a weight, or custom a function"
+        )
+    if "creativity" not in active:
+        rule = "0 where config.reward.components.creativity has no weight"
+        require(config, "reward.recent_iterations", lambda x: x == 0, rule)
+    for name in active:
+        field = f"reward.components.{name}"
+        require(
+            config,
+            f"{field}.normalize_fn",
+            lambda x: x in NORMALIZE_FNS,
+            f"one of {NORMALIZE_FNS}",
+        )
+        require(
+            config,
+            f"{field}.weight",
+            lambda x: 0 < x < math.inf,
+            "a finite number above 0 (for less of a thing, reward minus it)",
+        )
+    if "custom" in active:
+        require(
+            config,
+            "reward.components.custom.function",
+            re.compile(r"[\w.]+:\w+").fullmatch,
+            "module:function, the module as Python imports it",
+        )
