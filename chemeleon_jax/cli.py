@@ -1,8 +1,12 @@
 """The command line of the programs: a config file, overrides, errors on one line."""
 
+import ast
 import difflib
+import importlib.util
+import inspect
 import re
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,23 +18,31 @@ from chemeleon_jax.devices import distributed
 from chemeleon_jax.errors import UserError, exit_status
 from chemeleon_jax.runs.files import cache_folder
 
+# The configs that come with the package. In a checkout this is a link to configs/.
+CONFIGS = Path(__file__).parent / "configs"
+# A field that only the configs of a program have.
+_OWN_FIELD = {"train": "rl", "pretrain": "stage"}
 _OVERRIDE = re.compile(r"--?(?:no)?config\.([^=]+)(?:=(.*))?", re.DOTALL)
 
 
-def run(main: Callable[[ConfigDict, str], None]) -> None:
+def run(main: Callable[[ConfigDict, str], None], *, program: str = "") -> None:
     """Calls main(config, workdir) with what the command line says.
 
     What the user can put right (`UserError`) becomes one line and exit status 2.
+
+    Args:
+      main: the program.
+      program: "train" or "pretrain", which refuse each other's configs.
     """
     if {"-h", "--help", "--helpfull"} & set(sys.argv):
-        print(sys.modules["__main__"].__doc__)
+        print(f"{sys.modules['__main__'].__doc__}\n{describe_configs(program)}")
         return
-    if status := exit_status(_run, main):
+    if status := exit_status(_run, main, program):
         sys.exit(status)
 
 
-def _run(main: Callable[[ConfigDict, str], None]) -> None:
-    config, workdir = parse(sys.argv)
+def _run(main: Callable[[ConfigDict, str], None], program: str) -> None:
+    config, workdir = parse(sys.argv, program)
     keep_compiled_programs()
     distributed.run(config.get("distributed"), main, config, workdir)
 
@@ -46,83 +58,169 @@ def keep_compiled_programs() -> None:
         jax.config.update("jax_compilation_cache_dir", str(folder))
 
 
-def parse(argv: list[str]) -> tuple[ConfigDict, str]:
-    """Reads `--config=FILE[:PRESET] [--config.FIELD=VALUE ...] [--workdir=DIR]`.
+def parse(argv: list[str], program: str = "") -> tuple[ConfigDict, str]:
+    """Reads `--config=NAME[:PRESET] [--config.FIELD=VALUE ...] [--workdir=DIR]`.
 
     Args:
-      argv: the program's name, then its arguments.
+      argv: the program's name, then its arguments. NAME is the path of a config file,
+        or the name of one that comes with the package, such as rl_dng.
+      program: "train" or "pretrain"; "" takes a config of either.
 
     Returns:
       The config, locked, and the run directory: by default `runs/` and the config's
       name and preset, so that the same command continues the same run.
 
     Raises:
-      UserError: a missing file, an unknown preset, field or flag, or a wrong type. For
-        an unknown field, the message names the nearest one.
+      UserError: a missing file or one with a fault, a config of another program, an
+        unknown preset, field or flag, or a wrong type. For an unknown field, the
+        message names the nearest one.
     """
-    name = _config_name(argv)
-    config, _, _ = _read([argv[0], f"--config={name}"])
-    for argument in argv[1:]:
-        override = _OVERRIDE.fullmatch(argument)
-        if override:
-            _check_field(config, override[1])
-    config, workdir, rest = _read(argv)
-    if rest:
-        raise UserError(f"'{rest[0]}': every argument is --name=value")
+    name, rest = _take_config(argv, program)
     file, _, preset = name.partition(":")
+    config = load_config(_find(file, program), preset)
+    _check_program(config, program, name)
+    for argument in rest:
+        if override := _OVERRIDE.fullmatch(argument):
+            _check_field(config, override[1])
+    config, workdir = _override(config, [argv[0], *rest])
     default = Path("runs", "_".join(filter(None, [Path(file).stem, preset])))
     return config, workdir or str(default)
 
 
-def _config_name(argv: list[str]) -> str:
-    """The FILE[:PRESET] of an existing file."""
-    known = ", ".join(sorted(str(f) for f in Path("configs").glob("[a-z]*.py")))
-    hint = f"give --config=FILE{f', one of {known}' if known else ''}"
+# ------------------------------------------------------------------------ config files
+
+
+def load_config(path: Path, preset: str = "") -> ConfigDict:
+    """What `get_config(preset)` of a config file returns; without a preset, `()`.
+
+    Raises:
+      UserError: the file has no such function, or raises. The message has the line.
+    """
+    spec = importlib.util.spec_from_file_location(path.stem, path.resolve())
+    if spec is None or spec.loader is None:
+        raise UserError(f"{path}: not a Python file; a config ends in .py")
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+        get_config = getattr(module, "get_config", None)
+        if get_config is None:
+            raise UserError(f"{path}: has no function get_config")
+        if preset and not inspect.signature(get_config).parameters:
+            raise UserError(f"{path}: its get_config takes no preset, so no '{preset}'")
+        config = get_config(preset) if preset else get_config()
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"{path}{_line(error, path)}: {_describe(error)}") from error
+    if not isinstance(config, ConfigDict):
+        raise UserError(f"{path}: its get_config returned no ConfigDict: {config!r}")
+    return config
+
+
+def _line(error: Exception, path: Path) -> str:
+    """Where a config file went wrong, as `, line 12`."""
+    if isinstance(error, SyntaxError):
+        return f", line {error.lineno}"
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [f.lineno for f in frames if f.filename == str(path.resolve())]
+    return f", line {lines[-1]}" if lines else ""
+
+
+def _describe(error: Exception) -> str:
+    message = (
+        error.msg if isinstance(error, SyntaxError) else " ".join(str(error).split())
+    )
+    return f"{type(error).__name__}: {message}"
+
+
+def _find(file: str, program: str) -> Path:
+    """The config file of a path, or of the name of one of the package's."""
+    if Path(file).is_file():
+        return Path(file)
+    if file in _names(program) or file in _names(""):
+        return CONFIGS / f"{file}.py"
+    raise UserError(f"'{file}': no such config file; {_hint(program)}")
+
+
+def _names(program: str) -> list[str]:
+    """The package's configs of a program, or of all: those of `train` are rl_*."""
+    names = sorted(file.stem for file in CONFIGS.glob("[a-z]*.py"))
+    if program:
+        names = [n for n in names if n.startswith("rl_") == (program == "train")]
+    return names
+
+
+def _hint(program: str) -> str:
+    names = ", ".join(_names(program))
+    return f"give --config=NAME, one of {names}, or the path of a file like them"
+
+
+def _check_program(config: ConfigDict, program: str, name: str) -> None:
+    fields = {p for p, field in _OWN_FIELD.items() if field in config}
+    if not program or program in fields:
+        return
+    if fields:
+        (other,) = fields
+        raise UserError(
+            f"{name}: a config of another program; python -m chemeleon_jax.{other} "
+            f"--config={name}"
+        )
+    raise UserError(
+        f"{name}: no config of {program}, it lacks config.{_OWN_FIELD[program]}"
+    )
+
+
+def describe_configs(program: str) -> str:
+    """The package's configs and their presets, for --help."""
+    lines = ["Configs, for --config=NAME[:PRESET]; or the path of a file like them:\n"]
+    for name in _names(program):
+        tree = ast.parse((CONFIGS / f"{name}.py").read_text())
+        (function,) = (
+            node
+            for node in tree.body
+            if isinstance(node, ast.FunctionDef) and node.name == "get_config"
+        )
+        about = [ast.get_docstring(node) or "" for node in (tree, function)]
+        lines += [f"    {name}", *(f"        {a.splitlines()[0]}" for a in about)]
+    return "\n".join(lines)
+
+
+# -------------------------------------------------------------------------- arguments
+
+
+def _take_config(argv: list[str], program: str) -> tuple[str, list[str]]:
+    """The value of --config, and the arguments without it and the program's name."""
     for i, argument in enumerate(argv[1:], 1):
-        match = re.fullmatch(r"--?config(?:=(.*))?", argument)
-        if match:
-            name = match[1] if match[1] is not None else "".join(argv[i + 1 : i + 2])
-            if not Path(name.partition(":")[0]).is_file():
-                raise UserError(f"'{name}': no such config file; {hint}")
-            return name
-    raise UserError(f"no config; {hint}")
+        if argument in ("--config", "-config") and argv[i + 1 :]:
+            return argv[i + 1], argv[1:i] + argv[i + 2 :]
+        if match := re.fullmatch("--?config=(.+)", argument):
+            return match[1], argv[1:i] + argv[i + 1 :]
+    raise UserError(f"no config; {_hint(program)}")
 
 
-def _read(argv: list[str]) -> tuple[ConfigDict, str | None, list[str]]:
-    """The config, the run directory, and what is left over."""
+def _override(config: ConfigDict, argv: list[str]) -> tuple[ConfigDict, str | None]:
+    """The config with the values that the arguments give, and the run directory."""
     values = flags.FlagValues()
     values.set_gnu_getopt()
-    holder = config_flags.DEFINE_config_file(
-        "config", flag_values=values, sys_argv=argv
+    holder = config_flags.DEFINE_config_dict(
+        "config", config, flag_values=values, sys_argv=argv
     )
     flags.DEFINE_string("workdir", None, "run directory", flag_values=values)
     try:
-        rest = values(argv)
+        rest = values(argv)[1:]
     except flags.UnrecognizedFlagError as e:
         raise UserError(
             f"--{e.flagname}: no such flag; there are --config, --config.FIELD and "
             "--workdir"
         ) from e
     except flags.IllegalFlagValueError as e:
-        raise _wrong_value(e) from e
-    return holder.value, values.workdir, rest[1:]
-
-
-def _wrong_value(error: flags.IllegalFlagValueError) -> Exception:
-    """What to say of a value that absl refuses, or of a `get_config` that raised."""
-    causes: list[BaseException] = [error]
-    while (inner := causes[-1].__context__) is not None:
-        causes.append(inner)
-    # config_flags raises an error of the same type anew, with a traceback as its text.
-    for cause in reversed(causes):
-        if isinstance(cause, UserError):
-            return cause
-    message = str(error).removeprefix("flag ").removeprefix("--")
-    if "\n" in message:  # the traceback of a config file with a fault
-        return error
-    if "Non-boolean" in message:
-        message = f"{message.split(': ')[0]}: neither True nor False"
-    return UserError(message)
+        message = str(e).removeprefix("flag ").removeprefix("--")
+        if "Non-boolean" in message:
+            message = f"{message.split(': ')[0]}: neither True nor False"
+        raise UserError(message) from e
+    if rest:
+        raise UserError(f"'{rest[0]}': every argument is --name=value")
+    return holder.value, values.workdir
 
 
 def _check_field(config: ConfigDict, field: str) -> None:

@@ -207,4 +207,4 @@ def explain_skipped(step: int, metrics: dict) -> str:
 
 
 if __name__ == "__main__":
-    run(pretrain)
+    run(pretrain, program="pretrain")

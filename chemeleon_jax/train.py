@@ -327,4 +327,4 @@ def log_scores(
 
 
 if __name__ == "__main__":
-    run(train)
+    run(train, program="train")

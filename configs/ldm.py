@@ -9,10 +9,10 @@ cosine of 8,400 steps up to step 3,801.
 
 The result is `mini:ldm_conditional`; `mini:ldm` is the same one asked for nothing.
 
-    python -m chemeleon_jax.pretrain --config=configs/ldm.py
-    python -m chemeleon_jax.pretrain --config=configs/ldm.py:deeper
-    python -m chemeleon_jax.pretrain --config=configs/ldm.py:deepest
-    python -m chemeleon_jax.pretrain --config=configs/ldm.py:means
+    python -m chemeleon_jax.pretrain --config=ldm
+    python -m chemeleon_jax.pretrain --config=ldm:deeper
+    python -m chemeleon_jax.pretrain --config=ldm:deepest
+    python -m chemeleon_jax.pretrain --config=ldm:means
 """
 
 from ml_collections import ConfigDict
@@ -29,10 +29,9 @@ LATER = {
 
 
 def get_config(preset: str = "") -> ConfigDict:
-    """Conditional on composition and chemical system, fixed sigma, on mp_mini.
+    """Presets: none, or deeper, deepest and means, the trainings after the first.
 
-    Args:
-      preset: none, or `deeper`, `deepest` and `means` for those after the first.
+    Conditional on composition and chemical system, fixed sigma, on mp_mini.
     """
     config = pretrain_config("ldm")
     config.num_steps = 9600

@@ -4,7 +4,7 @@
 of always guessing the training mean: band gap 0.89 (1.25) eV, formation energy 0.46
 (0.92) eV/atom, bulk modulus 24.5 (54.1) GPa (`python tools/measure_predictor.py`).
 
-python -m chemeleon_jax.pretrain --config=configs/predictor.py --workdir=runs/predictor
+python -m chemeleon_jax.pretrain --config=predictor --workdir=runs/predictor
 """
 
 from ml_collections import ConfigDict

@@ -1,7 +1,7 @@
 """Crystals with a band gap of 3 eV, as a predictor sees it.
 
-    python -m chemeleon_jax.train --config=configs/rl_bandgap.py
-    python -m chemeleon_jax.train --config=configs/rl_bandgap.py:alex_mp_20
+    python -m chemeleon_jax.train --config=rl_bandgap
+    python -m chemeleon_jax.train --config=rl_bandgap:alex_mp_20
 
 The predictor is the embedded one in every preset (the paper's is not released). Train a
 better one with configs/predictor.py, and give its path as
@@ -12,7 +12,7 @@ from chemeleon_jax.rl.config import rl_config
 
 
 def get_config(preset: str = "mini"):
-    """The config of a preset: mini, mp_20 or alex_mp_20."""
+    """Presets: mini (the default), mp_20, alex_mp_20."""
     config = rl_config(preset)
     if preset != "mini":
         config.rl.clip_ratio = 1e-4

@@ -1,7 +1,7 @@
 """A reward of your own: change `reward` below, or name a function of yours.
 
-    python -m chemeleon_jax.train --config=configs/rl_custom_reward.py
-    python -m chemeleon_jax.train --config=configs/rl_custom_reward.py \
+    python -m chemeleon_jax.train --config=rl_custom_reward
+    python -m chemeleon_jax.train --config=rl_custom_reward \
         --config.reward.components.custom.function=my_module:my_reward
 
 Its raw value is logged as `train/custom`. Other components can join it, for example
@@ -30,7 +30,7 @@ def reward(structures: list[Structure]) -> np.ndarray:
 
 
 def get_config(preset: str = "mini"):
-    """The config of a preset: mini, mp_20 or alex_mp_20."""
+    """Presets: mini (the default), mp_20, alex_mp_20."""
     config = rl_config(preset)
-    config.reward.components.custom.function = "configs.rl_custom_reward:reward"
+    config.reward.components.custom.function = f"{__file__}:reward"
     return config

@@ -1,7 +1,7 @@
 """De novo generation: crystals that are new, unlike each other and stable.
 
-    python -m chemeleon_jax.train --config=configs/rl_dng.py
-    python -m chemeleon_jax.train --config=configs/rl_dng.py:mp_20
+    python -m chemeleon_jax.train --config=rl_dng
+    python -m chemeleon_jax.train --config=rl_dng:mp_20
 
 The paper's multi-objective reward, with guards against the easy ways to it. The first
 command takes the embedded mini model, without network; `mp_20` and `alex_mp_20` take
@@ -15,7 +15,7 @@ from chemeleon_jax.rl.config import rl_config
 
 
 def get_config(preset: str = "mini"):
-    """The config of a preset: mini, mp_20, alex_mp_20 or compat."""
+    """Presets: mini (the default), mp_20, alex_mp_20, compat."""
     config = rl_config(preset)
     components = config.reward.components
     components.creativity.weight = 1.0

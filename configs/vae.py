@@ -7,8 +7,8 @@ first training), 92.1 % with noise of a fifth of the latents' std on them, and a
 elements are right (`python tools/measure_reconstruction.py mini:vae`; more in
 docs/mini-model.md).
 
-    python -m chemeleon_jax.pretrain --config=configs/vae.py --workdir=runs/vae
-    python -m chemeleon_jax.pretrain --config=configs/vae.py:decoder
+    python -m chemeleon_jax.pretrain --config=vae --workdir=runs/vae
+    python -m chemeleon_jax.pretrain --config=vae:decoder
 """
 
 from ml_collections import ConfigDict
@@ -18,11 +18,7 @@ from chemeleon_jax.pretraining.config import pretrain_config
 
 
 def get_config(preset: str = "") -> ConfigDict:
-    """On the train split of mp_mini.
-
-    Args:
-      preset: none, or `decoder` for the second training.
-    """
+    """Presets: none, or decoder for the second training."""
     config = pretrain_config("vae")
     config.num_steps = 4200
     config.validate_every = 700

@@ -73,8 +73,8 @@ def reward_config() -> ConfigDict:
             "clip_min": placeholder(float),
             "clip_max": placeholder(float),
         },
-        # your own function of a list of pymatgen Structures, as module:function;
-        # left out as long as none is named
+        # your own function of a list of pymatgen Structures, as module:function or
+        # FILE.py:function; left out as long as none is named
         "custom": {
             "weight": 1.0,
             "normalize_fn": "norm",
@@ -135,6 +135,6 @@ def check_reward(config: Any) -> None:
         require(
             config,
             "reward.components.custom.function",
-            re.compile(r"[\w.]+:\w+").fullmatch,
-            "module:function, the module as Python imports it",
+            re.compile(r"([\w.]+|.+\.py):\w+").fullmatch,
+            "module:function, the module as Python imports it, or FILE.py:function",
         )

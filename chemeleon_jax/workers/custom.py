@@ -3,9 +3,12 @@
 `load_function` and `call_function` run in worker processes: no JAX here.
 """
 
-import importlib
+import functools
+import importlib.util
 import logging
 from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import ModuleType
 from typing import NamedTuple
 
 import numpy as np
@@ -37,21 +40,34 @@ def atomic_density(structures: Sequence[Structure]) -> np.ndarray:
 
 
 def load_function(name: str) -> Callable:
-    """The function called "module:function", its module looked up as `import` does.
+    """The function called "module:function" or "FILE.py:function".
+
+    A module is looked up as `import` does; a file is run once by each process.
 
     Raises:
       ValueError: the name has another form.
       ImportError: the module cannot be imported.
+      OSError: there is no such file.
       AttributeError: the module has no such function.
       TypeError: it is no function.
     """
-    module, colon, attribute = name.partition(":")
+    module, colon, attribute = name.rpartition(":")
     if not (module and colon and attribute):
         raise ValueError(f"{name!r} does not have the form 'module:function'")
-    function = getattr(importlib.import_module(module), attribute)
+    load = _load_file if module.endswith(".py") else importlib.import_module
+    function = getattr(load(module), attribute)
     if not callable(function):
         raise TypeError(f"{name!r} is not callable")
     return function
+
+
+@functools.cache
+def _load_file(path: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(Path(path).stem, path)
+    assert spec and spec.loader  # there are, for any name that ends in .py
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def check_function(name: str) -> None:
