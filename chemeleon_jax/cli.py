@@ -1,7 +1,6 @@
 """The command line of the programs: a config file, overrides, errors on one line."""
 
 import ast
-import difflib
 import importlib.util
 import inspect
 import re
@@ -15,7 +14,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from chemeleon_jax.devices import distributed
-from chemeleon_jax.errors import UserError, exit_status
+from chemeleon_jax.errors import UserError, exit_status, nearest
 from chemeleon_jax.runs.files import cache_folder
 
 # The configs that come with the package. In a checkout this is a link to configs/.
@@ -229,8 +228,8 @@ def _check_field(config: ConfigDict, field: str) -> None:
         return
     if any(other.startswith(f"{field}.") for other in fields):
         raise UserError(f"config.{field}: has fields of its own; set one of those")
-    near = difflib.get_close_matches(field, fields, n=1, cutoff=0.0)
-    raise UserError(f"config.{field}: no such field; the nearest is config.{near[0]}")
+    near = nearest(field, fields)
+    raise UserError(f"config.{field}: no such field; the nearest is config.{near}")
 
 
 def _fields(config: ConfigDict, prefix: str = ""):

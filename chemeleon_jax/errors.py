@@ -1,7 +1,8 @@
 """The one exception that the programs print instead of a traceback."""
 
+import difflib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 
@@ -11,6 +12,11 @@ class UserError(ValueError):
     The message says what is wrong, where, and what to do. Programs print it as one line
     and end with status 2.
     """
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """The known name that is most like `name`, for the message of an unknown one."""
+    return difflib.get_close_matches(name, list(known), n=1, cutoff=0.0)[0]
 
 
 def exit_status(program: Callable[..., Any], *arguments) -> int:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
+from chemeleon_jax.runs.files import read_npz
 from convert_checkpoints.records import CheckpointError
 
 FORWARD = 2e-5  # relative to the array's largest magnitude
@@ -39,13 +40,7 @@ class Recording:
     """The arrays of `golden.npz`, and what became of each."""
 
     def __init__(self, path: Path):
-        try:
-            with np.load(path, allow_pickle=False) as archive:
-                self.arrays = {key: archive[key] for key in archive.files}
-        except Exception as error:  # zip, npy header or pickled objects
-            raise CheckpointError(
-                f"{path}: not a readable npz file ({error})"
-            ) from None
+        self.arrays = read_npz(path, "a recording")
         self.rows: dict[str, Row] = {}
         self.inputs: set[str] = set()
 

@@ -1,6 +1,5 @@
 """Checkpoint files -> model directories."""
 
-import hashlib
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,6 +9,7 @@ import numpy as np
 from flax.traverse_util import unflatten_dict
 
 from chemeleon_jax.models import store
+from chemeleon_jax.runs.files import digest
 from convert_checkpoints import architecture as arch
 from convert_checkpoints.records import CheckpointError, Record
 from convert_checkpoints.tables import Flat, check_complete, convert_tensors
@@ -136,7 +136,7 @@ def convert_source(
         ) from error
     config["source"] = {
         "file": source.path.name,
-        "sha256": file_sha256(source.path),
+        "sha256": digest(source.path),
         "weights": weights,
     }
     return config, params
@@ -215,9 +215,3 @@ def ema_tensors(source: Source) -> Flat:
         if value.shape != source.tensors[name].shape:
             raise CheckpointError(f"the moving average of {name!r} has another shape")
     return source.tensors | tensors
-
-
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file, in hex."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -10,9 +10,9 @@ as data.
 """
 
 import argparse
-import hashlib
 import json
 import logging
+import shutil
 import sys
 import tarfile
 import urllib.request
@@ -25,7 +25,7 @@ from pymatgen.core import Element
 from chemeleon_jax.data import crystals, dataset
 from chemeleon_jax.errors import UserError, exit_status
 from chemeleon_jax.potentials.hull import NUM_ELEMENTS, Hull, save_hull
-from chemeleon_jax.runs.files import MAX_UNPACKED, gunzip
+from chemeleon_jax.runs.files import MAX_UNPACKED, digest, gunzip, replacing
 from convert_checkpoints import opcodes
 from convert_checkpoints.records import CheckpointError, Record
 
@@ -141,20 +141,19 @@ def download(name: str, path: Path) -> None:
     """
     address, sha256 = ARCHIVES[name]
     if not path.is_file():
-        part = path.with_suffix(".part")
         try:
-            with urllib.request.urlopen(address, timeout=60) as reply:
-                with open(part, "wb") as file:
-                    while block := reply.read(1 << 20):
-                        file.write(block)
+            with (
+                urllib.request.urlopen(address, timeout=60) as reply,
+                replacing(path) as temporary,
+                open(temporary, "wb") as file,
+            ):
+                shutil.copyfileobj(reply, file)
         except OSError as error:
             raise UserError(
                 f"{name}: cannot fetch {address} ({error}). Without the network, bring "
                 "the archive here and give it as --archive FILE"
             ) from error
-        part.replace(path)
-    with open(path, "rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
+    found = digest(path)
     pin = path.with_name(f"{path.name}.sha256")
     if sha256 is None and pin.is_file():
         sha256 = pin.read_text()[:64]

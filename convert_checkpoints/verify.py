@@ -11,6 +11,7 @@ import os
 import sys
 from pathlib import Path
 
+from chemeleon_jax.errors import UserError
 from convert_checkpoints.comparison import HEADER, Recording, Row
 from convert_checkpoints.records import CheckpointError
 
@@ -30,7 +31,7 @@ def verify(directory: str | Path) -> list[Row]:
       nothing compares it.
 
     Raises:
-      CheckpointError: a file is missing or cannot be converted.
+      UserError: a file is missing or cannot be converted.
     """
     import jax
     from flax.traverse_util import unflatten_dict
@@ -89,7 +90,7 @@ def main(argv: list[str] | None = None) -> int:
         os.environ["XLA_FLAGS"] = f"{flags} {PLAIN_ARITHMETIC}"
     try:
         rows = verify(args.directory)
-    except CheckpointError as error:
+    except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     print(HEADER)

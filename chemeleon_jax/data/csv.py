@@ -29,7 +29,7 @@ from chemeleon_jax.data.dataset import (
     split_by_chemical_system,
 )
 from chemeleon_jax.errors import UserError
-from chemeleon_jax.runs.files import cache_folder
+from chemeleon_jax.runs.files import cache_folder, replacing
 
 logger = logging.getLogger(__name__)
 
@@ -68,7 +68,8 @@ def load_csv(
         dataset = _parse_csv(
             path, content.decode("utf-8-sig", errors="replace"), max_atoms
         )
-        _write_atomically(cache, dataset)
+        with replacing(cache) as temporary:
+            save_npz(temporary, dataset)
     if dataset.skipped:
         first = "; ".join(
             f"row {s.row} ({s.material_id}): {s.reason}" for s in dataset.skipped[:5]
@@ -165,11 +166,3 @@ def _cache_folder(path: Path, cache_dir: str | None) -> Path:
     if os.access(path.parent, os.W_OK):
         return path.parent
     return cache_folder()
-
-
-def _write_atomically(path: Path, dataset: Dataset) -> None:
-    """So that a process killed half-way, or two at once, leave no broken cache."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f"{path.stem}.{os.getpid()}.npz")
-    save_npz(unfinished, dataset)
-    os.replace(unfinished, path)

@@ -5,7 +5,6 @@ A data set is NumPy on the host. Only `augment` and `corrupt` are JAX, meant for
 
 import hashlib
 import os
-import zipfile
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -17,6 +16,7 @@ import numpy as np
 from chemeleon_jax.data.crystals import chemical_system, empty_batch, take
 from chemeleon_jax.data.types import CrystalBatch
 from chemeleon_jax.errors import UserError
+from chemeleon_jax.runs.files import read_npz, read_packaged
 
 ASSETS = Path(__file__).parents[1] / "assets"
 MP_MINI_SHA256 = "283c10a15f6f696d03881f8dfa4a2768c27ebdd10a2503718b2ab60a166af455"
@@ -121,14 +121,7 @@ def load_dataset(
 
 @lru_cache(maxsize=1)
 def _load_embedded() -> Dataset:
-    path = ASSETS / "mp_mini.npz"
-    found = hashlib.sha256(path.read_bytes()).hexdigest()
-    if found != MP_MINI_SHA256:
-        raise UserError(
-            f"{path} was altered: its SHA-256 is {found}, not {MP_MINI_SHA256}. "
-            "Install the package again, or rebuild it with tools/build_assets.py"
-        )
-    return load_npz(path)
+    return load_npz(read_packaged(ASSETS / "mp_mini.npz", MP_MINI_SHA256))
 
 
 def split_by_chemical_system(atom_types: np.ndarray) -> np.ndarray:
@@ -180,22 +173,26 @@ def _encode(strings) -> np.ndarray:
     return np.char.encode(np.array(strings, dtype=str), "utf-8")
 
 
-def load_npz(path: str | os.PathLike) -> Dataset:
-    """Reads what `save_npz` wrote.
+_ARRAYS = (
+    "num_atoms atom_types frac_coords lengths angles max_atoms material_ids split "
+    "skipped_row skipped_id skipped_reason"
+).split()
+
+
+def load_npz(source) -> Dataset:
+    """Reads what `save_npz` wrote, from a path or the bytes of a file.
 
     Raises:
-      UserError: the file is damaged, or an array is missing.
+      UserError: the file is damaged, or an array is missing or does not fit.
     """
+    arrays = read_npz(source, "a data set", _ARRAYS)
     try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = dict(file)
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
-        raise UserError(f"{path} cannot be read as npz: {error}") from error
-    needed = {"num_atoms", "atom_types", "frac_coords", "lengths", "angles"}
-    needed |= {"max_atoms", "material_ids", "split"}
-    needed |= {"skipped_row", "skipped_id", "skipped_reason"}
-    if missing := sorted(needed - arrays.keys()):
-        raise UserError(f"{path} is no data set: it lacks {', '.join(missing)}")
+        return _from_arrays(arrays)
+    except (ValueError, TypeError, IndexError) as error:
+        raise UserError(f"{source} is not a data set: {error}") from error
+
+
+def _from_arrays(arrays: dict[str, np.ndarray]) -> Dataset:
     crystals = empty_batch(len(arrays["num_atoms"]), int(arrays["max_atoms"]))
     crystals.mask[:] = np.arange(crystals.mask.shape[1]) < arrays["num_atoms"][:, None]
     frac = arrays["frac_coords"]

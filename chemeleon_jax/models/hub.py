@@ -4,7 +4,6 @@ A file is fetched once and converted once, into the user's cache directory. It i
 unpickled as a whole: see `convert_checkpoints.unpickle`.
 """
 
-import hashlib
 import json
 import re
 import urllib.error
@@ -13,7 +12,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from chemeleon_jax.errors import UserError
-from chemeleon_jax.runs.files import cache_folder
+from chemeleon_jax.runs.files import cache_folder, digest
 
 REPO = "hspark1212/chemeleon2-checkpoints"
 FILES = {
@@ -69,11 +68,8 @@ def _checked(name: str) -> Path:
     expected = pin["sha256"] if pin else path.resolve().name
     if not re.fullmatch("[0-9a-f]{64}", expected):
         return path
-    digest = ""
-    if pin is None or path.stat().st_size == pin["size"]:
-        with open(path, "rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-    if digest != expected:
+    same_size = pin is None or path.stat().st_size == pin["size"]
+    if not same_size or digest(path) != expected:
         raise UserError(
             f"hub:{name}: {path} is not the file that is known under this name (size "
             "or SHA-256 differ): delete it to fetch it anew"

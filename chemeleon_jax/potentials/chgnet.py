@@ -9,7 +9,6 @@ The first layer of every gated MLP reads a concatenation of features. Its kernel
 split by rows here: each part is multiplied once per atom or bond, not per message.
 """
 
-import hashlib
 from functools import cache, partial
 from importlib.resources import files
 from typing import Any, NamedTuple
@@ -22,7 +21,6 @@ from jax import lax
 from safetensors.numpy import load
 
 from chemeleon_jax.data.types import CrystalBatch
-from chemeleon_jax.errors import UserError
 from chemeleon_jax.potentials import FAILED, OK, Potential, per_device
 from chemeleon_jax.potentials.graph import (
     BOND_CUTOFF,
@@ -32,6 +30,7 @@ from chemeleon_jax.potentials.graph import (
     empty_graph,
     next_chunk,
 )
+from chemeleon_jax.runs.files import read_packaged
 
 WEIGHTS = files("chemeleon_jax") / "assets" / "chgnet.safetensors"
 WEIGHTS_SHA256 = "fd2cf236ad7ba50e9abf3ac90f16d761b8c3117e10a8bdc1370b25abf8dfd4f9"
@@ -46,10 +45,7 @@ def load_params() -> dict[str, Any]:
     Raises:
       UserError: the file was altered.
     """
-    content = WEIGHTS.read_bytes()
-    if hashlib.sha256(content).hexdigest() != WEIGHTS_SHA256:
-        raise UserError(f"{WEIGHTS} was altered: install chemeleon_jax again")
-    return unflatten_dict(load(content), sep="/")
+    return unflatten_dict(load(read_packaged(WEIGHTS, WEIGHTS_SHA256)), sep="/")
 
 
 def potential() -> Potential:

@@ -4,13 +4,10 @@ NumPy on the host. The energies of hull and crystal must come from one potential
 hull under CHGNet energies would reward the difference between the two.
 """
 
-import hashlib
-import io
 import os
 from functools import cache, lru_cache
 from importlib.resources import files
 from pathlib import Path
-from zipfile import BadZipFile
 
 import jax
 import numpy as np
@@ -21,7 +18,7 @@ from chemeleon_jax.data.dataset import Dataset, load_dataset
 from chemeleon_jax.data.types import CrystalBatch
 from chemeleon_jax.errors import UserError
 from chemeleon_jax.potentials import OK, Potential
-from chemeleon_jax.runs.files import cache_folder
+from chemeleon_jax.runs.files import cache_folder, read_npz, read_packaged, replacing
 
 HULL = files("chemeleon_jax") / "assets" / "hull.npz"
 HULL_SHA256 = "6e46a4a2a3467609282037c369a9e351a264287ac928648e35cea4393d6376d2"
@@ -196,17 +193,17 @@ def save_hull(path: str | os.PathLike, hull: Hull) -> None:
 
 
 def read_hull(path) -> Hull:
-    """Read what `save_hull` wrote, from a path or open file.
+    """Read what `save_hull` wrote, from a path or the bytes of a file.
 
     Raises:
-      UserError: the file is missing or damaged.
+      UserError: the file is missing or damaged, or its arrays do not fit.
     """
+    arrays = read_npz(path, "a hull", ("counts", "energies", "potential_digest"))
     try:
-        with np.load(path, allow_pickle=False) as f:
-            counts, energies = f["counts"].astype(np.int32), f["energies"]
-            return Hull(counts, energies, str(f["potential_digest"]))
-    except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
-        raise UserError(f"{path} cannot be read as a hull: {error}") from error
+        counts, energies = arrays["counts"].astype(np.int32), arrays["energies"]
+        return Hull(counts, energies, str(arrays["potential_digest"]))
+    except (ValueError, TypeError, IndexError) as error:
+        raise UserError(f"{path} is not a hull: {error}") from error
 
 
 def load_hull(
@@ -245,19 +242,14 @@ def load_hull(
         counts = np.concatenate([counts, embedded.counts])
         energies = np.concatenate([energies, embedded.energies])
     hull = Hull(counts, energies, potential.digest)
-    folder.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(f".{os.getpid()}.npz")  # a reader never sees half a file
-    save_hull(part, hull)
-    part.replace(path)
+    with replacing(path) as temporary:
+        save_hull(temporary, hull)
     return hull
 
 
 @cache
 def _embedded_hull(potential: Potential) -> Hull:
-    content = HULL.read_bytes()
-    if hashlib.sha256(content).hexdigest() != HULL_SHA256:
-        raise UserError(f"{HULL} was altered: install chemeleon_jax again")
-    hull = read_hull(io.BytesIO(content))
+    hull = read_hull(read_packaged(HULL, HULL_SHA256))
     if hull.potential_digest != potential.digest:
         raise UserError(f"{HULL} is of another CHGNet: run tools/build_hull.py")
     return hull

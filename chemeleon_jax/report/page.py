@@ -1,6 +1,5 @@
 """Puts the page together: HTML around charts, tables and crystals as JSON."""
 
-import hashlib
 import html
 import re
 from datetime import date
@@ -12,10 +11,10 @@ from plotly.io.json import to_json_plotly
 from plotly.offline import get_plotlyjs
 
 from chemeleon_jax import __version__
-from chemeleon_jax.errors import UserError
 from chemeleon_jax.report import charts, comparison
 from chemeleon_jax.report.gallery import best_crystals
 from chemeleon_jax.report.runs import CrystalSet, Run
+from chemeleon_jax.runs.files import read_packaged
 
 HERE = Path(__file__).parent
 VIEWER_SHA256 = "f7cc78921ae72e7623e89cdd111434f58c2efddd2ffda1cd212644b406fb8016"
@@ -353,11 +352,7 @@ def _file(name: str) -> str:
 
 def _viewer() -> str:
     """The embedded 3Dmol, which whoever opens a report runs."""
-    path = HERE / "3Dmol-min.js"
-    content = path.read_bytes()
-    if hashlib.sha256(content).hexdigest() != VIEWER_SHA256:
-        raise UserError(f"{path} was altered: install chemeleon_jax again")
-    return content.decode()
+    return read_packaged(HERE / "3Dmol-min.js", VIEWER_SHA256).decode()
 
 
 def _e(text: Any) -> str:

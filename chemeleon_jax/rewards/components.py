@@ -44,7 +44,7 @@ from chemeleon_jax.rewards.energy import (
 )
 from chemeleon_jax.rewards.features import encode_references, type_embedding
 from chemeleon_jax.rewards.predictor import property_reward
-from chemeleon_jax.runs.cached_arrays import kept
+from chemeleon_jax.runs.cached_arrays import cached_arrays
 from chemeleon_jax.workers.custom import BATCH_TIME_LIMIT, CustomReward, Fault
 from chemeleon_jax.workers.matching import Cell
 from chemeleon_jax.workers.pool import STATUS, Pool
@@ -193,7 +193,7 @@ def _composition_diversity(context: Context) -> Component:
     def moments():
         return feature_moments(composition_fractions(known.atom_types, known.mask))
 
-    found = kept("composition_moments", context.dataset.digest, moments)
+    found = cached_arrays("composition_moments", context.dataset.digest, moments)
     kernel = KernelMean(tuple(found), gram)
 
     def evaluate(facts):

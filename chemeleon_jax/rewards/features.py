@@ -13,7 +13,7 @@ from chemeleon_jax.models.layers import masked_mean
 from chemeleon_jax.models.predictor import Predictor
 from chemeleon_jax.models.store import params_digest
 from chemeleon_jax.models.vae import VAE
-from chemeleon_jax.runs.cached_arrays import kept
+from chemeleon_jax.runs.cached_arrays import cached_arrays
 
 _BATCH = 256  # reference crystals encoded at once
 
@@ -56,7 +56,7 @@ def type_embedding(vae: VAE, params, num_types: int) -> np.ndarray:
 def encode_references(vae: VAE, params, dataset: Dataset) -> np.ndarray:
     """Structure features of a data set, [M, L], computed once and kept on disk."""
     key = f"{dataset.digest} {params_digest(params)} {vae}"
-    (features,) = kept(
+    (features,) = cached_arrays(
         "features", key, lambda: [_encode(vae, params, dataset.crystals)]
     )
     return features

@@ -1,6 +1,5 @@
 """Scores a batch of crystals: components, their normalisation, the advantage."""
 
-import difflib
 import inspect
 import logging
 import os
@@ -17,7 +16,7 @@ from flax import struct
 from chemeleon_jax.data.crystals import VALIDITY_REASONS
 from chemeleon_jax.data.dataset import Dataset
 from chemeleon_jax.data.types import CrystalBatch
-from chemeleon_jax.errors import UserError
+from chemeleon_jax.errors import UserError, nearest
 from chemeleon_jax.models.predictor import Predictor
 from chemeleon_jax.models.vae import VAE
 from chemeleon_jax.potentials import Potential, load_potential
@@ -211,7 +210,7 @@ def _check_fields(name: str, fields: Mapping[str, Any]) -> None:
 def _nearest_or_raise(where: str, name: str, known) -> None:
     if name in known:
         return
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
+    near = nearest(name, known)
     raise UserError(
         f"config.{where}: there is no {name!r}; the nearest is {near!r} "
         f"(of {', '.join(sorted(known))})"

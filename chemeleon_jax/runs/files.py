@@ -1,4 +1,4 @@
-"""Files: written whole or not at all, unpacked within bounds, their checksums."""
+"""Files: written whole or not at all, unpacked within bounds, damage found."""
 
 import contextlib
 import gzip
@@ -8,9 +8,13 @@ import json
 import os
 import shutil
 import tempfile
+import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from chemeleon_jax.errors import UserError
 
@@ -51,6 +55,54 @@ def read_json(file: Path) -> dict:
         return json.loads(file.read_text())
     except ValueError as e:
         raise UserError(f"{file}: not JSON ({e}); delete it or restore it") from e
+
+
+def read_npz(source: Any, kind: str, needed: Iterable[str] = ()) -> dict[str, Any]:
+    """The arrays of an npz file by name, each compared with its checksum.
+
+    Args:
+      source: a path, or the bytes of a file.
+      kind: what the file should be, for the message: "a data set".
+      needed: names of arrays that it must hold.
+
+    Raises:
+      UserError: the file is missing or damaged, or lacks an array.
+    """
+    name = "an embedded file" if isinstance(source, bytes) else source
+    try:
+        content = source if isinstance(source, bytes) else Path(source).read_bytes()
+        # NumPy itself reads no further than an array's header says, and so compares
+        # no checksum where a damaged header makes the array smaller.
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            arrays = {
+                member.removesuffix(".npy"): np.load(
+                    io.BytesIO(archive.read(member)), allow_pickle=False
+                )
+                for member in archive.namelist()
+            }
+        if len(arrays) != int.from_bytes(content[-12:-10], "little"):
+            raise ValueError("the list of its arrays is damaged")
+    except Exception as error:  # damage makes zip, zlib and NumPy raise many kinds
+        raise UserError(f"{name} cannot be read as {kind}: {error}") from error
+    if missing := sorted(set(needed) - arrays.keys()):
+        raise UserError(f"{name} is not {kind}: it lacks {', '.join(missing)}")
+    return arrays
+
+
+def read_packaged(file: Any, sha256: str) -> bytes:
+    """A file that the package brings along.
+
+    Raises:
+      UserError: it is not the one with that SHA-256.
+    """
+    content = file.read_bytes()
+    found = hashlib.sha256(content).hexdigest()
+    if found != sha256:
+        raise UserError(
+            f"{file} was altered: its SHA-256 is {found}, not {sha256}; install "
+            "chemeleon_jax again"
+        )
+    return content
 
 
 def gunzip(content: bytes, name: str) -> bytes:

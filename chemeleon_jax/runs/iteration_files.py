@@ -1,9 +1,7 @@
 """The crystals of each iteration on disk, crystals/iteration_NNNNNN.npz of a run."""
 
 import dataclasses
-import zlib
 from pathlib import Path
-from zipfile import BadZipFile
 
 import numpy as np
 
@@ -12,6 +10,7 @@ from chemeleon_jax.devices import distributed
 from chemeleon_jax.errors import UserError
 from chemeleon_jax.rewards import RewardOutput
 from chemeleon_jax.rewards.creativity import Recent
+from chemeleon_jax.runs.files import read_npz
 
 FIELDS = tuple(field.name for field in dataclasses.fields(CrystalBatch))
 SCORES = ("total", "advantage", "valid", "unique", "novel", "e_above_hull")
@@ -44,14 +43,10 @@ def read_iteration(file: Path) -> tuple[CrystalBatch, dict[str, np.ndarray]]:
     """Crystals, and what they were worth, by name.
 
     Raises:
-      ValueError: the file cannot be read.
+      UserError: the file cannot be read.
     """
-    try:
-        with open(file, "rb") as stream, np.load(stream, allow_pickle=False) as arrays:
-            known = {name: arrays[name] for name in arrays}
-        return CrystalBatch(**{name: known.pop(name) for name in FIELDS}), known
-    except (OSError, ValueError, KeyError, EOFError, BadZipFile, zlib.error) as error:
-        raise ValueError(f"{file} cannot be read: {error}") from error
+    known = read_npz(file, "an iteration's crystals", FIELDS)
+    return CrystalBatch(**{name: known.pop(name) for name in FIELDS}), known
 
 
 def recall(workdir: Path, count: int, start: int) -> Recent:
@@ -64,7 +59,7 @@ def recall(workdir: Path, count: int, start: int) -> Recent:
     for iteration in range(max(start - count, 0), start):
         try:
             recent.remember(read_iteration(iteration_file(workdir, iteration))[0])
-        except ValueError as error:
+        except UserError as error:
             raise UserError(
                 f"{error}, and config.reward.recent_iterations = {count} needs it; "
                 "0 does without"

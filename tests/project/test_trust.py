@@ -46,10 +46,7 @@ PICKLERS = {"chemeleon_jax/workers/pool.py", "chemeleon_jax/workers/ray_pool.py"
 ARCHIVES = {
     "convert_checkpoints/reference_assets.py": {"tarfile"},
     "convert_checkpoints/unpickle.py": {"zipfile"},
-    "chemeleon_jax/data/dataset.py": {"zipfile"},  # the exception
-    "chemeleon_jax/potentials/hull.py": {"zipfile"},  # the exception
-    "chemeleon_jax/runs/cached_arrays.py": {"zipfile"},  # the exception
-    "chemeleon_jax/runs/iteration_files.py": {"zipfile"},  # the exception
+    "chemeleon_jax/runs/files.py": {"zipfile"},
 }
 # Modules by a name from elsewhere: what the user's own config or code asks for.
 IMPORTERS = {
