@@ -8,7 +8,7 @@ command takes the embedded mini model, without network; `mp_20` and `alex_mp_20`
 the released models; `compat` is `mp_20` with the paper's own reward, without guards.
 
 `mini`: 10 s per iteration on one core. What 200 of them change, and what other settings
-do: docs/mini-model.md.
+do: docs/results.md, docs/notebook/rl-dng.md.
 """
 
 from chemeleon_jax.rl.config import rl_config
@@ -25,7 +25,7 @@ def get_config(preset: str = "mini"):
     if preset != "compat":
         # Elements, systems whose hull is only elements, and compositions that the
         # potential gets wrong are the easy ways to a low energy: without this a policy
-        # goes there (docs/rewards.md).
+        # goes there (docs/notebook/guards.md).
         components.creativity.min_elements = 2
         components.energy.min_elements = 2
         components.energy.min_hull_entries = 2

@@ -4,7 +4,8 @@ import numpy as np
 
 METASTABLE = 0.1  # eV/atom above the hull
 # Lower, it is rather an error of the potential, or a compound that the hull lacks, than
-# a discovery: one known compound in nine is as far below the others (docs/rewards.md).
+# a discovery: one known compound in nine is as far below the others
+# (docs/notebook/guards.md).
 FAR_BELOW = -0.2  # eV/atom above the hull
 # What became of a crystal: the statuses of `potentials`, then those added here.
 REASONS = ("ok", "not_finite", "unknown_element", "isolated", "too_dense")
