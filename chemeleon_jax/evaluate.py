@@ -6,7 +6,7 @@
 Validity, uniqueness, novelty, energy above the hull and what follows from them, each
 with a bootstrap interval, of crystals of any generator. Writes a folder `evaluation`
 with `crystals.csv`, `structures.jsonl` and `summary.json`. The same command continues
-an evaluation that was cut off. See docs/sampling.md.
+an evaluation that was cut off. See docs/evaluation.md.
 """
 
 import argparse
