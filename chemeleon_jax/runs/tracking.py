@@ -94,7 +94,8 @@ class Tracker:
     def progress(self, step: int, **shown) -> None:
         """Prints `iteration 7/100  reward 0.41  4.1 s/iteration  6 min left`.
 
-        The pace is that since the first call, which comes after compilation.
+        Numbers get four digits, strings stay as they are. The pace is that since the
+        first call, which comes after compilation.
         """
         if self._writer is None:
             return
@@ -107,7 +108,10 @@ class Tracker:
             seconds = (now - began) / (done - before)
             left = _duration(seconds * (self._total - done))
             pace = f"  {seconds:.3g} s/iteration  {left} left"
-        numbers = "".join(f"  {name} {float(x):.4g}" for name, x in shown.items())
+        numbers = "".join(
+            f"  {name} {x if isinstance(x, str) else format(float(x), '.4g')}"
+            for name, x in shown.items()
+        )
         print(
             f"iteration {done}/{self._total}{numbers}{pace}",
             file=self._stream,

@@ -1,0 +1,69 @@
+"""What a program says of itself on the terminal. Only the first process does."""
+
+import math
+import shlex
+from pathlib import Path
+
+import jax
+
+from chemeleon_jax.devices import distributed
+
+_SHARES = {"valid": "valid", "unique": "unique", "metastable": "metastable"}
+_SHARES |= {"msun": "MSUN"}
+
+
+def say(*lines: str) -> None:
+    """Prints lines at once, on stdout."""
+    if distributed.is_first():
+        print(*lines, sep="\n", flush=True)
+
+
+def say_start(facts: dict[str, str], workdir, *, start: int, total: int, unit: str):
+    """Prints what runs, and that it compiles, before anything that takes long.
+
+    Args:
+      facts: {what: value}, one line each.
+      workdir: the run directory.
+      start: where the run goes on, from 0.
+      total: where it ends, in `unit`s.
+      unit: "iteration" or "step".
+    """
+    devices = jax.devices()
+    begins = f"continues after {unit} {start} of" if start else f"{unit}s:"
+    facts = facts | {
+        "devices": f"{len(devices)} x {devices[0].device_kind}",
+        "run": f"{workdir}, {begins} {total}",
+        "curves": f"tensorboard --logdir {shlex.quote(str(Path(workdir).parent))}",
+    }
+    width = max(map(len, facts))
+    say(*(f"{name:{width}}  {value}" for name, value in facts.items()))
+    if start < total:
+        say(
+            f"compiling; the first {unit} takes a minute with the mini model on two "
+            "CPU cores, longer with a larger one"
+        )
+
+
+def say_next(done: str, commands: list[list[str]]) -> None:
+    """Prints that a run is done, and the commands that make something of it.
+
+    Args:
+      done: a line about what there is now.
+      commands: each a module and its arguments.
+    """
+    say(done, *(f"  python -m {shlex.join(command)}" for command in commands))
+
+
+def progress_numbers(metrics: dict) -> dict[str, str]:
+    """What of an iteration's metrics the progress line shows; shares in percent."""
+    shown = {"reward": f"{float(metrics['reward']):.4g}"}
+    for name, label in _SHARES.items():
+        share = float(metrics.get(name, math.nan))
+        if math.isfinite(share):
+            shown[label] = f"{100 * share:.3g} %"
+    return shown | {"KL": f"{float(metrics['kl_div']):.3g}"}
+
+
+def parameters(count: int) -> str:
+    """The number of a model's parameters, for people."""
+    return f"{count / 1e6:.3g} M parameters"
