@@ -52,13 +52,15 @@ from chemeleon_jax.evaluation.scores import (
 from chemeleon_jax.models import store
 from chemeleon_jax.models.store import params_digest
 from chemeleon_jax.models.vae import make_vae
-from chemeleon_jax.potentials import Relaxed, load_potential, relax
+from chemeleon_jax.potentials import relax
 from chemeleon_jax.potentials.hull import load_hull
 from chemeleon_jax.potentials.hull_file import read_hull_file
+from chemeleon_jax.potentials.loading import load_potential
 from chemeleon_jax.rewards.creativity import index_references
 from chemeleon_jax.rewards.energy import FAR_BELOW, METASTABLE
 from chemeleon_jax.runs.files import digest, read_json, replacing, write_json
 from chemeleon_jax.workers import calculators
+from chemeleon_jax.workers.calculators import Relaxed
 from chemeleon_jax.workers.pool import WorkerPool
 from chemeleon_jax.workers.prefilter import ANGLE_TOL, LENGTH_TOL, SITE_TOL
 

@@ -18,13 +18,14 @@ from scipy.stats import spearmanr
 
 from chemeleon_jax.data.crystals import from_structures
 from chemeleon_jax.data.dataset import load_dataset
-from chemeleon_jax.potentials import OK, STATUS, load_potential
 from chemeleon_jax.potentials.hull import (
     Hull,
     composition_counts,
     evaluate,
     save_hull,
 )
+from chemeleon_jax.potentials.loading import load_potential
+from chemeleon_jax.potentials.types import Status
 
 WHEEL = "matcalc-0.3.3-py3-none-any.whl"
 ELEMENTS = "matcalc/elemental_refs/MatPES-PBE-Element-Refs.json.gz"
@@ -47,8 +48,8 @@ def build_hull(packages: Path, out: Path) -> None:
     for crystals in (dataset.crystals, elements):
         energy, status = evaluate(potential, crystals)
         for code, number in zip(*np.unique(status, return_counts=True), strict=True):
-            print(f"{number:6d} crystals: {STATUS[code]}")
-        energy = np.where(status == OK, energy, np.nan).astype(np.float64)
+            print(f"{number:6d} crystals: {Status(code).name.lower()}")
+        energy = np.where(status == Status.OK, energy, np.nan).astype(np.float64)
         energies.append(np.round(energy, DECIMALS))
         counts.append(composition_counts(crystals.atom_types))
     hull = Hull(np.concatenate(counts), np.concatenate(energies), potential.digest)

@@ -22,8 +22,8 @@ from chemeleon_jax.data.dataset import MAX_ATOMS, load_dataset
 from chemeleon_jax.models import store
 from chemeleon_jax.models.diffusion import add_noise, make_schedule
 from chemeleon_jax.models.generator import combine_checkpoints, make_generator
-from chemeleon_jax.potentials import load_potential
 from chemeleon_jax.potentials.hull import load_hull
+from chemeleon_jax.potentials.loading import load_potential
 from chemeleon_jax.rewards.energy import METASTABLE
 from chemeleon_jax.rl.sampler import roll_out
 

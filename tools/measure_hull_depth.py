@@ -11,8 +11,8 @@ import argparse
 
 import numpy as np
 
-from chemeleon_jax.potentials import load_potential
 from chemeleon_jax.potentials.hull import hull_energy, load_hull
+from chemeleon_jax.potentials.loading import load_potential
 
 LIMITS = (-0.1, -0.2, -0.3, -0.5, -1.0)  # eV/atom
 

@@ -21,8 +21,8 @@ from chemeleon_jax.data.crystals import from_structures, to_structures
 from chemeleon_jax.data.dataset import MAX_ATOMS, load_dataset
 from chemeleon_jax.models import store
 from chemeleon_jax.models.vae import make_vae, to_crystals
-from chemeleon_jax.potentials import load_potential
 from chemeleon_jax.potentials.hull import load_hull
+from chemeleon_jax.potentials.loading import load_potential
 from chemeleon_jax.rewards.energy import METASTABLE
 
 KEY = jax.random.key(0)

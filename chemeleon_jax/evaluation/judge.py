@@ -19,8 +19,8 @@ from chemeleon_jax.data.crystals import (
 from chemeleon_jax.data.types import CrystalBatch
 from chemeleon_jax.evaluation.inputs import Item
 from chemeleon_jax.models.vae import VAE
-from chemeleon_jax.potentials import Potential, Relaxed
 from chemeleon_jax.potentials.hull import Hull
+from chemeleon_jax.potentials.types import Potential
 from chemeleon_jax.rewards.creativity import (
     References,
     by_formula,
@@ -30,12 +30,14 @@ from chemeleon_jax.rewards.creativity import (
 from chemeleon_jax.rewards.energy import (
     FAR_BELOW,
     METASTABLE,
-    REASONS,
+    EnergyStatus,
     judge_energies,
 )
 from chemeleon_jax.rewards.features import mean_latent
+from chemeleon_jax.workers.calculators import Relaxed
 from chemeleon_jax.workers.matching import Cell, reduce_cell, to_structure
-from chemeleon_jax.workers.pool import OK, STATUS, Outcome, Pool
+from chemeleon_jax.workers.outcome import Outcome, Status
+from chemeleon_jax.workers.pool import Pool
 
 SYMMETRY_TOLERANCE = 0.1  # Å, of the space group
 STABLE = 0.0  # eV/atom above the hull
@@ -150,7 +152,7 @@ def _check_compositions(cells, rows, judge: Judge) -> None:
     keys = {i: formula_key(cell.atom_types) for i, cell in cells.items()}
     new = [key for key in dict.fromkeys(keys.values()) if key not in judge.smact]
     for key, outcome in zip(new, judge.pool.map(smact_valid, new), strict=True):
-        judge.smact[key] = outcome.value if outcome.status == OK else None
+        judge.smact[key] = outcome.value if outcome.status == Status.OK else None
     for i, key in keys.items():
         rows[i]["smact_valid"] = judge.smact[key]
         if judge.smact[key] is None:
@@ -185,19 +187,19 @@ def _find_known(cells, crowded, rows, judge: Judge) -> None:
     outcomes = judge.pool.map(reduce_cell, [cells[i] for i in wanted])
     reduced = dict(zip(wanted, outcomes, strict=True))
     for i, outcome in reduced.items():
-        if outcome.status == OK:
+        if outcome.status == Status.OK:
             rows[i]["reduced"] = [x.tolist() for x in outcome.value]
         else:
-            _note(rows[i], f"matching: {STATUS[outcome.status]}")
+            _note(rows[i], f"matching: {Status(outcome.status).name.lower()}")
     comparable = {i: formulas[i] for i in wanted if "reduced" in rows[i]}
     found = match_references(comparable, reduced, judge.references, judge.pool)
     for i in cells:
-        outcome = found.get(i, Outcome(OK, False))
-        rows[i]["novel"] = outcome.status == OK and not outcome.value
-        if i in reduced and reduced[i].status != OK:
+        outcome = found.get(i, Outcome(Status.OK, False))
+        rows[i]["novel"] = outcome.status == Status.OK and not outcome.value
+        if i in reduced and reduced[i].status != Status.OK:
             rows[i]["novel"] = False
-        elif outcome.status != OK:
-            _note(rows[i], f"matching: {STATUS[outcome.status]}")
+        elif outcome.status != Status.OK:
+            _note(rows[i], f"matching: {Status(outcome.status).name.lower()}")
 
 
 def _find_energies(crystals, valid, rows, judge: Judge) -> None:
@@ -213,7 +215,7 @@ def _find_energies(crystals, valid, rows, judge: Judge) -> None:
         rows[i]["energy"] = _number(energy[i])
         rows[i]["e_above_hull"] = _number(above[i])
         if status[i]:
-            _note(rows[i], f"energy: {REASONS[status[i]]}")
+            _note(rows[i], f"energy: {EnergyStatus(status[i]).name.lower()}")
 
 
 def _encode(crystals, valid, rows, judge: Judge) -> None:
@@ -243,15 +245,15 @@ def judge_set(rows: list[Row], pool: Pool) -> None:
     }
     alike = by_formula({i: formula_key(cell.atom_types) for i, cell in cells.items()})
     buckets = [members for members in alike.values() if len(members) > 1]
-    reduced = {i: Outcome(OK, cell) for i, cell in cells.items()}
+    reduced = {i: Outcome(Status.OK, cell) for i, cell in cells.items()}
     flags = first_occurrences(buckets, reduced, pool)
     for i, row in enumerate(rows):
         row["novel"] = row.get("novel", False)
         row["unique"] = row["valid"] and "matching" not in row["status"]
         if i in flags:
-            row["unique"] = bool(flags[i].status == OK and flags[i].value)
-            if flags[i].status != OK:
-                _note(row, f"matching: {STATUS[flags[i].status]}")
+            row["unique"] = bool(flags[i].status == Status.OK and flags[i].value)
+            if flags[i].status != Status.OK:
+                _note(row, f"matching: {Status(flags[i].status).name.lower()}")
         above = row.get("e_above_hull")
         row["metastable"] = above is not None and above <= METASTABLE
         row["stable"] = above is not None and above <= STABLE

@@ -20,8 +20,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from chemeleon_jax.data.types import CrystalBatch
-from chemeleon_jax.potentials import FAILED, OK, Potential, per_device
 from chemeleon_jax.potentials.graph import screen
+from chemeleon_jax.potentials.types import Potential, Status, per_device
 from chemeleon_jax.workers.calculators import make_calculator, split_name
 
 _MAX_EDGES = 20_000  # for one crystal; more are atoms on top of each other
@@ -83,7 +83,7 @@ def _host_energies(calculator, lock, atom_types, frac_coords, lattice, mask):
             max_element=_LAST_ELEMENT,
             max_edges=_MAX_EDGES,
         )
-        if status[row] != OK:
+        if status[row] != Status.OK:
             continue
         atoms = ase.Atoms(types, scaled_positions=frac, cell=lattice[row], pbc=True)
         try:
@@ -95,5 +95,5 @@ def _host_energies(calculator, lock, atom_types, frac_coords, lattice, mask):
         except Exception:  # whatever a calculator raises is about this crystal
             energy[row] = np.nan
         if not np.isfinite(energy[row]):
-            energy[row], status[row] = np.nan, FAILED
+            energy[row], status[row] = np.nan, Status.FAILED
     return energy, status

@@ -21,7 +21,7 @@ from jax import lax
 from safetensors.numpy import load
 
 from chemeleon_jax.data.types import CrystalBatch
-from chemeleon_jax.potentials import FAILED, OK, Potential, per_device
+from chemeleon_jax.errors import UserError
 from chemeleon_jax.potentials.graph import (
     BOND_CUTOFF,
     EDGE_CUTOFF,
@@ -30,6 +30,7 @@ from chemeleon_jax.potentials.graph import (
     empty_graph,
     next_chunk,
 )
+from chemeleon_jax.potentials.types import Potential, Status, per_device
 from chemeleon_jax.runs.files import read_packaged
 
 WEIGHTS = files("chemeleon_jax") / "assets" / "chgnet.safetensors"
@@ -48,8 +49,17 @@ def load_params() -> dict[str, Any]:
     return unflatten_dict(load(read_packaged(WEIGHTS, WEIGHTS_SHA256)), sep="/")
 
 
-def potential() -> Potential:
-    """CHGNet 0.3.0 with the embedded weights."""
+def potential(name: str, settings: dict) -> Potential:
+    """CHGNet 0.3.0 with the embedded weights; it has no settings.
+
+    Raises:
+      UserError: the name is another one, or there are settings.
+    """
+    if name != "chgnet" or settings:
+        raise UserError(
+            f"unknown potential {name!r} with settings {sorted(settings)}: 'chgnet' "
+            "is one model without settings"
+        )
     return Potential(
         "chgnet", WEIGHTS_SHA256, per_device(partial(energies, load_params()))
     )
@@ -326,8 +336,12 @@ def batch_energy(params, frac_coords, lattice, atom_types, mask, capacity: Capac
     def body(carry, graph, rows, status):
         energy, statuses = carry
         value = graph_energy(params, graph, *_gather(graph, rows, frac_coords, lattice))
-        status = jnp.where((status == OK) & ~jnp.isfinite(value), FAILED, status)
-        value = jnp.where(status == OK, value, jnp.nan).astype(energy.dtype)
+        status = jnp.where(
+            (status == Status.OK) & ~jnp.isfinite(value),
+            Status.FAILED,
+            status,
+        )
+        value = jnp.where(status == Status.OK, value, jnp.nan).astype(energy.dtype)
         return (
             energy.at[rows].set(value, mode="drop"),
             statuses.at[rows].set(status, mode="drop"),
@@ -354,7 +368,7 @@ def _batch_energy_bwd(capacity, inputs, cotangents):
             value = graph_energy(
                 params, graph, *_gather(graph, rows, frac_coords, lattice)
             )
-            return jnp.where(status == OK, value * weight[rows], 0.0).sum()
+            return jnp.where(status == Status.OK, value * weight[rows], 0.0).sum()
 
         grads = jax.grad(loss, argnums=(0, 1))(frac_coords, lattice)
         return jax.tree.map(jnp.add, carry, grads)
@@ -381,7 +395,7 @@ def energies(params, crystals: CrystalBatch, *, capacity: Capacity | None = None
     Returns:
       energy: [B], eV/atom, NaN where the status is not 0. Differentiable in the
         coordinates and cell parameters of the crystals whose energy is finite.
-      status: [B] int32, an index into `STATUS`.
+      status: [B] int32, a `Status`.
     """
     frac = crystals.frac_coords - jnp.floor(crystals.frac_coords)
     return batch_energy(

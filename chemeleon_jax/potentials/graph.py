@@ -9,14 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from pymatgen.optimization.neighbors import find_points_in_spheres
 
-from chemeleon_jax.potentials import (
-    BAD_CELL,
-    ISOLATED,
-    NOT_FINITE,
-    OK,
-    TOO_DENSE,
-    UNKNOWN_ELEMENT,
-)
+from chemeleon_jax.potentials.types import Status
 
 EDGE_CUTOFF = 6.0  # Å, atoms closer than this exchange messages
 BOND_CUTOFF = 3.0  # Å, edges shorter than this are bonds, which form angles
@@ -105,17 +98,21 @@ def screen(types, frac, lattice, *, max_element: int, max_edges: int) -> int:
     """
     n = len(types)
     if n == 0 or not (np.isfinite(frac).all() and np.isfinite(lattice).all()):
-        return NOT_FINITE
+        return Status.NOT_FINITE
     if types.min() < 1 or types.max() > max_element:
-        return UNKNOWN_ELEMENT
+        return Status.UNKNOWN_ELEMENT
     volume = abs(np.linalg.det(lattice))
     sphere = 4 / 3 * np.pi * EDGE_CUTOFF**3
     if not n * n * sphere < 4 * max_edges * volume:
-        return TOO_DENSE
+        return Status.TOO_DENSE
     inverse_spacing = np.linalg.norm(np.linalg.inv(lattice), axis=0)
     images = np.prod(2 * np.ceil(EDGE_CUTOFF * inverse_spacing) + 1)
     boxes = np.prod(np.abs(lattice).sum(0) / EDGE_CUTOFF + 2)
-    return OK if n * images < _MAX_IMAGES and boxes < _MAX_BOXES else BAD_CELL
+    return (
+        Status.OK
+        if n * images < _MAX_IMAGES and boxes < _MAX_BOXES
+        else Status.BAD_CELL
+    )
 
 
 def _find_edges(types, frac, lattice, capacity: Capacity) -> tuple[int, _Edges | None]:
@@ -124,7 +121,7 @@ def _find_edges(types, frac, lattice, capacity: Capacity) -> tuple[int, _Edges |
     status = screen(
         types, frac, lattice, max_element=MAX_ELEMENT, max_edges=capacity.edges
     )
-    if status != OK:
+    if status != Status.OK:
         return status, None
 
     coords = np.ascontiguousarray(frac @ lattice)
@@ -139,15 +136,15 @@ def _find_edges(types, frac, lattice, capacity: Capacity) -> tuple[int, _Edges |
     is_bond = distance[once] < BOND_CUTOFF
     neighbours = np.bincount(first, minlength=n) + np.bincount(second, minlength=n)
     if neighbours.min() == 0:
-        return ISOLATED, None
+        return Status.ISOLATED, None
     ends = np.concatenate([first[is_bond], second[is_bond]])
     degree = np.bincount(ends, minlength=n)
     num_angles = int((degree * (degree - 1)).sum())
     num_bonds = len(ends) // 2
     edges = _Edges(first, second, image, is_bond, num_bonds, num_angles)
     if not _fits((n, len(first), num_bonds, num_angles), capacity):
-        return TOO_DENSE, None
-    return OK, edges
+        return Status.TOO_DENSE, None
+    return Status.OK, edges
 
 
 def _fits(used, capacity: Capacity) -> bool:
@@ -193,7 +190,7 @@ def next_chunk(start, atom_types, frac_coords, lattice, mask, *, capacity: Capac
 
     Returns:
       graph: `Graph`.
-      status: [C] int32, an index into `STATUS`, per slot.
+      status: [C] int32, a `Status`, per slot.
       end: int32, the row after the last one taken; greater than `start`.
     """
     atom_types, mask = np.asarray(atom_types), np.asarray(mask)

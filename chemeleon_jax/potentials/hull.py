@@ -17,7 +17,7 @@ from chemeleon_jax.data.crystals import take
 from chemeleon_jax.data.dataset import Dataset, load_dataset
 from chemeleon_jax.data.types import CrystalBatch
 from chemeleon_jax.errors import UserError
-from chemeleon_jax.potentials import OK, Potential
+from chemeleon_jax.potentials.types import Potential, Status
 from chemeleon_jax.runs.files import cache_folder, read_npz, read_packaged, replacing
 
 HULL = files("chemeleon_jax") / "assets" / "hull.npz"
@@ -236,7 +236,7 @@ def load_hull(
     if path.is_file():
         return read_hull(path)
     energies, status = evaluate(potential, dataset.crystals)
-    energies = np.where(status == OK, energies, np.nan)
+    energies = np.where(status == Status.OK, energies, np.nan)
     counts = composition_counts(dataset.crystals.atom_types)
     if embedded is not None:
         counts = np.concatenate([counts, embedded.counts])

@@ -9,8 +9,8 @@ import numpy as np
 from pymatgen.core import Composition, Element
 
 from chemeleon_jax.errors import UserError
-from chemeleon_jax.potentials import Potential
 from chemeleon_jax.potentials.hull import NUM_ELEMENTS, Hull, read_hull
+from chemeleon_jax.potentials.types import Potential
 
 COLUMNS = ("composition", "energy_per_atom")
 _NAMED = 5  # bad rows that an error names

@@ -14,8 +14,10 @@ import numpy as np
 from flax import struct
 from pymatgen.core import Lattice, Structure
 
-from chemeleon_jax.potentials import OK, Relaxed, chgnet
+from chemeleon_jax.potentials import chgnet
 from chemeleon_jax.potentials.graph import Capacity
+from chemeleon_jax.potentials.types import Status
+from chemeleon_jax.workers.calculators import Relaxed
 
 MAX_FORCE = 0.05  # eV/Å on an atom, and eV per atom and unit of strain on the cell
 MAX_STEPS = 200
@@ -140,7 +142,7 @@ def _step(
     """Forces where the crystals are; then a step of FIRE, unless a crystal is done."""
     count = jnp.maximum(state.mask.sum(1), 1)
     energy, status, forces, size = _forces(params, state, count, capacity)
-    found = (status == OK) & jnp.isfinite(size)
+    found = (status == Status.OK) & jnp.isfinite(size)
     first = state.steps == 0
     converged = found & (size < max_force)
     done = converged | ~found | (state.steps >= max_steps)
@@ -179,7 +181,8 @@ def _forces(params, state: _State, count, capacity: Capacity):
             state.mask & ~state.done[:, None],
             capacity,
         )
-        return jnp.where(status == OK, energy * count, 0.0).sum(), (energy, status)
+        found = jnp.where(status == Status.OK, energy * count, 0.0)
+        return found.sum(), (energy, status)
 
     differentiate = jax.value_and_grad(total, argnums=(0, 1), has_aux=True)
     (_, (energy, status)), gradient = differentiate(state.u, state.strain)

@@ -5,6 +5,7 @@ Runs on the host, inside one callback per batch: NumPy, pymatgen and worker proc
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from enum import IntEnum
 from functools import cached_property
 from typing import Any
 
@@ -18,7 +19,7 @@ from chemeleon_jax.models.predictor import Predictor
 from chemeleon_jax.models.vae import VAE
 from chemeleon_jax.potentials.hull import Hull
 from chemeleon_jax.rewards.creativity import (
-    CREATIVITY_REASONS,
+    CreativityStatus,
     Matches,
     Met,
     References,
@@ -37,7 +38,7 @@ from chemeleon_jax.rewards.diversity import (
     kernel_mean,
 )
 from chemeleon_jax.rewards.energy import (
-    REASONS,
+    EnergyStatus,
     energy_reward,
     guard_energies,
     judge_energies,
@@ -47,7 +48,8 @@ from chemeleon_jax.rewards.predictor import property_reward
 from chemeleon_jax.runs.cached_arrays import cached_arrays
 from chemeleon_jax.workers.custom import BATCH_TIME_LIMIT, CustomReward, Fault
 from chemeleon_jax.workers.matching import Cell
-from chemeleon_jax.workers.pool import STATUS, Pool
+from chemeleon_jax.workers.outcome import Status
+from chemeleon_jax.workers.pool import Pool
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,7 +108,7 @@ class Facts:
 
     @cached_property
     def e_above_hull(self) -> tuple[np.ndarray, np.ndarray]:
-        """EV/atom [B], NaN where there is none; index into `energy.REASONS` [B]."""
+        """Energies in eV/atom [B], NaN where there is none; `EnergyStatus` [B]."""
         energy, status = self.computed["energy"]
         types, hull = self.crystals.atom_types, self.context.hull
         return judge_energies(hull, types, energy, status, self.valid)
@@ -124,7 +126,7 @@ class Component:
     needs: str | None = None  # what of `Facts.computed` it reads
     # What a crystal without a value gets; None is the lowest value of its batch.
     penalty: float | None = None
-    reasons: tuple[str, ...] = STATUS  # of a crystal without a value; 0 is "ok"
+    statuses: type[IntEnum] = Status  # of a crystal; 0 is OK
     fault: Callable[[], Fault | None] = lambda: None  # why a run should end
     # A crystal's value depends on all crystals of the batch, not on its formula alone.
     of_batch: bool = False
@@ -144,7 +146,7 @@ def _creativity(
             seen=facts.met.seen,
         )
 
-    return Component(evaluate, penalty=0.0, reasons=CREATIVITY_REASONS)
+    return Component(evaluate, penalty=0.0, statuses=CreativityStatus)
 
 
 def _energy(
@@ -170,7 +172,7 @@ def _energy(
         return energy_reward(above, clip_max, decay), status
 
     (lowest,) = energy_reward(np.array([np.nan]), clip_max, decay)
-    return Component(evaluate, "energy", penalty=float(lowest), reasons=REASONS)
+    return Component(evaluate, "energy", penalty=float(lowest), statuses=EnergyStatus)
 
 
 def _structure_diversity(context: Context) -> Component:

@@ -6,6 +6,7 @@ NumPy on the host; the comparisons themselves run in worker processes.
 from collections import defaultdict, deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from enum import IntEnum
 from typing import NamedTuple
 
 import numpy as np
@@ -19,12 +20,25 @@ from chemeleon_jax.workers.matching import (
     fits_any,
     reduce_cell,
 )
-from chemeleon_jax.workers.pool import INVALID, OK, STATUS, Outcome, Pool
+from chemeleon_jax.workers.outcome import Outcome, Status
+from chemeleon_jax.workers.pool import Pool
 
 AMD_ZERO = 1e-5  # Å, the same crystal: ten times what float32 coordinates resolve
-CREATIVITY_REASONS = (*STATUS, "few_elements", "seen_before")
-FEW_ELEMENTS, SEEN_BEFORE = len(STATUS), len(STATUS) + 1
 _BLOCK = 32  # crystals of one formula that one worker compares among themselves
+
+
+class CreativityStatus(IntEnum):
+    """What became of a crystal: a `Status`, or one of those added here."""
+
+    OK = Status.OK
+    INVALID = Status.INVALID
+    RAISED = Status.RAISED
+    TIMED_OUT = Status.TIMED_OUT
+    DIED = Status.DIED
+    BAD_VALUE = Status.BAD_VALUE
+    OUT_OF_MEMORY = Status.OUT_OF_MEMORY
+    FEW_ELEMENTS = 7
+    SEEN_BEFORE = 8
 
 
 def to_cells(crystals: CrystalBatch) -> list[Cell]:
@@ -91,7 +105,7 @@ class Matches:
 
     unique: np.ndarray  # [B] bool, first of its group in batch order
     novel: np.ndarray  # [B] bool, matches no reference
-    status: np.ndarray  # [B] int, index into pool.STATUS; not OK is neither
+    status: np.ndarray  # [B] int, a `Status`; not OK is neither
     alike: dict[tuple[int, ...], list[int]]  # comparable crystals by reduced formula
 
 
@@ -122,7 +136,7 @@ def meet_references(
     for others in (references, recent or References([], {})):
         shared = {i: f for i, f in formulas.items() if f in others.by_formula}
         fill_cache(reduced, list(shared), reduce_cell, cells, pool)
-        comparable = {i: f for i, f in shared.items() if reduced[i].status == OK}
+        comparable = {i: f for i, f in shared.items() if reduced[i].status == Status.OK}
         found.append(match_references(comparable, reduced, others, pool))
     return Met(len(cells), reduced, *found)
 
@@ -166,20 +180,20 @@ def match_crystals(
     reduced = {i: met.reduced[i] for i in compared if i in met.reduced}
     fill_cache(reduced, compared, reduce_cell, cells, pool)
 
-    status = np.where(valid, OK, INVALID)
+    status = np.where(valid, Status.OK, Status.INVALID)
     for i, outcome in (reduced | met.known).items():
         status[i] = outcome.status
-    novel = valid & (status == OK)
+    novel = valid & (status == Status.OK)
     for i, outcome in met.known.items():
         novel[i] &= not outcome.value
 
-    unique = valid & (status == OK)
-    alike = by_formula({i: f for i, f in formulas.items() if status[i] == OK})
+    unique = valid & (status == Status.OK)
+    alike = by_formula({i: f for i, f in formulas.items() if status[i] == Status.OK})
     buckets = [members for members in alike.values() if len(members) > 1]
     for i, outcome in first_occurrences(buckets, reduced, pool).items():
         status[i] = outcome.status
-        unique[i] = outcome.status == OK and outcome.value
-    novel &= status == OK
+        unique[i] = outcome.status == Status.OK and outcome.value
+    novel &= status == Status.OK
     return Matches(unique, novel, status, alike)
 
 
@@ -209,7 +223,7 @@ def match_references(
             [
                 references.reduced[r].value
                 for r in references.by_formula.get(formula, ())
-                if references.reduced[r].status == OK
+                if references.reduced[r].status == Status.OK
             ],
             True,
         )
@@ -251,7 +265,7 @@ def first_occurrences(buckets, reduced, pool) -> dict[int, Outcome]:
             for i, b in late
         ]
         for (i, _), outcome in zip(late, pool.map(fits_any, items), strict=True):
-            if outcome.status != OK or outcome.value:
+            if outcome.status != Status.OK or outcome.value:
                 flags[i] = outcome._replace(value=False)
         rest = {
             b: [i for i in members if i not in flags] for b, members in block.items()
@@ -262,7 +276,7 @@ def first_occurrences(buckets, reduced, pool) -> dict[int, Outcome]:
         )
         for b, outcome in zip(tasks, groups, strict=True):
             for k, i in enumerate(rest[b]):
-                value = outcome.value[k] if outcome.status == OK else False
+                value = outcome.value[k] if outcome.status == Status.OK else False
                 flags[i] = outcome._replace(value=value)
                 if value:
                     firsts[b].append(i)
@@ -297,7 +311,7 @@ def creativity(
         worth 0.
 
     Returns:
-      [B] values, [B] status, index into `CREATIVITY_REASONS`.
+      [B] values, [B] status, a `CreativityStatus`.
     """
     values = (matches.unique & matches.novel).astype(np.float64)
     status = matches.status.copy()
@@ -313,19 +327,19 @@ def creativity(
         others = [references.amd[r] for r in references.by_formula.get(formula, ())]
         others += [own[j] for j in matches.alike[formula] if j != i]
         status[i] = own[i].status
-        if own[i].status == OK:
+        if own[i].status == Status.OK:
             values[i] = _nearest(own[i].value, others)
     if max_amd is not None:
         values = np.minimum(values, max_amd)
     few = np.array([len(set(cell.atom_types.tolist())) for cell in cells])
-    few = (status == OK) & (few < min_elements)
-    values[few], status[few] = 0.0, FEW_ELEMENTS
+    few = (status == Status.OK) & (few < min_elements)
+    values[few], status[few] = 0.0, CreativityStatus.FEW_ELEMENTS
     for i, outcome in (seen or {}).items():
-        if status[i] == OK and outcome.status == OK and outcome.value:
-            values[i], status[i] = 0.0, SEEN_BEFORE
+        if status[i] == Status.OK and outcome.status == Status.OK and outcome.value:
+            values[i], status[i] = 0.0, CreativityStatus.SEEN_BEFORE
     return values, status
 
 
 def _nearest(amd: np.ndarray, others: list[Outcome]) -> float:
-    distances = [abs(amd - o.value).max() for o in others if o.status == OK]
+    distances = [abs(amd - o.value).max() for o in others if o.status == Status.OK]
     return min((d for d in distances if d > AMD_ZERO), default=0.0)

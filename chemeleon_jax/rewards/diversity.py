@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from chemeleon_jax.workers.pool import BAD_VALUE, INVALID, OK
+from chemeleon_jax.workers.outcome import Status
 
 NUM_ELEMENTS = 100  # width of composition vectors, indexed by atomic number
 _BLOCK = 2_000_000  # products held at once, 16 MB
@@ -110,10 +110,12 @@ def diversity(
       [B] values, 0 where the status is not OK; [B] status.
     """
     features = np.asarray(features, np.float64)
-    status = np.where(np.isfinite(features).all(-1), OK, BAD_VALUE)
-    status = np.where(valid, status, INVALID)
+    status = np.where(np.isfinite(features).all(-1), Status.OK, Status.BAD_VALUE)
+    status = np.where(valid, status, Status.INVALID)
     values = np.zeros(len(features))
-    values[status == OK] = leave_one_out_mmd(features[status == OK], references)
+    values[status == Status.OK] = leave_one_out_mmd(
+        features[status == Status.OK], references
+    )
     return values, status
 
 

@@ -1,19 +1,34 @@
 """Reward of a low energy above the convex hull. NumPy on the host."""
 
+from enum import IntEnum
+
 import numpy as np
+
+from chemeleon_jax.potentials.types import Status
 
 METASTABLE = 0.1  # eV/atom above the hull
 # Lower, it is rather an error of the potential, or a compound that the hull lacks, than
 # a discovery: one known compound in nine is as far below the others
 # (docs/notebook/guards.md).
 FAR_BELOW = -0.2  # eV/atom above the hull
-# What became of a crystal: the statuses of `potentials`, then those added here.
-REASONS = ("ok", "not_finite", "unknown_element", "isolated", "too_dense")
-REASONS += ("bad_cell", "failed", "no_hull", "invalid", "raised")
-REASONS += ("few_elements", "few_hull_entries", "far_below_hull")
-NO_HULL, INVALID, _, FEW_ELEMENTS, FEW_HULL_ENTRIES, FAR_BELOW_HULL = range(
-    7, len(REASONS)
-)
+
+
+class EnergyStatus(IntEnum):
+    """What became of a crystal: that of its potential, or one added here."""
+
+    OK = Status.OK
+    NOT_FINITE = Status.NOT_FINITE
+    UNKNOWN_ELEMENT = Status.UNKNOWN_ELEMENT
+    ISOLATED = Status.ISOLATED
+    TOO_DENSE = Status.TOO_DENSE
+    BAD_CELL = Status.BAD_CELL
+    FAILED = Status.FAILED
+    NO_HULL = 7
+    INVALID = 8
+    RAISED = 9
+    FEW_ELEMENTS = 10
+    FEW_HULL_ENTRIES = 11
+    FAR_BELOW_HULL = 12
 
 
 def judge_energies(hull, atom_types, energy, status, valid):
@@ -23,16 +38,18 @@ def judge_energies(hull, atom_types, energy, status, valid):
       hull: `potentials.hull.Hull`.
       atom_types: [B, N].
       energy: [B] eV/atom, of the potential that made the hull.
-      status: [B] int, index into `potentials.STATUS`.
+      status: [B] int, `potentials.types.Status`.
       valid: [B] bool.
 
     Returns:
-      [B] eV/atom, NaN where the status is not 0; [B] status, index into `REASONS`.
+      [B] eV/atom, NaN where the status is not OK; [B] status, `EnergyStatus`.
     """
-    status = np.where(valid, status, INVALID)
-    energy = np.where(status == 0, energy, np.nan)
+    status = np.where(valid, status, EnergyStatus.INVALID)
+    energy = np.where(status == EnergyStatus.OK, energy, np.nan)
     above = hull.e_above_hull(atom_types, energy)
-    status = np.where((status == 0) & ~np.isfinite(above), NO_HULL, status)
+    status = np.where(
+        (status == EnergyStatus.OK) & ~np.isfinite(above), EnergyStatus.NO_HULL, status
+    )
     return above, status
 
 
@@ -57,7 +74,7 @@ def guard_energies(
       hull: `potentials.hull.Hull`.
       cells: B crystals.
       above: [B] energy above the hull, eV/atom.
-      status: [B] int, index into `REASONS`.
+      status: [B] int, `EnergyStatus`.
       min_elements: crystals of fewer have no value; 1 lets all pass.
       min_hull_entries: compositions of the chemical system that the hull must know,
         pure elements not counted; 0 lets all pass.
@@ -67,14 +84,14 @@ def guard_energies(
       [B] status.
     """
     status = status.copy()
-    for i in np.flatnonzero(status == 0):
+    for i in np.flatnonzero(status == EnergyStatus.OK):
         elements = set(cells[i].atom_types.tolist())
         if len(elements) < min_elements:
-            status[i] = FEW_ELEMENTS
+            status[i] = EnergyStatus.FEW_ELEMENTS
         elif hull.num_entries(elements) - len(elements) < min_hull_entries:
-            status[i] = FEW_HULL_ENTRIES
+            status[i] = EnergyStatus.FEW_HULL_ENTRIES
         elif min_e_above_hull is not None and above[i] < min_e_above_hull:
-            status[i] = FAR_BELOW_HULL
+            status[i] = EnergyStatus.FAR_BELOW_HULL
     return status
 
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from chemeleon_jax.workers.pool import BAD_VALUE, INVALID, OK
+from chemeleon_jax.workers.outcome import Status
 
 
 def property_reward(
@@ -26,12 +26,12 @@ def property_reward(
       [B] values, 0 where the status is not OK; [B] status.
     """
     predicted = np.asarray(predicted, np.float64)
-    status = np.where(np.isfinite(predicted), OK, BAD_VALUE)
-    status = np.where(valid, status, INVALID)
-    y = np.where(status == OK, predicted, 0.0)
+    status = np.where(np.isfinite(predicted), Status.OK, Status.BAD_VALUE)
+    status = np.where(valid, status, Status.INVALID)
+    y = np.where(status == Status.OK, predicted, 0.0)
     if clip_min is not None:
         y = np.maximum(y, clip_min)
     if clip_max is not None:
         y = np.minimum(y, clip_max)
     reward = y if target is None else -((y - target) ** 2)
-    return np.where(status == OK, reward, 0.0), status
+    return np.where(status == Status.OK, reward, 0.0), status

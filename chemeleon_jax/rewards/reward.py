@@ -19,9 +19,10 @@ from chemeleon_jax.data.types import CrystalBatch
 from chemeleon_jax.errors import UserError, nearest
 from chemeleon_jax.models.predictor import Predictor
 from chemeleon_jax.models.vae import VAE
-from chemeleon_jax.potentials import Potential, load_potential
 from chemeleon_jax.potentials.hull import Hull, load_hull
 from chemeleon_jax.potentials.hull_file import read_hull_file
+from chemeleon_jax.potentials.loading import load_potential
+from chemeleon_jax.potentials.types import Potential
 from chemeleon_jax.rewards.components import COMPONENTS, Component, Context
 from chemeleon_jax.rewards.creativity import index_references
 from chemeleon_jax.rewards.energy import METASTABLE
@@ -29,8 +30,10 @@ from chemeleon_jax.rewards.features import mean_latent, predict_properties
 from chemeleon_jax.rewards.normalize import NORMALIZATIONS
 from chemeleon_jax.rewards.scoring import score_on_host
 from chemeleon_jax.workers.custom import MAX_FAULTS
+from chemeleon_jax.workers.executors import start_pool
 from chemeleon_jax.workers.matching import to_structure
-from chemeleon_jax.workers.pool import STATUS, Pool, start_pool
+from chemeleon_jax.workers.outcome import Status
+from chemeleon_jax.workers.pool import Pool
 
 logger = logging.getLogger(__name__)
 
@@ -92,9 +95,10 @@ class Reward:
                 to_structure(fault.cell).to(filename=str(path), fmt="cif")
                 if fault.traceback:
                     logger.error("reward %r:\n%s", term.name, fault.traceback)
+                status = Status(fault.status).name.lower()
                 raise UserError(
                     f"reward {term.name!r} failed for {MAX_FAULTS} crystals in a row, "
-                    f"last ({STATUS[fault.status]}) for the one in {path}: "
+                    f"last ({status}) for the one in {path}: "
                     f"{fault.message}. Put it right and give the same command again"
                 )
 
@@ -239,7 +243,7 @@ def compute_rewards(
     """Scores crystals. A pure function of their arrays; jits, on one device.
 
     Never raises on a crystal's account: one without a value has a status that says why
-    (index into the component's `reasons`), gets the component's penalty, and is counted
+    (of the component's `statuses`), gets the component's penalty, and is counted
     in the metrics `failures/COMPONENT/REASON`.
 
     Args:
@@ -345,8 +349,8 @@ def _metrics(reward: Reward, found, raw, with_energies: bool) -> dict[str, jax.A
         scored = found["scored"][name]
         values = jnp.where(scored, found["components"][name], 0.0)
         metrics[name] = values.sum() / jnp.maximum(scored.sum(), 1)
-        for code, reason in enumerate(term.component.reasons):
-            if reason not in ("ok", "invalid"):
+        for code in term.component.statuses:
+            if code.name not in ("OK", "INVALID"):
                 count = (found["status"][name] == code).sum()
-                metrics[f"failures/{name}/{reason}"] = count
+                metrics[f"failures/{name}/{code.name.lower()}"] = count
     return metrics

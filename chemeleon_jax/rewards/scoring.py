@@ -28,7 +28,7 @@ def evaluate_terms(terms, facts: Facts) -> dict[str, Any]:
     batch, values, status = len(facts.crystals.mask), {}, {}
     for term in terms:
         component = term.component
-        failed = np.full(batch, component.reasons.index("raised"))
+        failed = np.full(batch, component.statuses["RAISED"])
         values[term.name], status[term.name] = _attempt(
             partial(component.evaluate, facts), (np.zeros(batch), failed), term.name
         )

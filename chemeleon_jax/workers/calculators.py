@@ -7,7 +7,7 @@ worker process has its own, and relaxes one crystal after another.
 import importlib
 import math
 from functools import cache, partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import ase
 from ase.filters import FrechetCellFilter
@@ -15,10 +15,21 @@ from ase.optimize import FIRE
 from pymatgen.core import Lattice, Structure
 
 from chemeleon_jax.errors import UserError
-from chemeleon_jax.potentials import Relaxed
-from chemeleon_jax.workers.pool import OK, STATUS, WorkerPool
+from chemeleon_jax.workers.outcome import Status
+from chemeleon_jax.workers.pool import WorkerPool
 
 TIME_LIMIT = 600.0  # s, of a crystal, making the calculator included
+
+
+class Relaxed(NamedTuple):
+    """What became of a crystal whose energy was minimised."""
+
+    structure: Structure  # as far as it came
+    energy: float  # eV/atom; NaN where the potential gave none
+    initial_energy: float
+    steps: int
+    converged: bool
+    problem: str = ""  # why it stayed where it was
 
 
 def make_calculator(name: str, settings: dict[str, Any]):
@@ -90,8 +101,10 @@ def relax(
     outcomes = pool.map(task, structures, time_limit=time_limit, chunk_size=1)
     return [
         outcome.value
-        if outcome.status == OK
-        else Relaxed(s, math.nan, math.nan, 0, False, STATUS[outcome.status])
+        if outcome.status == Status.OK
+        else Relaxed(
+            s, math.nan, math.nan, 0, False, Status(outcome.status).name.lower()
+        )
         for s, outcome in zip(structures, outcomes, strict=True)
     ]
 

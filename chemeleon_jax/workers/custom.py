@@ -16,15 +16,8 @@ from pymatgen.core import Structure
 
 from chemeleon_jax.errors import UserError
 from chemeleon_jax.workers.matching import Cell, to_structure
-from chemeleon_jax.workers.pool import (
-    BAD_VALUE,
-    INVALID,
-    OK,
-    STATUS,
-    TIMED_OUT,
-    Outcome,
-    Pool,
-)
+from chemeleon_jax.workers.outcome import Outcome, Status
+from chemeleon_jax.workers.pool import Pool
 
 logger = logging.getLogger(__name__)
 
@@ -97,7 +90,7 @@ class Fault(NamedTuple):
     """The last of so many failures of a function that no more crystals are tried."""
 
     cell: Cell
-    status: int  # index into STATUS
+    status: int  # a `Status`
     message: str
     traceback: str  # in the worker; empty if the function did not raise
 
@@ -125,7 +118,7 @@ class CustomReward:
         self._said: set[int] = set()
         self._in_a_row = 0
         outcome = pool.call(check_function, name, time_limit=time_limit)
-        if outcome.status != OK:
+        if outcome.status != Status.OK:
             raise UserError(
                 f"custom reward {name!r} cannot be loaded: {outcome.message}. Give "
                 "'module:function', importable from the current directory"
@@ -144,16 +137,17 @@ class CustomReward:
           [B] values, 0 where the status is not OK; [B] status.
         """
         rows = np.flatnonzero(valid)
-        values, status = np.zeros(len(cells)), np.where(valid, OK, INVALID)
+        values = np.zeros(len(cells))
+        status = np.where(valid, Status.OK, Status.INVALID)
         if not len(rows):
             return values, status
         item = (self.name, [cells[i] for i in rows])
         outcome = self.pool.call(
             call_function, item, time_limit=self.time_limit, retry=False
         )
-        if outcome.status == OK:
+        if outcome.status == Status.OK:
             for i, value in zip(rows, outcome.value, strict=True):
-                values[i], status[i] = self._judge(cells[i], Outcome(OK, value))
+                values[i], status[i] = self._judge(cells[i], Outcome(Status.OK, value))
         else:
             self._say(outcome.status, f"a batch of {len(rows)}", outcome.message)
             self._call_alone(cells, rows, values, status)
@@ -167,21 +161,21 @@ class CustomReward:
             items = [(self.name, [cells[i]]) for i in block]
             outcomes = self.pool.map(call_function, items, chunk_size=1)
             for i, outcome in zip(block, outcomes, strict=True):
-                if outcome.status == OK:
+                if outcome.status == Status.OK:
                     outcome = outcome._replace(value=outcome.value[0])
                 values[i], status[i] = self._judge(cells[i], outcome)
-            timeouts += sum(o.status == TIMED_OUT for o in outcomes)
+            timeouts += sum(o.status == Status.TIMED_OUT for o in outcomes)
             size *= 2
-        status[rows] = self.fault.status if self.fault else TIMED_OUT
+        status[rows] = self.fault.status if self.fault else Status.TIMED_OUT
 
     def _judge(self, cell: Cell, outcome: Outcome) -> tuple[float, int]:
         """Value and status of a crystal; counts failures in a row."""
-        if outcome.status == OK and np.isfinite(outcome.value):
+        if outcome.status == Status.OK and np.isfinite(outcome.value):
             self._in_a_row = 0
-            return outcome.value, OK
-        if outcome.status == OK:
+            return outcome.value, Status.OK
+        if outcome.status == Status.OK:
             message = "returned a value that is not finite"
-            outcome = Outcome(BAD_VALUE, message=message)
+            outcome = Outcome(Status.BAD_VALUE, message=message)
         self._say(outcome.status, to_structure(cell).formula, outcome.message)
         self._in_a_row += 1
         if self._in_a_row >= MAX_FAULTS and not self.fault:
@@ -198,7 +192,7 @@ class CustomReward:
             "custom reward %r failed (%s) for %s: %s. Crystals without a value get the "
             "lowest value of their batch; more such failures are only counted",
             self.name,
-            STATUS[status],
+            Status(status).name.lower(),
             crystal,
             message,
         )

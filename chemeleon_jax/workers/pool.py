@@ -24,13 +24,9 @@ from typing import Any, NamedTuple
 
 from pebble import ProcessExpired, ProcessPool
 
-from chemeleon_jax.errors import UserError
+from chemeleon_jax.workers.outcome import Lost, Outcome, Status
 
 logger = logging.getLogger(__name__)
-
-# What became of an item. INVALID and BAD_VALUE are for the rewards that use the pool.
-STATUS = ("ok", "invalid", "raised", "timed_out", "died", "bad_value", "out_of_memory")
-OK, INVALID, RAISED, TIMED_OUT, DIED, BAD_VALUE, OUT_OF_MEMORY = range(len(STATUS))
 
 _SINGLE_THREADED = (
     "OMP_NUM_THREADS",
@@ -46,22 +42,6 @@ _ATTEMPTS = 3  # in company, then twice alone
 # Exit codes of a worker at its memory limit: filled by this task, or by earlier ones.
 _NO_MEMORY, _LEAKED = 97, 98
 _main_spec = threading.Lock()
-
-
-class Outcome(NamedTuple):
-    """What a worker made of one item."""
-
-    status: int  # index into STATUS
-    value: Any = None  # the function's result where the status is OK
-    message: str = ""  # what went wrong otherwise
-    traceback: str = ""  # where, if it raised
-
-
-class Lost(NamedTuple):
-    """A chunk without results."""
-
-    outcome: Outcome  # of each item, unless another attempt does better
-    innocent: bool = False  # another chunk's fault, as far as can be told
 
 
 class Pool(ABC):
@@ -189,7 +169,7 @@ class WorkerPool(Pool):
                 for chunk in chunks
             ]
         except RuntimeError as error:  # the pool broke since we asked
-            lost = Lost(Outcome(DIED, message=str(error)), innocent=True)
+            lost = Lost(Outcome(Status.DIED, message=str(error)), innocent=True)
             return [lost] * len(chunks)
         results = []
         for future in futures:
@@ -200,7 +180,7 @@ class WorkerPool(Pool):
                 results.append(future.result(0))
             except FutureTimeout:  # pebble's, of the task; or ours, of the pool
                 message = f"exceeded its time limit of {limit:g} s"
-                results.append(Lost(Outcome(TIMED_OUT, message=message)))
+                results.append(Lost(Outcome(Status.TIMED_OUT, message=message)))
                 if not future.done():
                     self._stop(processes)
             except ProcessExpired as error:
@@ -208,7 +188,9 @@ class WorkerPool(Pool):
                 results.append(Lost(self._why(error.exitcode), innocent=leaked))
             except Exception as error:  # the pool broke, or nothing could be pickled
                 message = f"{type(error).__name__}: {error}"
-                results.append(Lost(Outcome(DIED, message=message), innocent=True))
+                results.append(
+                    Lost(Outcome(Status.DIED, message=message), innocent=True)
+                )
         return results
 
     def _why(self, exit_code: int | None) -> Outcome:
@@ -217,8 +199,10 @@ class WorkerPool(Pool):
             message = "ran out of memory"
             if self.memory_limit:
                 message = f"came to its memory limit of {self.memory_limit:g} GiB"
-            return Outcome(OUT_OF_MEMORY, message=message)
-        return Outcome(DIED, message=f"its worker process died (exit code {exit_code})")
+            return Outcome(Status.OUT_OF_MEMORY, message=message)
+        return Outcome(
+            Status.DIED, message=f"its worker process died (exit code {exit_code})"
+        )
 
     def _start(self) -> ProcessPool:
         processes = ProcessPool(
@@ -248,40 +232,6 @@ class WorkerPool(Pool):
         joining = threading.Thread(target=processes.join, daemon=True)
         joining.start()
         joining.join(_PATIENCE)
-
-
-def start_pool(
-    executor: str = "processes",
-    num_workers: int | None = None,
-    *,
-    ray_address: str = "local",
-    sharers: int = 1,
-    **limits,
-) -> Pool:
-    """The pool that a config asks for.
-
-    Args:
-      executor: "processes" of this machine, or "ray".
-      num_workers: processes; by default as many as there are CPUs to use.
-      ray_address: of the cluster, as `ray.init` takes it.
-      sharers: programs that share the cluster.
-      **limits: `time_limit` and `memory_limit`.
-
-    Raises:
-      UserError: Ray is not installed, or its cluster cannot be used.
-    """
-    if executor == "processes":
-        return WorkerPool(num_workers, **limits)
-    try:
-        from chemeleon_jax.workers.ray_pool import RayPool  # an extra
-    except ModuleNotFoundError as error:
-        if error.name != "ray":
-            raise
-        raise UserError(
-            f"config.reward.executor = {executor!r}: Ray is not installed; it comes "
-            "with the extra of that name: pip install -e '.[ray]'"
-        ) from error
-    return RayPool(num_workers, address=ray_address, sharers=sharers, **limits)
 
 
 def cpu_count() -> int:
@@ -323,12 +273,14 @@ def run_chunk(function: Callable[[Any], Any], items: Sequence[Any]) -> list[Outc
     leaked = _allocated() > _memory_limit / 2
     for item in items:
         try:
-            outcomes.append(Outcome(OK, function(item)))
+            outcomes.append(Outcome(Status.OK, function(item)))
         except MemoryError:  # what filled the memory is still there: start afresh
             os._exit(_LEAKED if leaked else _NO_MEMORY)
         except BaseException as error:  # a user's sys.exit too
             message = f"{type(error).__name__}: {error}"
-            outcomes.append(Outcome(RAISED, None, message, traceback.format_exc()))
+            outcomes.append(
+                Outcome(Status.RAISED, None, message, traceback.format_exc())
+            )
     return outcomes
 
 

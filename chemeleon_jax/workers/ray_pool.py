@@ -23,12 +23,9 @@ import ray  # pyright: ignore[reportMissingImports]
 from ray.exceptions import RayError  # pyright: ignore[reportMissingImports]
 
 from chemeleon_jax.errors import UserError
+from chemeleon_jax.workers.outcome import Lost, Outcome, Status
 from chemeleon_jax.workers.pool import (
-    DIED,
     GRACE,
-    OK,
-    Lost,
-    Outcome,
     Packed,
     Pool,
     WorkerPool,
@@ -117,7 +114,7 @@ class RayPool(Pool):
             ray.kill(actor, no_restart=False)
         message = f"no answer from the Ray cluster within {patience:g} s"
         for i in [*waiting, *(i for i, _ in running.values())]:
-            results[i] = Lost(Outcome(DIED, message=message))
+            results[i] = Lost(Outcome(Status.DIED, message=message))
         return results
 
     def _wait_for_all(self) -> None:
@@ -166,7 +163,7 @@ def _pack(function: Callable[[Any], Any], chunk: list[Any]) -> bytes | Lost:
         return pickle.dumps((function, chunk))
     except Exception as error:
         message = f"{type(error).__name__}: {error}"
-        return Lost(Outcome(DIED, message=message), innocent=True)
+        return Lost(Outcome(Status.DIED, message=message), innocent=True)
 
 
 def _unpack(result: ray.ObjectRef) -> list[Outcome] | Lost:
@@ -174,7 +171,7 @@ def _unpack(result: ray.ObjectRef) -> list[Outcome] | Lost:
         value = ray.get(result)
     except RayError as error:
         reason = " ".join(str(error).split())
-        return Lost(Outcome(DIED, message=f"its Ray worker was lost: {reason}"))
+        return Lost(Outcome(Status.DIED, message=f"its Ray worker was lost: {reason}"))
     return pickle.loads(value) if isinstance(value, bytes) else value
 
 
@@ -199,4 +196,4 @@ class _Worker:
         if isinstance(result, Lost):
             return result
         [outcome] = result  # not OK: a result that cannot be pickled
-        return outcome.value if outcome.status == OK else Lost(outcome)
+        return outcome.value if outcome.status == Status.OK else Lost(outcome)

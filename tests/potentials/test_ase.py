@@ -17,13 +17,8 @@ from pymatgen.core import Lattice, Structure
 from chemeleon_jax.data.crystals import from_structures
 from chemeleon_jax.devices.sharding import make_mesh, shard_batch
 from chemeleon_jax.errors import UserError
-from chemeleon_jax.potentials import (
-    FAILED,
-    OK,
-    STATUS,
-    TOO_DENSE,
-    load_potential,
-)
+from chemeleon_jax.potentials.loading import load_potential
+from chemeleon_jax.potentials.types import Status
 from chemeleon_jax.workers import calculators
 from chemeleon_jax.workers.pool import WorkerPool
 
@@ -45,10 +40,10 @@ def test_emt_energies_and_failures():
     )
     energies = jax.jit(load_potential("ase:ase.calculators.emt:EMT").energies)
     energy, status = energies(crystals)
-    np.testing.assert_array_equal(status, [OK, FAILED, TOO_DENSE])
+    np.testing.assert_array_equal(status, [Status.OK, Status.FAILED, Status.TOO_DENSE])
     np.testing.assert_allclose(energy[0], atoms.get_potential_energy(), atol=1e-5)
     assert np.isnan(energy[1:]).all()
-    assert len(STATUS) > FAILED
+    assert len(Status) > Status.FAILED
 
 
 def test_each_device_evaluates_its_own_crystals():
@@ -87,7 +82,7 @@ def test_an_energy_that_is_not_finite_is_a_failure():
     energy, status = load_potential(f"ase:{__name__}:Infinite").energies(
         from_structures([copper(3.6)])
     )
-    assert np.isnan(energy[0]) and status[0] == FAILED
+    assert np.isnan(energy[0]) and status[0] == Status.FAILED
 
 
 def like_argon():

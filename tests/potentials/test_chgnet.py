@@ -8,18 +8,10 @@ import pytest
 
 from chemeleon_jax.data.lattice import lattice_matrix, lattice_parameters, volume
 from chemeleon_jax.data.types import CrystalBatch
-from chemeleon_jax.potentials import (
-    BAD_CELL,
-    ISOLATED,
-    NOT_FINITE,
-    OK,
-    STATUS,
-    TOO_DENSE,
-    UNKNOWN_ELEMENT,
-    chgnet,
-    load_potential,
-)
+from chemeleon_jax.potentials import chgnet
 from chemeleon_jax.potentials.graph import Capacity, next_chunk
+from chemeleon_jax.potentials.loading import load_potential
+from chemeleon_jax.potentials.types import Status
 
 FIXTURE = paths.FIXTURES / "chgnet_reference.npz"
 ROWS, WIDTH = 50, 20
@@ -85,15 +77,15 @@ def energies():
 def test_rock_salt_and_silicon(energies):
     energy, status = energies(batch(SALT, SILICON))
     np.testing.assert_allclose(energy[:2], [-3.666, -5.312], atol=5e-4)
-    np.testing.assert_array_equal(status[:2], OK)
-    np.testing.assert_array_equal(status[2:], NOT_FINITE)  # no atoms
+    np.testing.assert_array_equal(status[:2], Status.OK)
+    np.testing.assert_array_equal(status[2:], Status.NOT_FINITE)  # no atoms
 
 
 def test_energies_of_50_crystals_are_those_of_the_package(
     energies, crystals, reference
 ):
     energy, status = energies(crystals)
-    np.testing.assert_array_equal(status, OK)
+    np.testing.assert_array_equal(status, Status.OK)
     np.testing.assert_allclose(energy, reference["energy"], atol=2e-5)
 
 
@@ -169,22 +161,22 @@ def test_impossible_crystals_have_a_status_and_leave_the_others_alone(energies):
     nan, inf = float("nan"), float("inf")
     skewed = np.array([[5.0, 0.0, 0.0], [0.0, 5.0, 0.0], [300.0, 300.0, 1.0]])
     hopeless = {
-        NOT_FINITE: [
+        Status.NOT_FINITE: [
             ([], np.zeros((0, 3)), [4.0] * 3, [90.0] * 3),
             cubic([11], [[nan, 0, 0]], 4.0),
             cubic([11], [[0, 0, 0]], inf),
         ],
-        UNKNOWN_ELEMENT: [
+        Status.UNKNOWN_ELEMENT: [
             cubic([95], [[0, 0, 0]], 4.0),
             cubic([-1, 3], [[0, 0, 0]] * 2, 4.0),
         ],
-        ISOLATED: [cubic([11], [[0, 0, 0]], 9.0)],
-        TOO_DENSE: [
+        Status.ISOLATED: [cubic([11], [[0, 0, 0]], 9.0)],
+        Status.TOO_DENSE: [
             cubic([11] * 20, np.zeros((20, 3)), 1.0),
             ([11], [[0, 0, 0]], [4.0] * 3, [120.0] * 3),
             ([11], [[0, 0, 0]], [4.0] * 3, [90.0, 0.0, 0.0]),
         ],
-        BAD_CELL: [
+        Status.BAD_CELL: [
             ([11], [[0, 0, 0]], *lattice_parameters(skewed)),
             cubic([11, 11], [[0, 0, 0], [0.001, 0, 0]], 3000.0),
         ],
@@ -195,12 +187,12 @@ def test_impossible_crystals_have_a_status_and_leave_the_others_alone(energies):
     np.testing.assert_array_equal(status[2:][: len(bad)], expected)
     assert np.isnan(energy[2:]).all()
     np.testing.assert_allclose(energy[:2], [-3.666, -5.312], atol=5e-4)
-    assert max(expected) < len(STATUS)
+    assert max(expected) < len(Status)
 
 
 def test_coincident_atoms_give_no_energy_and_harm_nobody(energies):
     energy, status = energies(batch(cubic([8, 8], [[0, 0, 0]] * 2, 4.0), SALT))
-    assert np.isnan(energy[0]) and status[0] != OK
+    assert np.isnan(energy[0]) and status[0] != Status.OK
     np.testing.assert_allclose(energy[1], -3.666, atol=5e-4)
 
 
@@ -215,7 +207,7 @@ def test_graph_of_rock_salt():
         crystals.mask,
         capacity=SMALL,
     )
-    assert (status[0], end) == (OK, SMALL.crystals - 1)  # with 14 empty ones
+    assert status[0] == Status.OK and end == SMALL.crystals - 1  # with 14 empty ones
     assert (graph.atom_crystal == 0).sum() == 2
     # Of two atoms; an edge is stored once, an angle from both its bonds.
     assert (graph.edge_first < SMALL.atoms - 1).sum() == 2 * (6 + 12 + 8 + 6) / 2

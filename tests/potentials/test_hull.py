@@ -8,9 +8,11 @@ from pymatgen.core import Composition, Element, Lattice, Structure
 from chemeleon_jax.data.crystals import from_structures
 from chemeleon_jax.data.dataset import Dataset
 from chemeleon_jax.errors import UserError
-from chemeleon_jax.potentials import Potential, hull, load_potential
+from chemeleon_jax.potentials import hull
 from chemeleon_jax.potentials.hull import Hull, composition_counts, load_hull
 from chemeleon_jax.potentials.hull_file import read_hull_file
+from chemeleon_jax.potentials.loading import load_potential
+from chemeleon_jax.potentials.types import Potential
 
 
 def rows(*formulas):

@@ -7,7 +7,7 @@ from pymatgen.core import Lattice, Structure
 
 from chemeleon_jax.data.crystals import from_structures, to_structures, validity
 from chemeleon_jax.rewards.creativity import (
-    SEEN_BEFORE,
+    CreativityStatus,
     Recent,
     References,
     creativity,
@@ -18,14 +18,8 @@ from chemeleon_jax.rewards.creativity import (
 )
 from chemeleon_jax.workers.amd import average_minimum_distance
 from chemeleon_jax.workers.matching import Cell
-from chemeleon_jax.workers.pool import (
-    INVALID,
-    OK,
-    RAISED,
-    TIMED_OUT,
-    Outcome,
-    WorkerPool,
-)
+from chemeleon_jax.workers.outcome import Outcome, Status
+from chemeleon_jax.workers.pool import WorkerPool
 
 NACL = Structure.from_spacegroup(
     "Fm-3m", Lattice.cubic(5.6), ["Na", "Cl"], [[0, 0, 0], [0.5, 0.5, 0.5]]
@@ -59,7 +53,7 @@ def test_unique_novel_and_neither(pool):
     matches, values, status = score(structures, [NACL, CSCL_TYPE], pool)
     assert matches.unique.tolist() == [True, True, False, False]
     assert matches.novel.tolist() == [False, True, True, False]
-    assert status.tolist() == [OK] * 4
+    assert status.tolist() == [Status.OK] * 4
     # Unique, but known: the CsCl type is nearest. For the copy of iron there is none
     # other of its formula, and zero distances do not count.
     amd = [
@@ -85,8 +79,8 @@ def test_what_the_last_iterations_made_earns_nothing(pool):
         values, status = creativity(
             cells, matches, index_references(batch), pool, seen=met.seen
         )
-        np.testing.assert_array_equal(values, status == OK)
-        seen.append((status == SEEN_BEFORE).tolist())
+        np.testing.assert_array_equal(values, status == Status.OK)
+        seen.append((status == CreativityStatus.SEEN_BEFORE).tolist())
     # The third iteration makes it forget the first.
     assert seen == [[True, False, True], [True, True, True], [False, True, False]]
     assert len(recent.references.cells) == 2
@@ -98,9 +92,11 @@ def test_what_an_earlier_batch_had_does_not_touch_unique_and_novel(pool):
     recent = Recent(1)
     recent.remember(from_structures([IRON]))
     met = meet_references(cells, np.ones(1, bool), nothing, pool, recent.references)
-    assert met.reduced[0].status == RAISED and not met.seen
+    assert met.reduced[0].status == Status.RAISED and not met.seen
     matches = match_crystals(cells, np.ones(1, bool), nothing, pool, met)
-    assert matches.unique.all() and matches.novel.all() and matches.status == [OK]
+    assert (
+        matches.unique.all() and matches.novel.all() and matches.status == [Status.OK]
+    )
 
 
 def test_the_distance_is_bounded_unless_switched_off(pool):
@@ -116,7 +112,7 @@ def test_the_distance_is_bounded_unless_switched_off(pool):
 def test_alone_with_its_copy_is_worth_nothing(pool):
     """The smallest of no distances."""
     _, values, status = score([NACL], [disguised(NACL, 0)], pool)
-    assert values == [0.0] and status == [OK]
+    assert values == [0.0] and status == [Status.OK]
 
 
 def test_invalid_crystals_are_unseen(pool):
@@ -125,7 +121,7 @@ def test_invalid_crystals_are_unseen(pool):
     )
     assert matches.unique.tolist() == matches.novel.tolist() == [False, True, False]
     assert values.tolist() == [0, 1, 0]
-    assert status.tolist() == [INVALID, OK, INVALID]
+    assert status.tolist() == [Status.INVALID, Status.OK, Status.INVALID]
 
 
 def polymorphs(count, seed):
@@ -179,7 +175,7 @@ def needle():
 def test_a_valid_needle_is_set_aside_and_takes_no_memory(pool):
     assert validity(from_structures([needle()])) == [0]
     matches, values, status = score([IRON, needle(), NACL], [NACL, IRON], pool)
-    assert status.tolist() == [OK, RAISED, OK]
+    assert status.tolist() == [Status.OK, Status.RAISED, Status.OK]
     assert matches.unique.tolist() == [True, False, True]
     assert values[1] == 0
 
@@ -192,7 +188,7 @@ class Sabotaged:
 
     def map(self, function, items):
         return [
-            Outcome(TIMED_OUT, message="exceeded its time limit")
+            Outcome(Status.TIMED_OUT, message="exceeded its time limit")
             if isinstance(item, Cell) and set(item.atom_types) == self.formula
             else outcome
             for item, outcome in zip(items, self.pool.map(function, items), strict=True)
@@ -202,7 +198,7 @@ class Sabotaged:
 def test_a_crystal_that_hangs_spoils_no_other(pool):
     sabotaged = Sabotaged(pool, {26})
     matches, values, status = score([IRON, NACL, IRON, CSCL_TYPE], [NACL], sabotaged)
-    assert status.tolist() == [TIMED_OUT, OK, TIMED_OUT, OK]
+    assert status.tolist() == [Status.TIMED_OUT, Status.OK, Status.TIMED_OUT, Status.OK]
     assert matches.unique.tolist() == [False, True, False, True]
     assert matches.novel.tolist() == [False, False, False, True]
     assert values[0] == values[2] == 0 and values[3] == 1

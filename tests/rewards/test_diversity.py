@@ -9,7 +9,7 @@ from chemeleon_jax.rewards.diversity import (
     kernel_mean,
     leave_one_out_mmd,
 )
-from chemeleon_jax.workers.pool import BAD_VALUE, INVALID, OK
+from chemeleon_jax.workers.outcome import Status
 
 RECORDED = np.load(paths.FIXTURES / "rewards.npz")
 GENERATED = RECORDED["mmd_gen"].astype(np.float64)
@@ -64,10 +64,10 @@ def test_an_invalid_crystal_changes_no_other():
     valid[3] = False
     features = np.insert(GENERATED, [3, 8], np.nan, axis=0)
     values, status = diversity(features, valid, kernel)
-    assert status[3] == INVALID and status[9] == BAD_VALUE
+    assert status[3] == Status.INVALID and status[9] == Status.BAD_VALUE
     assert values[3] == values[9] == 0
     np.testing.assert_allclose(
-        values[status == OK], leave_one_out_mmd(GENERATED, kernel)
+        values[status == Status.OK], leave_one_out_mmd(GENERATED, kernel)
     )
 
 

@@ -22,10 +22,10 @@ from small_reward import (
 
 from chemeleon_jax.data.crystals import from_structures, take
 from chemeleon_jax.errors import UserError
-from chemeleon_jax.potentials import Potential
 from chemeleon_jax.potentials.hull import Hull, composition_counts, save_hull
+from chemeleon_jax.potentials.types import Potential
 from chemeleon_jax.rewards import compute_rewards, make_reward
-from chemeleon_jax.rewards.energy import REASONS
+from chemeleon_jax.rewards.energy import EnergyStatus
 from chemeleon_jax.rewards.features import encode_references, mean_latent
 from chemeleon_jax.rewards.predictor import property_reward
 
@@ -93,7 +93,7 @@ def test_energy_above_hull_and_what_has_none(reward):
     np.testing.assert_allclose(output.e_above_hull, expected)
     clipped = -np.clip(np.nan_to_num(expected, nan=1.0), 0, 1)
     np.testing.assert_allclose(output.components["energy"], clipped)
-    reasons = np.array(REASONS)[output.status["energy"]]
+    reasons = np.array([s.name.lower() for s in EnergyStatus])[output.status["energy"]]
     assert set(reasons[lithium]) == {"failed"} and set(reasons[iron]) == {"no_hull"}
     assert output.metrics["failures/energy/failed"] == lithium.sum()
     assert output.metrics["failures/energy/no_hull"] == iron.sum()
@@ -138,7 +138,9 @@ def test_guards_set_the_easy_ways_to_a_low_energy_aside(pool, tmp_path):
     guards["energy"] |= {"min_elements": 2, "min_hull_entries": 1}
     guards["creativity"] |= {"min_elements": 2}
     guarded = judged()
-    reasons = np.array(REASONS)[guarded.status["energy"]].tolist()
+    reasons = np.array([s.name.lower() for s in EnergyStatus])[
+        guarded.status["energy"]
+    ].tolist()
     assert reasons == ["few_elements"] * 2 + ["few_hull_entries"] + ["ok"] * 3
     assert guarded.components["energy"][:3].tolist() == [-3.0] * 3
     np.testing.assert_array_equal(
@@ -157,7 +159,7 @@ def test_guards_set_the_easy_ways_to_a_low_energy_aside(pool, tmp_path):
     assert above[2] == 0.0 < above[3]
     guards["energy"] |= {"min_e_above_hull": float(above[3]) / 2}
     deep = judged()
-    reasons = np.array(REASONS)[deep.status["energy"]]
+    reasons = np.array([s.name.lower() for s in EnergyStatus])[deep.status["energy"]]
     assert (reasons == "far_below_hull").sum() == 3
     assert (deep.components["energy"][reasons != "ok"] == -3.0).all()
     assert deep.metrics["failures/energy/far_below_hull"] == 3

@@ -111,6 +111,7 @@ def test_a_flipped_byte_of_an_embedded_file_is_a_line(
 
 
 def chgnet():
-    from chemeleon_jax.potentials import Potential, chgnet
+    from chemeleon_jax.potentials import chgnet
+    from chemeleon_jax.potentials.types import Potential
 
     return Potential("chgnet", chgnet.WEIGHTS_SHA256, None)

@@ -11,8 +11,8 @@ from chemeleon_jax.data.crystals import from_structures, take
 from chemeleon_jax.data.dataset import Dataset
 from chemeleon_jax.models.predictor import Predictor
 from chemeleon_jax.models.vae import make_vae
-from chemeleon_jax.potentials import FAILED, Potential
 from chemeleon_jax.potentials.hull import Hull, composition_counts
+from chemeleon_jax.potentials.types import Potential, Status
 from chemeleon_jax.rewards import compute_rewards, make_reward
 
 ELEMENTS = [3, 8, 11, 17, 26]
@@ -54,7 +54,7 @@ def stub_energies(crystals):
     """-n eV/atom for n atoms; no energy for those with lithium."""
     energy = -crystals.mask.sum(-1).astype(jnp.float32)
     lithium = (crystals.atom_types == 3).any(-1)
-    status = jnp.where(lithium, FAILED, 0)
+    status = jnp.where(lithium, Status.FAILED, 0)
     return jnp.where(lithium, jnp.nan, energy), status
 
 

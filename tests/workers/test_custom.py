@@ -8,16 +8,8 @@ from chemeleon_jax.data.crystals import from_structures
 from chemeleon_jax.errors import UserError
 from chemeleon_jax.rewards.creativity import to_cells
 from chemeleon_jax.workers.custom import CustomReward, atomic_density
-from chemeleon_jax.workers.pool import (
-    BAD_VALUE,
-    DIED,
-    INVALID,
-    OK,
-    OUT_OF_MEMORY,
-    RAISED,
-    TIMED_OUT,
-    WorkerPool,
-)
+from chemeleon_jax.workers.outcome import Status
+from chemeleon_jax.workers.pool import WorkerPool
 
 SIZES = np.array([2, 3, 1, 4, 6, 5])
 CELLS = to_cells(
@@ -46,7 +38,14 @@ def call(name, pool):
 def test_values_and_invalid_crystals(pool):
     values, status = call("num_sites", pool)
     assert values.tolist() == [2, 3, 1, 0, 6, 5]
-    assert status.tolist() == [OK, OK, OK, INVALID, OK, OK]
+    assert status.tolist() == [
+        Status.OK,
+        Status.OK,
+        Status.OK,
+        Status.INVALID,
+        Status.OK,
+        Status.OK,
+    ]
 
 
 def test_a_function_sees_the_whole_batch(pool):
@@ -57,32 +56,39 @@ def test_a_function_sees_the_whole_batch(pool):
 @pytest.mark.parametrize(
     ("name", "reason"),
     [
-        ("raises_for_three_sites", RAISED),
-        ("nan_for_three_sites", BAD_VALUE),
-        ("hangs_for_three_sites", TIMED_OUT),
-        ("dies_for_three_sites", DIED),
-        ("leaks_for_three_sites", OUT_OF_MEMORY),
+        ("raises_for_three_sites", Status.RAISED),
+        ("nan_for_three_sites", Status.BAD_VALUE),
+        ("hangs_for_three_sites", Status.TIMED_OUT),
+        ("dies_for_three_sites", Status.DIED),
+        ("leaks_for_three_sites", Status.OUT_OF_MEMORY),
     ],
 )
 def test_only_the_culprit_has_no_value(name, reason, pool):
     values, status = call(name, pool)
     assert values.tolist() == [2, 0, 1, 0, 6, 5]
-    assert status.tolist() == [OK, reason, OK, INVALID, OK, OK]
+    assert status.tolist() == [
+        Status.OK,
+        reason,
+        Status.OK,
+        Status.INVALID,
+        Status.OK,
+        Status.OK,
+    ]
 
 
 @pytest.mark.parametrize(
     ("name", "reason", "message"),
     [
-        ("raises", RAISED, "no such phonon"),
-        ("one_number", RAISED, r"shape \(\) for 5 structures; expected \(5,\)"),
-        ("hangs", TIMED_OUT, "exceeded its time limit of 3 s"),
-        ("exits", RAISED, "SystemExit: 3"),
+        ("raises", Status.RAISED, "no such phonon"),
+        ("one_number", Status.RAISED, r"shape \(\) for 5 structures; expected \(5,\)"),
+        ("hangs", Status.TIMED_OUT, "exceeded its time limit of 3 s"),
+        ("exits", Status.RAISED, "SystemExit: 3"),
     ],
 )
 def test_a_function_that_never_works(name, reason, message, pool, caplog):
     values, status = call(name, pool)
     assert values.tolist() == [0] * 6
-    assert status.tolist() == [reason] * 3 + [INVALID] + [reason] * 2
+    assert status.tolist() == [reason] * 3 + [Status.INVALID] + [reason] * 2
     said = caplog.records[0].getMessage()
     assert f"custom_rewards:{name}" in said and re.search(message, said)
 
@@ -93,8 +99,10 @@ def test_ten_failures_in_a_row_are_a_fault(pool):
     reward(CELLS, VALID)
     assert reward.fault is None
     values, status = reward(CELLS, VALID)
-    assert status.tolist() == [RAISED] * 3 + [INVALID] + [RAISED] * 2
-    assert reward.fault.cell is CELLS[5] and reward.fault.status == RAISED
+    assert (
+        status.tolist() == [Status.RAISED] * 3 + [Status.INVALID] + [Status.RAISED] * 2
+    )
+    assert reward.fault.cell is CELLS[5] and reward.fault.status == Status.RAISED
     assert "custom_rewards.py" in reward.fault.traceback
     assert reward.fault.traceback.endswith("RuntimeError: no such phonon\n")
 
@@ -137,7 +145,7 @@ def test_a_name_that_is_no_function(name, message, pool):
 def test_no_valid_crystal(pool):
     reward = CustomReward("custom_rewards:raises", pool, time_limit=3.0)
     values, status = reward(CELLS, np.zeros(6, bool))
-    assert values.tolist() == [0] * 6 and status.tolist() == [INVALID] * 6
+    assert values.tolist() == [0] * 6 and status.tolist() == [Status.INVALID] * 6
 
 
 def test_atomic_density():

@@ -12,15 +12,9 @@ import numpy as np
 import pytest
 
 from chemeleon_jax.errors import UserError
-from chemeleon_jax.workers.pool import (
-    DIED,
-    OK,
-    OUT_OF_MEMORY,
-    RAISED,
-    TIMED_OUT,
-    WorkerPool,
-    start_pool,
-)
+from chemeleon_jax.workers.executors import start_pool
+from chemeleon_jax.workers.outcome import Status
+from chemeleon_jax.workers.pool import WorkerPool
 
 LIMIT = 1.0  # s
 HAS_RAY = importlib.util.find_spec("ray") is not None
@@ -110,9 +104,15 @@ def test_no_cluster_at_the_address():
 @pytest.mark.parametrize("chunk_size", [None, 1, 5])
 def test_only_the_culprits_are_lost(pool, chunk_size):
     outcomes = pool.map(misbehave, range(12), chunk_size=chunk_size)
-    status = {3: RAISED, 5: TIMED_OUT, 7: DIED, 8: OUT_OF_MEMORY, 9: RAISED}
-    assert [o.status for o in outcomes] == [status.get(x, OK) for x in range(12)]
-    assert [o.value for o in outcomes if o.status == OK] == [
+    status = {
+        3: Status.RAISED,
+        5: Status.TIMED_OUT,
+        7: Status.DIED,
+        8: Status.OUT_OF_MEMORY,
+        9: Status.RAISED,
+    }
+    assert [o.status for o in outcomes] == [status.get(x, Status.OK) for x in range(12)]
+    assert [o.value for o in outcomes if o.status == Status.OK] == [
         x * x for x in range(12) if x not in status
     ]
     assert outcomes[3].message == "ValueError: three"
@@ -126,27 +126,27 @@ def test_only_the_culprits_are_lost(pool, chunk_size):
 def test_what_was_lost_alone_has_one_more_chance(pool, tmp_path, how):
     count = tmp_path / "count"
     outcome = pool.call(fail_once, (str(count), how), time_limit=LIMIT)
-    assert outcome.status == OK and outcome.value == "second time"
+    assert outcome.status == Status.OK and outcome.value == "second time"
     count.unlink()
     outcome = pool.call(fail_once, (str(count), how), time_limit=LIMIT, retry=False)
-    assert outcome.status == {"die": DIED, "hang": TIMED_OUT}[how]
+    assert outcome.status == {"die": Status.DIED, "hang": Status.TIMED_OUT}[how]
 
 
 def test_one_more_chance_and_no_third(pool, tmp_path):
     log = tmp_path / "log"
-    assert pool.call(log_and_die, str(log), time_limit=LIMIT).status == DIED
+    assert pool.call(log_and_die, str(log), time_limit=LIMIT).status == Status.DIED
     assert log.read_text() == "xx"
 
 
 def test_what_leaks_little_by_little_is_started_afresh(pool):
     """200 MiB a call, 24 calls: more than twice what two workers may hold."""
     outcomes = pool.map(leak_some, range(24), chunk_size=1)
-    assert [o.status for o in outcomes] == [OK] * 24
+    assert [o.status for o in outcomes] == [Status.OK] * 24
 
 
 def test_what_cannot_be_pickled(pool):
     outcome = pool.call(lambda x: x, 1, time_limit=LIMIT)
-    assert outcome.status == DIED and "pickle" in outcome.message
+    assert outcome.status == Status.DIED and "pickle" in outcome.message
 
 
 def test_workers_are_killed_between_calls(pool):
@@ -163,7 +163,7 @@ def test_what_runs_the_workers_is_killed(pool, tmp_path):
     outcome = pool.call(kill_once, (str(tmp_path / "dead"), ray), time_limit=LIMIT)
     assert outcome.value == "second time"
     outcome = pool.call(kill_again, ray, time_limit=LIMIT)
-    assert outcome.status == DIED
+    assert outcome.status == Status.DIED
 
 
 @pytest.mark.parametrize("pool", EXECUTORS[1:], indirect=True)
