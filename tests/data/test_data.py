@@ -1,5 +1,3 @@
-import time
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -210,15 +208,6 @@ def test_batches_of_small_crystals_can_be_smaller_and_more():
     # Of 64 small crystals 40 fill a batch, and 24 go with the 16 large ones.
     assert shapes() == [(16, 10)] * 3 + [(40, 4)]
     assert shapes(crystals_per_batch=8) == [(8, 4)] * 8 + [(8, 10)] * 2
-
-
-def test_a_batch_is_cheap():
-    batches = BucketedBatches(load_dataset("mp_mini"), 2048)
-    batches.at(0)
-    start = time.perf_counter()
-    for step in range(20):
-        batches.at(step)
-    assert time.perf_counter() - start < 1.0  # 1 ms each when the machine is free
 
 
 # --- augmentation -----------------------------------------------------------------

@@ -3,8 +3,14 @@
 import signal
 
 import pytest
-import soak
-from kill_and_resume import ITERATIONS, compare, finish, kill_and_finish, prepare
+from kill_and_resume import (
+    ITERATIONS,
+    compare,
+    finish,
+    interrupt,
+    kill_and_finish,
+    prepare,
+)
 
 
 def test_a_killed_run_ends_like_one_left_alone(tmp_path):
@@ -14,7 +20,7 @@ def test_a_killed_run_ends_like_one_left_alone(tmp_path):
     assert compare(program, "whole", "killed") == []
     # Ctrl-C, of a run that would go on: no process outlives it.
     program.options["config.num_iterations"] = 1000
-    soak.interrupt(program, "killed", signal.SIGINT, 130)
+    interrupt(program, "killed", signal.SIGINT, 130)
 
 
 @pytest.mark.slow
@@ -24,13 +30,3 @@ def test_twenty_kills(tmp_path, name):
     pace = finish(program, "whole")
     assert kill_and_finish(program, "killed", kills=20, pace=pace, seed=0)[0] == 20
     assert compare(program, "whole", "killed") == []
-
-
-@pytest.mark.slow
-def test_two_thousand_iterations(tmp_path):
-    fewer = {"config.checkpoint_every": 20, "config.validate_every": 20}
-    program = prepare(tmp_path, "train", 2000, **fewer)
-    measured = soak.watch(program, "soak", every=10)
-    for name in ("main", "workers"):
-        growth = soak.growth(measured["iteration"], measured[name])
-        assert growth < soak.GROWTH, name

@@ -239,6 +239,47 @@ def points(run: Path) -> list:
     ]
 
 
+def processes(session: int) -> list[int]:
+    """Those of a session, but zombies."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, _, _, number = stat.read_text().rpartition(")")[2].split()[:4]
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        if int(number) == session and state != "Z":
+            found.append(int(stat.parent.name))
+    return found
+
+
+def interrupt(program: Program, run: str, number: signal.Signals, status: int) -> float:
+    """Ends a run by a signal after a few iterations; seconds until nothing is left."""
+    with program.start(run, start_new_session=True) as process:
+        for line in process.stderr:
+            if line.startswith("iteration "):
+                break
+        began = time.monotonic()
+        if number == signal.SIGINT:
+            os.killpg(process.pid, number)
+        else:
+            process.send_signal(number)
+        process.communicate()
+    if process.returncode != status:
+        raise SystemExit(f"{number.name}: status {process.returncode}, not {status}")
+    require_none_left(process.pid)
+    return time.monotonic() - began
+
+
+def require_none_left(session: int, patience: float = 3.0) -> None:
+    """Workers look for their parent once a second."""
+    deadline = time.monotonic() + patience
+    while left := processes(session):
+        if time.monotonic() > deadline:
+            commands = subprocess.run(["ps", "-fp", ",".join(map(str, left))])
+            raise SystemExit(f"processes outlive the run: {commands.stdout}")
+        time.sleep(0.1)
+
+
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])

@@ -1,7 +1,7 @@
 """Runs a tiny model for thousands of iterations, and watches memory and processes.
 
-    python tests/support/soak.py                      # 2,000 iterations
-    python tests/support/soak.py --iterations=400
+    python -m benchmarks.soak                      # 2,000 iterations
+    python -m benchmarks.soak --iterations=400
 
 The resident memory of the main process and of its workers must grow by less than 2 %
 after the first 200 iterations; then the run goes on and is ended by Ctrl-C (SIGINT to
@@ -9,16 +9,24 @@ all of its processes, as a terminal does), and by SIGTERM. No process may outliv
 """
 
 import argparse
-import os
 import re
 import signal
-import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
 
 import numpy as np
-from kill_and_resume import Program, prepare
+
+sys.path.append(str(Path(__file__).parents[1] / "tests" / "support"))
+
+from kill_and_resume import (  # noqa: E402
+    Program,
+    interrupt,
+    prepare,
+    processes,
+    require_none_left,
+)
 
 WARM_UP = 200  # iterations before memory counts
 GROWTH = 0.02
@@ -32,19 +40,6 @@ def resident(pid: int) -> float:
         return 0.0
     found = re.search(r"VmRSS:\s+(\d+) kB", status)
     return int(found[1]) / 1024 if found else 0.0
-
-
-def processes(session: int) -> list[int]:
-    """Those of a session, but zombies."""
-    found = []
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            state, _, _, number = stat.read_text().rpartition(")")[2].split()[:4]
-        except (FileNotFoundError, ProcessLookupError):
-            continue
-        if int(number) == session and state != "Z":
-            found.append(int(stat.parent.name))
-    return found
 
 
 def watch(program: Program, run: str, every: int) -> dict[str, np.ndarray]:
@@ -72,34 +67,6 @@ def growth(iteration: np.ndarray, memory: np.ndarray, since: int = WARM_UP) -> f
     before = memory[(iteration >= since) & (iteration <= since + window)]
     after = memory[iteration >= iteration[-1] - window]
     return float(np.median(after) / np.median(before) - 1)
-
-
-def interrupt(program: Program, run: str, number: signal.Signals, status: int) -> float:
-    """Ends a run by a signal after a few iterations; seconds until nothing is left."""
-    with program.start(run, start_new_session=True) as process:
-        for line in process.stderr:
-            if line.startswith("iteration "):
-                break
-        began = time.monotonic()
-        if number == signal.SIGINT:
-            os.killpg(process.pid, number)
-        else:
-            process.send_signal(number)
-        process.communicate()
-    if process.returncode != status:
-        raise SystemExit(f"{number.name}: status {process.returncode}, not {status}")
-    require_none_left(process.pid)
-    return time.monotonic() - began
-
-
-def require_none_left(session: int, patience: float = 3.0) -> None:
-    """Workers look for their parent once a second."""
-    deadline = time.monotonic() + patience
-    while left := processes(session):
-        if time.monotonic() > deadline:
-            commands = subprocess.run(["ps", "-fp", ",".join(map(str, left))])
-            raise SystemExit(f"processes outlive the run: {commands.stdout}")
-        time.sleep(0.1)
 
 
 def main() -> None:
