@@ -30,10 +30,13 @@ from tqdm import tqdm
 from chemeleon_jax import __version__
 from chemeleon_jax.data.crystals import formula_key
 from chemeleon_jax.data.dataset import Dataset
+from chemeleon_jax.data.readers.content import stem_of
+from chemeleon_jax.data.readers.files import read_crystals
+from chemeleon_jax.data.readers.item import Item
 from chemeleon_jax.devices import distributed
 from chemeleon_jax.errors import UserError, exit_status
 from chemeleon_jax.evaluation import statistics
-from chemeleon_jax.evaluation.inputs import Item, load_reference, read_crystals
+from chemeleon_jax.evaluation.inputs import load_reference, warn_of_unreadable
 from chemeleon_jax.evaluation.judge import (
     STABLE,
     SYMMETRY_TOLERANCE,
@@ -67,7 +70,8 @@ from chemeleon_jax.workers.prefilter import ANGLE_TOL, LENGTH_TOL, SITE_TOL
 CHUNK = 256  # crystals judged, and kept on disk, at once
 TIME_LIMIT = 30.0  # s, for one crystal in a worker
 COLUMNS = (
-    *("index", "formula", "num_atoms", "space_group", "density", "valid", "reason"),
+    *("index", "name", "formula", "num_atoms", "space_group", "density"),
+    *("valid", "reason"),
     *("smact_valid", "unique", "novel", "energy", "e_above_hull", "metastable"),
     *("stable", "sun", "msun", "far_below_hull", "msun_near_hull", "status"),
 )
@@ -117,6 +121,8 @@ def evaluate(args: argparse.Namespace) -> None:
         )
     sets = find_sets(args.crystals, args.out)
     items = {source: read_crystals(source) for source in sets}
+    for source in sets:
+        warn_of_unreadable(source, items[source])
     dataset = load_reference(args.reference)
     vae_checkpoint = store.load(args.vae)
     if "vae" not in vae_checkpoint.params:
@@ -171,10 +177,7 @@ def find_sets(paths: list[Path], out: Path | None) -> dict[Path, Path]:
     elif len(sets) == 1:
         places = [out]
     else:
-        names = [
-            f"{p.parent.name}_base" if p.name == "base" else p.name.partition(".")[0]
-            for p in sets
-        ]
+        names = [_name_of_set(path.resolve()) for path in sets]
         places = [out / name for name in names]
     if len(set(places)) < len(places):
         twice = next(p for p in places if places.count(p) > 1)
@@ -183,6 +186,12 @@ def find_sets(paths: list[Path], out: Path | None) -> dict[Path, Path]:
             "one, each with its own --out"
         )
     return dict(zip(sets, places, strict=True))
+
+
+def _name_of_set(path: Path) -> str:
+    if path.name == "base":
+        return f"{path.parent.name}_base"
+    return path.name if path.is_dir() else stem_of(path)
 
 
 def make_relaxation(
@@ -272,13 +281,13 @@ def judge_all(
         return []
     rows = [row for file in files.values() for row in read_json(file)["rows"]]
     judge_set(rows, judge.pool)
-    return rows
+    return [{"name": item.name} | r for item, r in zip(items, rows, strict=True)]
 
 
 def prepare_partial(items: list[Item], judge: Judge, folder: Path, protocol) -> None:
     """Empties the folder of finished chunks if they are of another evaluation."""
     digest = hashlib.sha256(json.dumps([protocol, judge.chunk]).encode())
-    for structure, problem in items:
+    for structure, problem, _ in items:
         digest.update(problem.encode())
         if structure is not None:
             digest.update(np.array(structure.atomic_numbers, np.int64).tobytes())
@@ -298,14 +307,14 @@ def write_results(out: Path, rows, scores, protocol: dict[str, Any]) -> None:
     """Writes crystals.csv, structures.jsonl and, last of all, summary.json."""
     columns = COLUMNS + (RELAX_COLUMNS if protocol["relaxed"] else ())
     with replacing(out / "crystals.csv") as temporary:
-        with open(temporary, "w", newline="") as file:
+        with open(temporary, "w", newline="", encoding="utf-8") as file:
             table = csv.DictWriter(file, columns, restval="", extrasaction="ignore")
             table.writeheader()
             table.writerows({"index": i} | row for i, row in enumerate(rows))
     with replacing(out / "structures.jsonl") as temporary:
         with open(temporary, "w") as file:
             for i, row in enumerate(rows):
-                names = ("structure", "initial_structure")
+                names = ("name", "structure", "initial_structure")
                 kept = {name: row[name] for name in names if name in row}
                 line = {"index": i, "structure": None} | kept
                 file.write(json.dumps(line) + "\n")
@@ -337,15 +346,20 @@ def print_table(source: Path, rows, scores, protocol: dict[str, Any]) -> None:
         print(f"  {name:22}{shown}")
     reference, matcher = protocol["reference"], protocol["matcher"]
     relaxed = "relaxed" if protocol["relaxed"] else "as they are, not relaxed"
+    energies = "no energies"
+    if protocol["potential"] != "none":
+        energies = (
+            f"potential {protocol['potential']}, hull of {protocol['hull']}; "
+            f"metastable up to {METASTABLE} eV/atom, stable up to {STABLE:g} eV/atom "
+            f"above the hull, far below it: under {FAR_BELOW:g}"
+        )
     print(
         f"Reference {reference['name']} ({reference['size']} crystals); pymatgen "
         f"StructureMatcher, "
         + ", ".join(f"{k} {v:g}" for k, v in matcher.items())
-        + f"; potential {protocol['potential']}, hull of {protocol['hull']}, crystals "
-        f"{relaxed}; metastable up to {METASTABLE} eV/atom, stable up to {STABLE:g} "
-        f"eV/atom above the hull, far below it: under {FAR_BELOW:g}; valid: "
-        f"no contact under {protocol['min_distance']} Å; composition: SMACT "
-        f"{protocol['smact']}; features of {protocol['vae']}"
+        + f"; crystals {relaxed}; {energies}; valid: no contact under "
+        f"{protocol['min_distance']} Å; composition: SMACT {protocol['smact']}; "
+        f"features of {protocol['vae']}"
     )
 
 

@@ -16,8 +16,8 @@ from chemeleon_jax.data.crystals import (
     from_structures,
     validity,
 )
+from chemeleon_jax.data.readers.item import Item
 from chemeleon_jax.data.types import CrystalBatch
-from chemeleon_jax.evaluation.inputs import Item
 from chemeleon_jax.models.vae import VAE
 from chemeleon_jax.potentials.hull import Hull
 from chemeleon_jax.potentials.types import Potential

@@ -8,11 +8,10 @@ import numpy as np
 import pytest
 from chemeleon2_files import random as random_tensors
 from chemeleon2_files import vae_shapes, write_vae
+from fuzzing import mutate
 
 from convert_checkpoints import CheckpointError
 from convert_checkpoints.conversion import convert_source, read_source
-
-INTERESTING = [b"", b"\0", b"\xff" * 4, b"\xff" * 8, b"(", b"R", b"b", b"cos\nsystem\n"]
 
 
 @pytest.fixture(scope="module")
@@ -22,28 +21,6 @@ def sound(tmp_path_factory):
     tensors = random_tensors(vae_shapes(**sizes))
     path = tmp_path_factory.mktemp("sound") / "vae.ckpt"
     return write_vae(path, tensors, heads=2).read_bytes()
-
-
-def mutate(content: bytes, rng: random.Random) -> bytes:
-    """One to four random edits: bits, bytes, cuts, copies, insertions."""
-    data = bytearray(content)
-    for _ in range(rng.randint(1, 4)):
-        at = rng.randrange(len(data) + 1)
-        end = min(len(data), at + rng.choice([1, 4, 30, 1000]))
-        match rng.randrange(6):
-            case 0 if at < len(data):
-                data[at] ^= 1 << rng.randrange(8)
-            case 1 if at < len(data):
-                data[at] = rng.randrange(256)
-            case 2:
-                del data[at:end]
-            case 3:
-                data[at:at] = data[at:end]
-            case 4:
-                data[at:at] = rng.choice(INTERESTING)
-            case _:
-                data[at : at + 8] = rng.choice(INTERESTING)
-    return bytes(data)
 
 
 def mutate_pickle(content: bytes, rng: random.Random) -> bytes:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from ase.io import write as write_ase
 from crystal_sets import disguised
+from paths import FIXTURES
 from pymatgen.analysis.structure_matcher import StructureMatcher
 from pymatgen.core import Lattice, Structure
 from pymatgen.io.ase import AseAtomsAdaptor
@@ -13,8 +14,9 @@ from pymatgen.io.ase import AseAtomsAdaptor
 from chemeleon_jax import evaluate
 from chemeleon_jax.data.crystals import take, to_structures
 from chemeleon_jax.data.dataset import load_dataset
+from chemeleon_jax.data.readers.files import read_crystals
 from chemeleon_jax.errors import UserError
-from chemeleon_jax.evaluation.inputs import read_crystals
+from chemeleon_jax.evaluation.inputs import load_reference
 from chemeleon_jax.evaluation.statistics import (
     effective_number,
     frechet_distance,
@@ -158,6 +160,52 @@ def test_crystals_without_a_value_are_left_out():
 
 
 # -------------------------------------------------------------------- the program
+
+
+@pytest.mark.parametrize(
+    ("case", "names", "valid"),
+    [
+        (
+            "folder_dots_in_names",
+            ["gen_1.0.cif", "Li0.5Na0.5Cl.cif", "mp-22862.v2.cif", "NaCl.cif"],
+            4,
+        ),
+        ("folder_upper_case", ["a.cif", "b.CIF", "c.Cif"], 3),
+        (
+            "xyz/bad_symbol_third.extxyz",
+            [f"bad_symbol_third.extxyz:{i}" for i in range(1, 9)],
+            7,
+        ),
+        ("cif/two_blocks.cif", ["two_blocks.cif:first", "two_blocks.cif:second"], 2),
+        ("json/dataframe.json", ["0", "1"], 2),
+        ("csv/plain.csv.gz", ["m0", "m1", "m2", "m3", "m4", "m5"], 6),
+    ],
+)
+def test_the_counts_of_a_person(folder, capfd, caplog, case, names, valid):
+    rows, summary = run(folder, FIXTURES / "cases" / case)
+    assert [row["name"] for row in rows] == names
+    assert [row["index"] for row in rows] == [str(i) for i in range(len(names))]
+    assert summary["num_crystals"] == len(names)
+    assert summary["scores"]["valid"]["value"] == valid / len(names)
+    with open(folder / "out" / "structures.jsonl", encoding="utf-8") as file:
+        assert [json.loads(line)["name"] for line in file] == names
+    assert "hull of" not in capfd.readouterr().out  # without a potential
+    assert ("1 of 8 crystals cannot be read" in caplog.text) == (valid < len(names))
+
+
+def test_what_is_left_out_of_the_reference_is_told(tmp_path, caplog):
+    folder = tmp_path / "known"
+    folder.mkdir()
+    for i, structure in enumerate(KNOWN):
+        structure.to(str(folder / f"{i}.cif"))
+    (folder / "bad.cif").write_text("data_x")
+    dataset = load_reference(folder)
+    assert list(dataset.material_ids) == ["0.cif", "1.cif", "2.cif", "3.cif"]
+    assert "1 of 5 crystals cannot be read: bad.cif: unreadable: no " in caplog.text
+    for i in range(len(KNOWN)):
+        (folder / f"{i}.cif").unlink()
+    with pytest.raises(UserError, match="no readable crystal.*bad.cif: unreadable"):
+        load_reference(folder)
 
 
 @pytest.fixture

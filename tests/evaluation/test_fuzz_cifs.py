@@ -2,13 +2,12 @@
 
 import random
 import resource
-import signal
 
 import numpy as np
 import pytest
+from fuzzing import alarm, mutate
 from pymatgen.core import Lattice, Structure
 from pymatgen.io.cif import CifWriter
-from test_fuzz_checkpoints import mutate
 
 from chemeleon_jax.data.crystals import (
     from_structures,
@@ -23,7 +22,6 @@ from chemeleon_jax.data.dataset import load_dataset
 TOKENS = [b"1e300", b"-1", b"0", b"nan", b"inf", b"1e-300", b"999999999", b"?", b"."]
 TOKENS += [b"loop_", b"'", b";", b"data_", b"-x,-y,-z+1/0", b"1(9999)", b"Fe99999"]
 TOKENS += [b"_cell_length_a", b"Xx", b"D", b"0.5", b"180", b"1e5", b"\xff", b"Fe3+"]
-TIME_LIMIT = 20  # s, for one file
 MEMORY_LIMIT = 2**20  # kB, for all
 
 
@@ -52,32 +50,17 @@ def mutate_tokens(content: bytes, rng: random.Random) -> bytes:
     return b"\n".join(lines)
 
 
-class HangError(BaseException):
-    """Not an Exception: the reader would take it for the parser's."""
-
-
-@pytest.fixture
-def alarm():
-    def ring(signum, frame):
-        raise HangError
-
-    before = signal.signal(signal.SIGALRM, ring)
-    yield lambda: signal.setitimer(signal.ITIMER_REAL, TIME_LIMIT)
-    signal.setitimer(signal.ITIMER_REAL, 0)
-    signal.signal(signal.SIGALRM, before)
-
-
 @pytest.mark.parametrize("count", [250, pytest.param(5_000, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("mutation", [mutate, mutate_tokens])
-def test_mutated_files(sound, alarm, tmp_path, monkeypatch, mutation, count):
+def test_mutated_files(sound, tmp_path, monkeypatch, mutation, count):
     monkeypatch.chdir(tmp_path)
     rng = random.Random(count)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     read = 0
     for _ in range(count):
         text = mutation(rng.choice(sound), rng).decode("utf-8", "replace")
-        alarm()
-        result = parse_cif(text, 20)
+        with alarm():
+            result = parse_cif(text, 20)
         if isinstance(result, Structure):
             assert validity(from_structures([result], 20)) == [0]
             read += 1
