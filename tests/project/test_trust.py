@@ -12,8 +12,8 @@ from pymatgen.core import Lattice, Structure
 from chemeleon_jax.data.crystals import read_structure
 from chemeleon_jax.data.csv import parse_cif
 from chemeleon_jax.data.dataset import load_dataset
-from chemeleon_jax.errors import UserError
 from chemeleon_jax.data.readers.files import read_crystals
+from chemeleon_jax.errors import UserError
 from chemeleon_jax.models import store
 from chemeleon_jax.potentials.hull import read_hull
 from chemeleon_jax.report import page

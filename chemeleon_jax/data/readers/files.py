@@ -4,7 +4,7 @@ import logging
 import os
 import re
 import stat
-import zipfile
+import zipfile  # noqa: TID251 -- members are read, none written
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path, PurePosixPath
