@@ -25,7 +25,8 @@ from chemeleon_jax.potentials.types import Potential, Status, per_device
 from chemeleon_jax.workers.calculators import make_calculator, split_name
 
 _MAX_EDGES = 20_000  # for one crystal; more are atoms on top of each other
-_LAST_ELEMENT = 118
+_CUTOFF = 6.0  # Å; what a calculator's own may be is not known
+_ELEMENTS = np.arange(1, 119)
 
 
 def potential(name: str, settings: dict) -> Potential:
@@ -80,7 +81,8 @@ def _host_energies(calculator, lock, atom_types, frac_coords, lattice, mask):
             types,
             frac,
             lattice[row],
-            max_element=_LAST_ELEMENT,
+            cutoff=_CUTOFF,
+            elements=_ELEMENTS,
             max_edges=_MAX_EDGES,
         )
         if status[row] != Status.OK:

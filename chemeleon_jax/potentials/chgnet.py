@@ -22,21 +22,15 @@ from safetensors.numpy import load
 
 from chemeleon_jax.data.types import CrystalBatch
 from chemeleon_jax.errors import UserError
-from chemeleon_jax.potentials.graph import (
-    BOND_CUTOFF,
-    EDGE_CUTOFF,
-    Capacity,
-    Graph,
-    empty_graph,
-    next_chunk,
-)
-from chemeleon_jax.potentials.types import Potential, Status, per_device
+from chemeleon_jax.potentials import batches
+from chemeleon_jax.potentials.batches import GraphPotential
+from chemeleon_jax.potentials.graph import BOND_CUTOFF, EDGE_CUTOFF, Capacity, Graph
+from chemeleon_jax.potentials.types import Potential, per_device
 from chemeleon_jax.runs.files import read_packaged
 
 WEIGHTS = files("chemeleon_jax") / "assets" / "chgnet.safetensors"
 WEIGHTS_SHA256 = "fd2cf236ad7ba50e9abf3ac90f16d761b8c3117e10a8bdc1370b25abf8dfd4f9"
 WIDTH = 64
-_PADDING_CELL = 20.0  # Å; longer than the cutoff, so that padding has no weight
 
 
 @cache
@@ -274,135 +268,19 @@ def _readout(params, atoms, graph: Graph):
 # ------------------------------------------------------------------ batches
 
 
-def _gather(graph: Graph, rows, frac_coords, lattice):
-    """Coordinates [A, 3] and cells [C, 3, 3] of a chunk, padding filled in."""
-    batch = len(lattice)
-    frac = jnp.concatenate([frac_coords.reshape(-1, 3), jnp.zeros((1, 3))])
-    padding = _PADDING_CELL * jnp.eye(3)
-    cells = jnp.concatenate([lattice, padding[None]])
-    rows = jnp.where(jnp.arange(len(rows)) == len(rows) - 1, batch, rows)
-    return frac[graph.atom_slot], cells[jnp.minimum(rows, batch)]
-
-
-def _for_each_chunk(body, init, frac_coords, lattice, atom_types, mask, capacity):
-    """Fold `body(carry, graph, rows, status)` over the graphs of a batch.
-
-    The host packs as many crystals as fit into one graph, the device evaluates it, and
-    so on to the end of the batch. So the arithmetic follows the real size of the
-    graphs, and one compilation serves every batch.
-
-    Args:
-      body: `rows` [C] are the crystals of the slots, B for a slot without one; `status`
-        [C] says why.
-      init: carry.
-      frac_coords: [B, N, 3] in [0, 1].
-      lattice: [B, 3, 3] in Å.
-      atom_types: [B, N].
-      mask: [B, N].
-      capacity: of a graph.
-    """
-    batch = len(lattice)
-    slots = jnp.arange(capacity.crystals)
-    shapes = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype),
-        (empty_graph(capacity), np.zeros(capacity.crystals, np.int32), np.int32(0)),
-    )
-
-    def step(state):
-        start, carry = state
-        graph, status, end = jax.pure_callback(
-            partial(next_chunk, capacity=capacity),
-            shapes,
-            start,
-            atom_types,
-            frac_coords,
-            lattice,
-            mask,
-            vmap_method="sequential",
-        )
-        rows = jnp.where(start + slots < end, start + slots, batch)
-        return end, body(carry, graph, rows, status)
-
-    return lax.while_loop(lambda s: s[0] < batch, step, (jnp.int32(0), init))[1]
-
-
-@partial(jax.custom_vjp, nondiff_argnums=(5,))
 def batch_energy(params, frac_coords, lattice, atom_types, mask, capacity: Capacity):
-    """`energies` with the lattice vectors [B, 3, 3] as an argument, for stresses.
-
-    Coordinates are in [0, 1]. The weights are constants to a gradient.
-    """
-
-    def body(carry, graph, rows, status):
-        energy, statuses = carry
-        value = graph_energy(params, graph, *_gather(graph, rows, frac_coords, lattice))
-        status = jnp.where(
-            (status == Status.OK) & ~jnp.isfinite(value),
-            Status.FAILED,
-            status,
-        )
-        value = jnp.where(status == Status.OK, value, jnp.nan).astype(energy.dtype)
-        return (
-            energy.at[rows].set(value, mode="drop"),
-            statuses.at[rows].set(status, mode="drop"),
-        )
-
-    batch = len(lattice)
-    init = jnp.full(batch, jnp.nan, jnp.float32), jnp.zeros(batch, jnp.int32)
-    return _for_each_chunk(body, init, frac_coords, lattice, atom_types, mask, capacity)
-
-
-def _batch_energy_fwd(params, frac_coords, lattice, atom_types, mask, capacity):
-    inputs = params, frac_coords, lattice, atom_types, mask
-    return batch_energy(*inputs, capacity), inputs
-
-
-def _batch_energy_bwd(capacity, inputs, cotangents):
-    # A while loop has no reverse mode, and a sum over chunks needs none: its gradient
-    # is the sum of the chunks' gradients.
-    params, frac_coords, lattice, atom_types, mask = inputs
-    weight = jnp.append(cotangents[0], 0.0)
-
-    def body(carry, graph, rows, status):
-        def loss(frac_coords, lattice):
-            value = graph_energy(
-                params, graph, *_gather(graph, rows, frac_coords, lattice)
-            )
-            return jnp.where(status == Status.OK, value * weight[rows], 0.0).sum()
-
-        grads = jax.grad(loss, argnums=(0, 1))(frac_coords, lattice)
-        return jax.tree.map(jnp.add, carry, grads)
-
-    zeros = jnp.zeros_like(frac_coords), jnp.zeros_like(lattice)
-    grads = _for_each_chunk(
-        body, zeros, frac_coords, lattice, atom_types, mask, capacity
-    )
-    return None, *grads, None, None
-
-
-batch_energy.defvjp(_batch_energy_fwd, _batch_energy_bwd)
+    """Energies [B] and statuses [B] of crystals, see `batches.batch_energy`."""
+    model = GraphPotential(graph_energy, capacity)
+    return batches.batch_energy(model, params, frac_coords, lattice, atom_types, mask)
 
 
 def energies(params, crystals: CrystalBatch, *, capacity: Capacity | None = None):
-    """Energies of a batch; jits, and never raises on a crystal's account.
+    """Energies [B] and statuses [B] of crystals, see `batches.energies`.
 
     Args:
       params: `load_params()`.
       crystals: `CrystalBatch` [B, N].
-      capacity: of the graph that is evaluated at once. A crystal that does not fit in
-        it by itself has status `TOO_DENSE`.
-
-    Returns:
-      energy: [B], eV/atom, NaN where the status is not 0. Differentiable in the
-        coordinates and cell parameters of the crystals whose energy is finite.
-      status: [B] int32, a `Status`.
+      capacity: of the graph that is evaluated at once.
     """
-    frac = crystals.frac_coords - jnp.floor(crystals.frac_coords)
-    return batch_energy(
-        params,
-        frac,
-        jnp.asarray(crystals.lattice, frac.dtype),
-        jnp.asarray(crystals.atom_types),
-        jnp.asarray(crystals.mask),
-        capacity or Capacity(),
-    )
+    model = GraphPotential(graph_energy, capacity or Capacity())
+    return batches.energies(model, params, crystals)

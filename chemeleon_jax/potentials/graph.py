@@ -1,10 +1,11 @@
 """Crystal graphs on the host, many crystals packed into arrays of fixed capacity.
 
 NumPy only: it runs inside a callback, where JAX must not be called. It holds no state,
-so any number of threads may build graphs at once.
+so any number of threads may build graphs at once. `next_chunk` packs the graphs of any
+potential, by the methods of its capacity; `Capacity` and `Graph` are CHGNet's.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from pymatgen.optimization.neighbors import find_points_in_spheres
@@ -13,10 +14,33 @@ from chemeleon_jax.potentials.types import Status
 
 EDGE_CUTOFF = 6.0  # Å, atoms closer than this exchange messages
 BOND_CUTOFF = 3.0  # Å, edges shorter than this are bonds, which form angles
-MAX_ELEMENT = 94  # the model knows hydrogen to plutonium
+ELEMENTS = np.arange(1, 95)  # that the model knows: hydrogen to plutonium
 
 _MAX_IMAGES = 2e5  # atoms times periodic images; 20 ms of search
 _MAX_BOXES = 2e4  # search boxes of the cutoff's size; 5 ms
+
+
+class Layout(Protocol):
+    """How a potential packs graphs into arrays, and of what size."""
+
+    crystals: int  # the last is reserved for padding, as with all other entries
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Entries of each kind that a graph has room for, atoms first."""
+        ...
+
+    def find(self, types, frac, lattice) -> tuple[Status, Any, tuple[int, ...]]:
+        """Status, edges and sizes of one crystal: types [n], frac [n, 3], lattice."""
+        ...
+
+    def empty(self) -> Any:
+        """A graph of padding alone, with `atom_types`, `_slot`, `_crystal` [A]."""
+        ...
+
+    def fill(self, graph, pieces: list[tuple[Any, int]]) -> None:
+        """Write the edges of crystals, each with its first atom, into a graph."""
+        ...
 
 
 class Capacity(NamedTuple):
@@ -30,6 +54,73 @@ class Capacity(NamedTuple):
     edges: int = 8192
     bonds: int = 2048
     angles: int = 16384
+
+    @property
+    def sizes(self):
+        """Room for atoms, edges, bonds and angles."""
+        return self[1:]
+
+    def find(self, types, frac, lattice):
+        """Status, edges and sizes of one crystal of n atoms."""
+        status, first, second, image, distance = neighbours(
+            types,
+            frac,
+            lattice,
+            cutoff=EDGE_CUTOFF,
+            elements=ELEMENTS,
+            max_edges=self.edges,
+        )
+        if status != Status.OK:
+            return status, None, ()
+        # Of an edge and its reverse keep one: upwards in atom index, or, between images
+        # of one atom, upwards in the image.
+        upwards = image @ np.array([1e6, 1e3, 1.0]) > 0
+        once = np.where(first == second, upwards, first < second)
+        first, second, image = first[once], second[once], image[once]
+        is_bond = distance[once] < BOND_CUTOFF
+        ends = np.concatenate([first[is_bond], second[is_bond]])
+        degree = np.bincount(ends, minlength=len(types))
+        num_angles = int((degree * (degree - 1)).sum())
+        sizes = len(types), len(first), len(ends) // 2, num_angles
+        return status, _Edges(first, second, image, is_bond), sizes
+
+    def empty(self):
+        """A graph of padding alone."""
+        c, a, e, s, p = self
+
+        def full(size, value):
+            return np.full(size, value, np.int32)
+
+        image = np.zeros((e, 3), np.int32)
+        image[:, 0] = 1
+        return Graph(
+            atom_types=full(a, 1),
+            atom_slot=full(a, 0),
+            atom_crystal=full(a, c - 1),
+            edge_first=full(e, a - 1),
+            edge_second=full(e, a - 1),
+            edge_image=image,
+            bond_edge=full(s, e - 1),
+            angle_left=full(p, s - 1),
+            angle_right=full(p, s - 1),
+        )
+
+    def fill(self, graph, pieces):
+        """Write the edges, bonds and angles of several crystals into a graph."""
+        first = np.concatenate([e.first + offset for e, offset in pieces])
+        second = np.concatenate([e.second + offset for e, offset in pieces])
+        graph.edge_first[: len(first)] = first
+        graph.edge_second[: len(first)] = second
+        graph.edge_image[: len(first)] = np.concatenate([e.image for e, _ in pieces])
+
+        bonds = np.flatnonzero(np.concatenate([e.is_bond for e, _ in pieces]))
+        graph.bond_edge[: len(bonds)] = bonds
+        if len(bonds) == 0:
+            return
+        left, right = _angles(first[bonds], second[bonds])
+        shift = self.bonds - len(bonds)  # backward bonds start at S, not at s
+        graph.angle_left[: len(left)] = left + shift * (left >= len(bonds))
+        graph.angle_right[: len(right)] = right + shift * (right >= len(bonds))
 
 
 class Graph(NamedTuple):
@@ -52,28 +143,6 @@ class Graph(NamedTuple):
     angle_right: np.ndarray  # [P]     directed bond that leaves the same atom
 
 
-def empty_graph(capacity: Capacity) -> Graph:
-    """A graph of padding alone."""
-    c, a, e, s, p = capacity
-
-    def full(size, value):
-        return np.full(size, value, np.int32)
-
-    image = np.zeros((e, 3), np.int32)
-    image[:, 0] = 1
-    return Graph(
-        atom_types=full(a, 1),
-        atom_slot=full(a, 0),
-        atom_crystal=full(a, c - 1),
-        edge_first=full(e, a - 1),
-        edge_second=full(e, a - 1),
-        edge_image=image,
-        bond_edge=full(s, e - 1),
-        angle_left=full(p, s - 1),
-        angle_right=full(p, s - 1),
-    )
-
-
 class _Edges(NamedTuple):
     """Edges of one crystal, each once."""
 
@@ -81,75 +150,64 @@ class _Edges(NamedTuple):
     second: np.ndarray  # [e]
     image: np.ndarray  # [e, 3]
     is_bond: np.ndarray  # [e]
-    num_bonds: int
-    num_angles: int
 
 
-def screen(types, frac, lattice, *, max_element: int, max_edges: int) -> int:
+def screen(types, frac, lattice, *, cutoff: float, elements, max_edges: int) -> Status:
     """Status of a crystal before any search: bounds the work and memory of one.
 
     Args:
       types: [n] atomic numbers.
       frac: [n, 3].
       lattice: [3, 3] in Å.
-      max_element: highest atomic number.
+      cutoff: of the search, Å.
+      elements: atomic numbers that the potential knows.
       max_edges: refuses a crystal that must be expected to have twice as many pairs of
-        atoms closer than 6 Å.
+        atoms closer than the cutoff.
     """
     n = len(types)
     if n == 0 or not (np.isfinite(frac).all() and np.isfinite(lattice).all()):
         return Status.NOT_FINITE
-    if types.min() < 1 or types.max() > max_element:
+    if not np.isin(types, elements).all():
         return Status.UNKNOWN_ELEMENT
     volume = abs(np.linalg.det(lattice))
-    sphere = 4 / 3 * np.pi * EDGE_CUTOFF**3
+    sphere = 4 / 3 * np.pi * cutoff**3
     if not n * n * sphere < 4 * max_edges * volume:
         return Status.TOO_DENSE
     inverse_spacing = np.linalg.norm(np.linalg.inv(lattice), axis=0)
-    images = np.prod(2 * np.ceil(EDGE_CUTOFF * inverse_spacing) + 1)
-    boxes = np.prod(np.abs(lattice).sum(0) / EDGE_CUTOFF + 2)
-    return (
-        Status.OK
-        if n * images < _MAX_IMAGES and boxes < _MAX_BOXES
-        else Status.BAD_CELL
-    )
+    images = np.prod(2 * np.ceil(cutoff * inverse_spacing) + 1)
+    boxes = np.prod(np.abs(lattice).sum(0) / cutoff + 2)
+    searchable = n * images < _MAX_IMAGES and boxes < _MAX_BOXES
+    return Status.OK if searchable else Status.BAD_CELL
 
 
-def _find_edges(types, frac, lattice, capacity: Capacity) -> tuple[int, _Edges | None]:
-    """Status and edges of one crystal of n atoms: types [n], frac [n, 3], lattice."""
-    n = len(types)
-    status = screen(
-        types, frac, lattice, max_element=MAX_ELEMENT, max_edges=capacity.edges
-    )
+def neighbours(types, frac, lattice, *, cutoff: float, **bounds):
+    """Every pair of atoms closer than a cutoff, each in both directions.
+
+    Args:
+      types: [n] atomic numbers.
+      frac: [n, 3].
+      lattice: [3, 3] in Å.
+      cutoff: Å.
+      **bounds: of `screen`.
+
+    Returns:
+      The status, and, empty where it is not OK, first [e], second [e], the periodic
+      image of the second [e, 3], and distance [e] in Å.
+    """
+    none = np.zeros(0, int)
+    nothing = none, none, none.reshape(0, 3), none
+    status = screen(types, frac, lattice, cutoff=cutoff, **bounds)
     if status != Status.OK:
-        return status, None
-
+        return status, *nothing
     coords = np.ascontiguousarray(frac @ lattice)
     first, second, image, distance = find_points_in_spheres(
-        coords, coords, EDGE_CUTOFF, np.ones(3, np.int64), lattice, 1e-8
+        coords, coords, cutoff, np.ones(3, np.int64), lattice, 1e-8
     )
-    # Of an edge and its reverse keep one: upwards in atom index, or, between images of
-    # one atom, upwards in the image. This also drops an atom's distance to itself.
-    upwards = image @ np.array([1e6, 1e3, 1.0]) > 0
-    once = np.where(first == second, upwards, first < second)
-    first, second, image = first[once], second[once], image[once]
-    is_bond = distance[once] < BOND_CUTOFF
-    neighbours = np.bincount(first, minlength=n) + np.bincount(second, minlength=n)
-    if neighbours.min() == 0:
-        return Status.ISOLATED, None
-    ends = np.concatenate([first[is_bond], second[is_bond]])
-    degree = np.bincount(ends, minlength=n)
-    num_angles = int((degree * (degree - 1)).sum())
-    num_bonds = len(ends) // 2
-    edges = _Edges(first, second, image, is_bond, num_bonds, num_angles)
-    if not _fits((n, len(first), num_bonds, num_angles), capacity):
-        return Status.TOO_DENSE, None
-    return Status.OK, edges
-
-
-def _fits(used, capacity: Capacity) -> bool:
-    """Whether (atoms, edges, bonds, angles) leave the padding entry free."""
-    return all(u < c for u, c in zip(used, capacity[1:], strict=True))
+    apart = (first != second) | image.any(1)  # not an atom's distance to itself
+    first, second = first[apart], second[apart]
+    if np.bincount(first, minlength=len(types)).min() == 0:
+        return Status.ISOLATED, *nothing
+    return Status.OK, first, second, image[apart], distance[apart]
 
 
 def _angles(first, second):
@@ -175,7 +233,7 @@ def _angles(first, second):
     return order[left[distinct]], order[right[distinct]]
 
 
-def next_chunk(start, atom_types, frac_coords, lattice, mask, *, capacity: Capacity):
+def next_chunk(start, atom_types, frac_coords, lattice, mask, *, capacity: Layout):
     """Graph of as many crystals as fit, from row `start` on, in order.
 
     Crystal `start + k` goes to slot k. A crystal without a graph leaves its slot empty.
@@ -189,7 +247,7 @@ def next_chunk(start, atom_types, frac_coords, lattice, mask, *, capacity: Capac
       capacity: sizes of the graph.
 
     Returns:
-      graph: `Graph`.
+      graph: `Graph`, or what else `capacity.empty` makes.
       status: [C] int32, a `Status`, per slot.
       end: int32, the row after the last one taken; greater than `start`.
     """
@@ -197,53 +255,34 @@ def next_chunk(start, atom_types, frac_coords, lattice, mask, *, capacity: Capac
     frac_coords = np.asarray(frac_coords, np.float64)
     lattice = np.asarray(lattice, np.float64)
     batch, padded = atom_types.shape
-    start = int(start)
-
-    used = np.zeros(4, int)  # atoms, edges, bonds, angles
+    row = start = int(start)
+    room = np.array(capacity.sizes)
+    used = np.zeros_like(room)
     status = np.zeros(capacity.crystals, np.int32)
-    parts, atoms = [], []  # (edges, atom offset); (slots in the batch, slot)
-    row = start
+    pieces, slots, crystals = [], [], []
     while row < min(batch, start + capacity.crystals - 1):
         real = np.flatnonzero(mask[row])
-        code, edges = _find_edges(
-            atom_types[row, real], frac_coords[row, real], lattice[row], capacity
+        code, edges, sizes = capacity.find(
+            atom_types[row, real], frac_coords[row, real], lattice[row]
         )
+        if edges is not None and not (sizes < room).all():
+            code, edges = Status.TOO_DENSE, None
         if edges is not None:
-            size = (len(real), len(edges.first), edges.num_bonds, edges.num_angles)
-            if not _fits(used + size, capacity):
+            if not (used + sizes < room).all():
                 break
-            parts.append((edges, used[0]))
-            atoms.append((row * padded + real, row - start))
-            used += size
+            pieces.append((edges, used[0]))
+            slots.append(row * padded + real)
+            crystals.append(np.full(len(real), row - start))
+            used += sizes
         status[row - start] = code
         row += 1
 
-    graph = empty_graph(capacity)
+    graph = capacity.empty()
     graph.atom_slot[:] = batch * padded
-    if parts:
-        _fill(graph, parts, atoms, atom_types, capacity)
+    if pieces:
+        atoms = slice(used[0])
+        graph.atom_slot[atoms] = np.concatenate(slots)
+        graph.atom_types[atoms] = atom_types.reshape(-1)[graph.atom_slot[atoms]]
+        graph.atom_crystal[atoms] = np.concatenate(crystals)
+        capacity.fill(graph, pieces)
     return graph, status, np.int32(row)
-
-
-def _fill(graph: Graph, parts, atoms, atom_types, capacity: Capacity):
-    """Write the edges, bonds and angles of several crystals into an empty graph."""
-    slots = np.concatenate([slot for slot, _ in atoms])
-    graph.atom_slot[: len(slots)] = slots
-    graph.atom_types[: len(slots)] = atom_types.reshape(-1)[slots]
-    graph.atom_crystal[: len(slots)] = np.repeat(
-        [k for _, k in atoms], [len(slot) for slot, _ in atoms]
-    )
-    first = np.concatenate([e.first + offset for e, offset in parts])
-    second = np.concatenate([e.second + offset for e, offset in parts])
-    graph.edge_first[: len(first)] = first
-    graph.edge_second[: len(first)] = second
-    graph.edge_image[: len(first)] = np.concatenate([e.image for e, _ in parts])
-
-    bonds = np.flatnonzero(np.concatenate([e.is_bond for e, _ in parts]))
-    graph.bond_edge[: len(bonds)] = bonds
-    if len(bonds) == 0:
-        return
-    left, right = _angles(first[bonds], second[bonds])
-    shift = capacity.bonds - len(bonds)  # backward bonds start at S, not at s
-    graph.angle_left[: len(left)] = left + shift * (left >= len(bonds))
-    graph.angle_right[: len(left)] = right + shift * (right >= len(bonds))

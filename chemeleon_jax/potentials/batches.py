@@ -1,0 +1,181 @@
+"""Energies of whole batches from a potential that evaluates one packed graph.
+
+The host packs as many crystals as fit into one graph, the device evaluates it, and so
+on to the end of the batch. So the arithmetic follows the real size of the graphs, and
+one compilation serves every batch.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from chemeleon_jax.data.types import CrystalBatch
+from chemeleon_jax.potentials.graph import Layout, next_chunk
+from chemeleon_jax.potentials.types import Status
+
+_PADDING_CELL = 20.0  # Å; longer than the cutoff, so that padding has no weight
+
+
+class GraphPotential(NamedTuple):
+    """What evaluates a packed graph; static under jit.
+
+    `graph_energy(params, graph, frac_coords, lattice)` takes coordinates [A, 3] of the
+    graph's atoms and cells [C, 3, 3], of which the last belongs to the padding and is
+    longer than the cutoff. It returns energies [C], eV/atom, that can be differentiated
+    by coordinates and cells. Slots without a crystal may hold any finite number.
+    """
+
+    graph_energy: Callable[..., jax.Array]
+    capacity: Layout
+
+
+def energies(potential: GraphPotential, params, crystals: CrystalBatch):
+    """Energies of a batch; jits, and never raises on a crystal's account.
+
+    A crystal that does not fit into a graph by itself has status `TOO_DENSE`.
+
+    Args:
+      potential: static.
+      params: of its network.
+      crystals: `CrystalBatch` [B, N].
+
+    Returns:
+      energy: [B], eV/atom, NaN where the status is not OK. Differentiable in the
+        coordinates and cell parameters of the crystals whose energy is finite.
+      status: [B] int32, a `Status`.
+    """
+    frac = crystals.frac_coords - jnp.floor(crystals.frac_coords)
+    return batch_energy(
+        potential,
+        params,
+        frac,
+        jnp.asarray(crystals.lattice, frac.dtype),
+        jnp.asarray(crystals.atom_types),
+        jnp.asarray(crystals.mask),
+    )
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def batch_energy(
+    potential: GraphPotential, params, frac_coords, lattice, atom_types, mask
+):
+    """`energies` with the lattice vectors [B, 3, 3] as an argument, for stresses.
+
+    Coordinates are in [0, 1]. The weights are constants to a gradient.
+    """
+
+    def body(carry, graph, rows, status):
+        at = _gather(graph, rows, frac_coords, lattice)
+        return _fill_in(carry, potential.graph_energy(params, graph, *at), rows, status)
+
+    init = _no_energies(len(lattice))
+    return _for_each_chunk(
+        potential.capacity, body, init, frac_coords, lattice, atom_types, mask
+    )
+
+
+def _batch_energy_fwd(potential, params, frac_coords, lattice, atom_types, mask):
+    # A while loop has no reverse mode, and crystals need none: each has a gradient of
+    # its own, found with its energy, and a cotangent only scales it.
+    def body(carry, graph, rows, status):
+        def total(frac_coords, lattice):
+            at = _gather(graph, rows, frac_coords, lattice)
+            value = potential.graph_energy(params, graph, *at)
+            return jnp.where(status == Status.OK, value, 0.0).sum(), value
+
+        differentiate = jax.value_and_grad(total, argnums=(0, 1), has_aux=True)
+        (_, value), gradient = differentiate(frac_coords, lattice)
+        found, sums = carry
+        return (
+            _fill_in(found, value, rows, status),
+            jax.tree.map(jnp.add, sums, gradient),
+        )
+
+    zeros = jnp.zeros_like(frac_coords), jnp.zeros_like(lattice)
+    init = _no_energies(len(lattice)), zeros
+    found, gradient = _for_each_chunk(
+        potential.capacity, body, init, frac_coords, lattice, atom_types, mask
+    )
+    return found, (gradient, found[1] == Status.OK)
+
+
+def _batch_energy_bwd(_, residuals, cotangents):
+    gradient, found = residuals
+    weight = jnp.where(found, cotangents[0], 0.0)[:, None, None]
+    # A crystal that failed may have a gradient that is not finite.
+    scaled = [jnp.where(found[:, None, None], weight * g, 0.0) for g in gradient]
+    return None, *scaled, None, None
+
+
+batch_energy.defvjp(_batch_energy_fwd, _batch_energy_bwd)
+
+
+def _no_energies(batch: int):
+    return jnp.full(batch, jnp.nan, jnp.float32), jnp.zeros(batch, jnp.int32)
+
+
+def _fill_in(found, value, rows, status):
+    """Energies and statuses [B], with those of a chunk [C] filled in."""
+    energy, statuses = found
+    failed = (status == Status.OK) & ~jnp.isfinite(value)
+    status = jnp.where(failed, Status.FAILED, status)
+    value = jnp.where(status == Status.OK, value, jnp.nan).astype(energy.dtype)
+    return (
+        energy.at[rows].set(value, mode="drop"),
+        statuses.at[rows].set(status, mode="drop"),
+    )
+
+
+def _gather(graph: Any, rows, frac_coords, lattice):
+    """Coordinates [A, 3] and cells [C, 3, 3] of a chunk, padding filled in."""
+    batch = len(lattice)
+    frac = jnp.concatenate([frac_coords.reshape(-1, 3), jnp.zeros((1, 3))])
+    padding = _PADDING_CELL * jnp.eye(3)
+    cells = jnp.concatenate([lattice, padding[None]])
+    rows = jnp.where(jnp.arange(len(rows)) == len(rows) - 1, batch, rows)
+    return frac[graph.atom_slot], cells[jnp.minimum(rows, batch)]
+
+
+def _for_each_chunk(
+    capacity: Layout, body, init, frac_coords, lattice, atom_types, mask
+):
+    """Fold `body(carry, graph, rows, status)` over the graphs of a batch.
+
+    Args:
+      capacity: of a graph.
+      body: `rows` [C] are the crystals of the slots, B for a slot without one; `status`
+        [C] says why.
+      init: carry.
+      frac_coords: [B, N, 3] in [0, 1].
+      lattice: [B, 3, 3] in Å.
+      atom_types: [B, N].
+      mask: [B, N].
+    """
+    batch = len(lattice)
+    slots = jnp.arange(capacity.crystals)
+    shapes = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype),
+        (capacity.empty(), np.zeros(capacity.crystals, np.int32), np.int32(0)),
+    )
+
+    def step(state):
+        start, carry = state
+        graph, status, end = jax.pure_callback(
+            partial(next_chunk, capacity=capacity),
+            shapes,
+            start,
+            atom_types,
+            frac_coords,
+            lattice,
+            mask,
+            vmap_method="sequential",
+        )
+        rows = jnp.where(start + slots < end, start + slots, batch)
+        return end, body(carry, graph, rows, status)
+
+    return lax.while_loop(lambda s: s[0] < batch, step, (jnp.int32(0), init))[1]
