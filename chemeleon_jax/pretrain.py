@@ -19,7 +19,8 @@ import optax
 from flax import struct
 
 from chemeleon_jax.cli import run
-from chemeleon_jax.data.dataset import BucketedBatches, load_dataset
+from chemeleon_jax.data.batches import BucketedBatches
+from chemeleon_jax.data.dataset import load_dataset
 from chemeleon_jax.devices import distributed
 from chemeleon_jax.devices.sharding import make_mesh, replicate, shard_batch
 from chemeleon_jax.errors import UserError

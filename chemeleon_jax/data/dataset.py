@@ -1,27 +1,31 @@
-"""Data sets on disk -> padded arrays -> batches; augmentation.
-
-A data set is NumPy on the host. Only `augment` and `corrupt` are JAX, meant for jit.
-"""
+"""Data sets: crystals with labels, from CSV or npz files. NumPy on the host."""
 
 import hashlib
+import logging
 import os
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from chemeleon_jax.data.crystals import chemical_system, empty_batch, take
+from chemeleon_jax.data.crystals import (
+    chemical_system,
+    empty_batch,
+    from_structures,
+    take,
+)
+from chemeleon_jax.data.csv import SPLITS, SkippedRow, Table, read_table
 from chemeleon_jax.data.types import CrystalBatch
 from chemeleon_jax.errors import UserError
-from chemeleon_jax.runs.files import read_npz, read_packaged
+from chemeleon_jax.runs.files import cache_folder, read_npz, read_packaged, replacing
+
+logger = logging.getLogger(__name__)
 
 ASSETS = Path(__file__).parents[1] / "assets"
 MP_MINI_SHA256 = "283c10a15f6f696d03881f8dfa4a2768c27ebdd10a2503718b2ab60a166af455"
 
-SPLITS = ("train", "validation", "test")
 SPLIT_SHARES = (0.90, 0.05, 0.05)
 
 # How many crystals of MP-20 have 1, 2, ..., 20 atoms, as a share of all.
@@ -33,15 +37,6 @@ _MP20 = (
 )
 MAX_ATOMS = 20  # N: the most that data sets here have
 MP20_ATOM_COUNTS = np.array(_MP20) / sum(_MP20)  # [20], entry i for i + 1 atoms
-
-
-@dataclass(frozen=True)
-class SkippedRow:
-    """A row of a CSV file that gave no crystal."""
-
-    row: int  # 1 is the first row below the header
-    material_id: str
-    reason: str
 
 
 @dataclass(frozen=True)
@@ -114,8 +109,6 @@ def load_dataset(
         )
     if path.suffix == ".npz":
         return load_npz(path)
-    from chemeleon_jax.data.csv import load_csv  # which builds on this module
-
     return load_csv(path, max_atoms=max_atoms, cache_dir=cache_dir)
 
 
@@ -135,6 +128,73 @@ def split_by_chemical_system(atom_types: np.ndarray) -> np.ndarray:
     hashes = [hashlib.sha256(s.encode()).digest()[:8] for s in systems]
     uniform = np.array([int.from_bytes(h, "big") / 2**64 for h in hashes])
     return np.searchsorted(np.cumsum(SPLIT_SHARES)[:-1], uniform, "right").astype("i1")
+
+
+# --- CSV --------------------------------------------------------------------------
+
+CSV_READER_VERSION = 1  # raise when the reader's result changes: caches go stale
+
+
+def load_csv(
+    path: str | os.PathLike, *, max_atoms: int = 20, cache_dir: str | None = None
+) -> Dataset:
+    """Reads a Chemeleon2-style CSV: `material_id`, `cif`, numeric property columns.
+
+    Every crystal is Niggli-reduced and rebuilt from its cell parameters. An optional
+    `split` column holds "train", "validation" (or "val") or "test"; without it the
+    split is drawn by chemical system. A row that gives no crystal is skipped, counted
+    and named in `Dataset.skipped` and in a warning.
+
+    Args:
+      path: the file; a missing `material_id` column is replaced by row numbers.
+      max_atoms: crystals with more atoms are skipped.
+      cache_dir: see `load_dataset`. The cache is keyed by the file's content.
+
+    Raises:
+      UserError: there is no `cif` column, or no row gives a crystal.
+    """
+    path = Path(path)
+    content = path.read_bytes()
+    version = f"{CSV_READER_VERSION} {max_atoms} ".encode()
+    key = hashlib.sha256(version + content).hexdigest()[:16]
+    cache = _cache_folder(path, cache_dir) / f"{path.stem}-{key}.npz"
+    if cache.exists():
+        dataset = load_npz(cache)
+    else:
+        table = read_table(path, content, max_atoms)
+        dataset = _from_table(table, max_atoms)
+        with replacing(cache) as temporary:
+            save_npz(temporary, dataset)
+    if dataset.skipped:
+        first = "; ".join(
+            f"row {s.row} ({s.material_id}): {s.reason}" for s in dataset.skipped[:5]
+        )
+        total = len(dataset) + len(dataset.skipped)
+        logger.warning(
+            "%s: skipped %d of %d rows: %s%s",
+            *(path, len(dataset.skipped), total, first),
+            "; ..." if len(dataset.skipped) > 5 else "",
+        )
+    return dataset
+
+
+def _from_table(table: Table, max_atoms: int) -> Dataset:
+    crystals = from_structures(table.structures, max_atoms)
+    split = (
+        split_by_chemical_system(crystals.atom_types)
+        if table.split is None
+        else np.array(table.split, np.int8)
+    )
+    ids = np.array(table.material_ids)
+    return Dataset(crystals, table.labels, ids, split, table.skipped)
+
+
+def _cache_folder(path: Path, cache_dir: str | None) -> Path:
+    if cache_dir is not None:
+        return Path(cache_dir)
+    if os.access(path.parent, os.W_OK):
+        return path.parent
+    return cache_folder()
 
 
 # --- npz --------------------------------------------------------------------------
@@ -220,136 +280,3 @@ def _from_arrays(arrays: dict[str, np.ndarray]) -> Dataset:
         arrays["split"],
         tuple(SkippedRow(*row) for row in skipped),
     )
-
-
-# --- batches ----------------------------------------------------------------------
-
-
-@dataclass(frozen=True, eq=False)
-class BucketedBatches:
-    """Training batches of fixed shapes, random access by step.
-
-    Crystals of similar size share a batch, padded to the bucket's width, and a bucket's
-    batches all have one shape: training compiles once per bucket. In every epoch each
-    crystal comes once; the last batch is filled up with crystals drawn at random.
-    """
-
-    dataset: Dataset
-    atoms_per_batch: int = 2048  # padding included, at most
-    crystals_per_batch: int = 512  # at most
-    seed: int = 0
-    multiple_of: int = 8  # crystals per batch: a multiple of the number of devices
-    bucket_multiple: int = 4  # widths are multiples of this
-
-    def __post_init__(self):
-        if not len(self.dataset):
-            raise UserError("no crystals to make batches of: the data set is empty")
-
-    @cached_property
-    def batches_per_epoch(self) -> int:
-        """Batches that show every crystal once."""
-        return len(_deal(self, 0))
-
-    def at(self, step: int) -> tuple[CrystalBatch, dict[str, np.ndarray]]:
-        """Crystals and labels of training step `step`, a function of the step alone."""
-        epoch, position = divmod(step, self.batches_per_epoch)
-        width, indices = _deal(self, epoch)[position]
-        batch = self.dataset.subset(indices)
-        crystals = batch.crystals.replace(
-            atom_types=batch.crystals.atom_types[:, :width],
-            frac_coords=batch.crystals.frac_coords[:, :width],
-            mask=batch.crystals.mask[:, :width],
-        )
-        return crystals, batch.labels
-
-
-@lru_cache(maxsize=8)
-def _deal(batches: BucketedBatches, epoch: int) -> list[tuple[int, np.ndarray]]:
-    """One epoch's batches in order: their width and the crystals in them."""
-    rng = np.random.default_rng([batches.seed, epoch])
-    mask, multiple = batches.dataset.crystals.mask, batches.bucket_multiple
-    widths = np.minimum(-(-mask.sum(-1) // multiple) * multiple, mask.shape[1])
-    dealt, rest, size = [], np.zeros(0, int), 1
-    for width in np.unique(widths).tolist():
-        # What is left of a narrow bucket goes into the next, wider one.
-        pool = np.concatenate([rest, rng.permutation(np.flatnonzero(widths == width))])
-        per_batch = min(batches.atoms_per_batch // width, batches.crystals_per_batch)
-        size = max(per_batch // batches.multiple_of, 1) * batches.multiple_of
-        full = len(pool) // size * size
-        dealt += [(width, part) for part in pool[:full].reshape(-1, size)]
-        rest = pool[full:]
-    if len(rest):
-        fill = np.resize(rng.permutation(len(widths)), size - len(rest))
-        dealt.append((width, np.concatenate([rest, fill])))
-    return [dealt[i] for i in rng.permutation(len(dealt))]
-
-
-# --- augmentation -----------------------------------------------------------------
-
-
-def augment(
-    key: jax.Array, crystals: CrystalBatch, *, translate=True, rotate=True
-) -> tuple[CrystalBatch, jax.Array]:
-    """The same crystals from another origin and in another orientation.
-
-    Every crystal gets its own uniform translation (coordinates wrapped into [0, 1)) and
-    its own uniform proper rotation.
-
-    Returns:
-      The crystals, and their lattice vectors as rows [B, 3, 3] in Å, which the rotation
-      has taken out of the canonical orientation.
-    """
-    shift_key, rotation_key = jax.random.split(key)
-    lattice = crystals.lattice
-    if translate:
-        shift = jax.random.uniform(shift_key, (len(lattice), 1, 3))
-        crystals = _set_coords(crystals, crystals.frac_coords + shift)
-    if rotate:
-        lattice = lattice @ random_rotations(rotation_key, len(lattice))
-    return crystals, lattice
-
-
-def corrupt(
-    key: jax.Array,
-    crystals: CrystalBatch,
-    lattice: jax.Array,
-    *,
-    type_rate: float = 0.0,
-    jitter: float = 0.0,
-) -> CrystalBatch:
-    """Noisy input for a denoising VAE, whose target stays the clean crystal.
-
-    Args:
-      key: random key.
-      crystals: crystals.
-      lattice: [B, 3, 3] their lattice vectors in any orientation, Å.
-      type_rate: probability that an atom's type is hidden (set to 0).
-      jitter: standard deviation of Cartesian noise, Å.
-    """
-    type_key, jitter_key = jax.random.split(key)
-    hidden = jax.random.bernoulli(type_key, type_rate, crystals.mask.shape)
-    noise = jitter * jax.random.normal(jitter_key, crystals.frac_coords.shape)
-    frac_coords = crystals.frac_coords + noise @ jnp.linalg.inv(lattice)
-    return _set_coords(crystals, frac_coords).replace(
-        atom_types=jnp.where(hidden, 0, crystals.atom_types)
-    )
-
-
-def _set_coords(crystals: CrystalBatch, frac_coords: jax.Array) -> CrystalBatch:
-    wrapped = frac_coords - jnp.floor(frac_coords)
-    wrapped = jnp.where(wrapped >= 1, 0.0, wrapped)  # 1 - 1e-9 rounds up to 1
-    return crystals.replace(
-        frac_coords=jnp.where(crystals.mask[..., None], wrapped, 0.0)
-    )
-
-
-def random_rotations(key: jax.Array, size: int) -> jax.Array:
-    """Proper rotations drawn uniformly, [size, 3, 3], from unit quaternions."""
-    q = jax.random.normal(key, (size, 4))
-    w, x, y, z = (q / jnp.linalg.norm(q, axis=-1, keepdims=True)).T
-    rows = [
-        [1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)],
-        [2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)],
-        [2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)],
-    ]
-    return jnp.stack([jnp.stack(row, -1) for row in rows], -2)

@@ -12,7 +12,8 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.scipy.special import ndtri
 
-from chemeleon_jax.data.dataset import Dataset, augment, corrupt
+from chemeleon_jax.data.batches import augment, corrupt
+from chemeleon_jax.data.dataset import Dataset
 from chemeleon_jax.errors import UserError
 from chemeleon_jax.models import store
 from chemeleon_jax.models.condition import (

@@ -5,17 +5,19 @@ import pytest
 from pymatgen.core import Lattice, Structure
 
 from chemeleon_jax.data import dataset
+from chemeleon_jax.data.batches import (
+    BucketedBatches,
+    augment,
+    corrupt,
+    random_rotations,
+)
 from chemeleon_jax.data.crystals import chemical_system, from_structures
 from chemeleon_jax.data.dataset import (
     MP20_ATOM_COUNTS,
     SPLITS,
-    BucketedBatches,
     Dataset,
-    augment,
-    corrupt,
     load_dataset,
     load_npz,
-    random_rotations,
     save_npz,
     split_by_chemical_system,
 )

@@ -14,7 +14,8 @@ from pymatgen.io.cif import CifWriter
 
 from chemeleon_jax.cli import parse
 from chemeleon_jax.data.crystals import from_structures, to_structures, validity
-from chemeleon_jax.data.csv import load_csv, parse_cif
+from chemeleon_jax.data.csv import parse_cif
+from chemeleon_jax.data.dataset import load_csv
 from chemeleon_jax.data.lattice import lattice_matrix, lattice_parameters, volume
 from chemeleon_jax.errors import UserError
 from convert_checkpoints import CheckpointError, read_checkpoint

@@ -1,0 +1,1 @@
+"""Crystals and data sets as padded arrays: types, lattices, files, batches."""

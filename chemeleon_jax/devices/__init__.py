@@ -1,0 +1,1 @@
+"""Devices and processes: meshes, sharding, how many processes work as one."""

@@ -1,0 +1,1 @@
+"""The supervised stages: VAE, latent diffusion, predictor."""

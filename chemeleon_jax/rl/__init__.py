@@ -1,0 +1,1 @@
+"""The policy at work, and how it learns."""

@@ -1,0 +1,1 @@
+"""A run on disk: its directory, states, events, crystals, and how it ends."""
