@@ -11,7 +11,7 @@ import numpy as np
 from benchmarks.measure import print_table
 from benchmarks.rewards import enlarged
 from chemeleon_jax.data.dataset import Dataset, load_dataset
-from chemeleon_jax.models import store
+from chemeleon_jax.models.loading import load_checkpoint
 from chemeleon_jax.models.vae import make_vae
 from chemeleon_jax.rewards.components import COMPONENTS, Context
 from chemeleon_jax.rewards.creativity import index_references
@@ -24,7 +24,7 @@ def main() -> None:
     parser.add_argument("--references", type=int, nargs="+", default=[13_740])
     flags = parser.parse_args()
     mini, rows = load_dataset("mp_mini").crystals, []
-    checkpoint = store.load("mini:vae")
+    checkpoint = load_checkpoint("mini:vae")
     vae = make_vae(checkpoint.config["vae"]), checkpoint.params["vae"]
     unused = cast(Pool, None)  # neither of the components compares crystals
     with tempfile.TemporaryDirectory() as folder:

@@ -1,7 +1,7 @@
 """GRPO fine-tuning of crystal diffusion models, in JAX.
 
-The three functions that the training loop calls are exported here, lazily: a worker
-process or a tool that needs none of them does not pay for their imports.
+The functions that the training loop calls are exported here, lazily: a worker process
+or a tool that needs none of them does not pay for their imports.
 """
 
 import os
@@ -17,6 +17,7 @@ _EXPORTS = {
     "compute_rewards": "chemeleon_jax.rewards",
     "grpo_loss": "chemeleon_jax.rl.objective",
     "update": "chemeleon_jax.rl.objective",
+    "load_checkpoint": "chemeleon_jax.models.loading",
     "CrystalBatch": "chemeleon_jax.data.types",
     "Trajectory": "chemeleon_jax.data.types",
 }

@@ -52,7 +52,7 @@ from chemeleon_jax.evaluation.scores import (
     features_of_known,
     score_set,
 )
-from chemeleon_jax.models import store
+from chemeleon_jax.models.loading import load_checkpoint
 from chemeleon_jax.models.store import params_digest
 from chemeleon_jax.models.vae import make_vae
 from chemeleon_jax.potentials import relax
@@ -124,7 +124,7 @@ def evaluate(args: argparse.Namespace) -> None:
     for source in sets:
         warn_of_unreadable(source, items[source])
     dataset = load_reference(args.reference)
-    vae_checkpoint = store.load(args.vae)
+    vae_checkpoint = load_checkpoint(args.vae)
     if "vae" not in vae_checkpoint.params:
         raise UserError(f"--vae={args.vae}: holds no VAE")
     vae = make_vae(vae_checkpoint.config["vae"]), vae_checkpoint.params["vae"]

@@ -28,9 +28,9 @@ from chemeleon_jax.data.types import CrystalBatch
 from chemeleon_jax.devices import distributed
 from chemeleon_jax.devices.sharding import make_mesh
 from chemeleon_jax.errors import UserError, exit_status
-from chemeleon_jax.models import store
 from chemeleon_jax.models.diffusion import make_schedule
 from chemeleon_jax.models.generator import combine_checkpoints, make_generator
+from chemeleon_jax.models.loading import load_checkpoint
 from chemeleon_jax.models.store import Checkpoint, params_digest
 from chemeleon_jax.rl.generation import generate
 from chemeleon_jax.rl.prompts import (
@@ -112,7 +112,7 @@ def sample(args: argparse.Namespace) -> None:
     )
     models = {args.out: load_model(args.checkpoint, args.vae, args.weights)}
     if args.base:
-        models[args.out / "base"] = store.load(Path(args.checkpoint, "model"))
+        models[args.out / "base"] = load_checkpoint(Path(args.checkpoint, "model"))
     config = models[args.out].config
     specs = (config.get("condition") or {}).get("specs", ())
     condition = encode_conditions(specs, by_kind, by_name)
@@ -172,7 +172,7 @@ def load_model(name: str, vae: str | None, weights: str) -> Checkpoint:
     Raises:
       UserError: it has no denoiser, or no VAE can be told.
     """
-    checkpoint = store.load(
+    checkpoint = load_checkpoint(
         name,
         weights="raw" if weights == "raw" else "ema",
         step="best" if weights == "best" else "latest",
@@ -184,7 +184,7 @@ def load_model(name: str, vae: str | None, weights: str) -> Checkpoint:
         )
     if vae is None and "vae" in checkpoint.params:
         return checkpoint
-    return combine_checkpoints(checkpoint, store.load(vae or default_vae(name)))
+    return combine_checkpoints(checkpoint, load_checkpoint(vae or default_vae(name)))
 
 
 def default_vae(name: str) -> str:

@@ -34,7 +34,6 @@ from chemeleon_jax.devices.sharding import (
     shard_params,
 )
 from chemeleon_jax.errors import UserError
-from chemeleon_jax.models import store
 from chemeleon_jax.models.buckets import choose_parts
 from chemeleon_jax.models.diffusion import Schedule
 from chemeleon_jax.models.generator import (
@@ -42,8 +41,11 @@ from chemeleon_jax.models.generator import (
     combine_checkpoints,
     make_generator,
 )
+from chemeleon_jax.models.loading import load_checkpoint
+from chemeleon_jax.models.store import params_digest, save_start
 from chemeleon_jax.report.pictures import log_validation
 from chemeleon_jax.rewards.loading import load_reward
+from chemeleon_jax.rewards.recent import load_recent
 from chemeleon_jax.rl.config import check_rl
 from chemeleon_jax.rl.experience import (
     Batch,
@@ -63,7 +65,7 @@ from chemeleon_jax.runs import memory
 from chemeleon_jax.runs.alarms import Alarms, explain_skipped
 from chemeleon_jax.runs.directory import work_directory, write_run_info
 from chemeleon_jax.runs.interruption import SaveOnSignal
-from chemeleon_jax.runs.iteration_files import recall, save_iteration
+from chemeleon_jax.runs.iteration_files import save_iteration
 from chemeleon_jax.runs.states import RunCheckpoints
 from chemeleon_jax.runs.tracking import Tracker
 
@@ -75,8 +77,8 @@ def train(config, workdir: str) -> None:
     check_rl(config, jax.device_count())
     mesh = make_mesh(fsdp=config.fsdp)
     start_model = combine_checkpoints(
-        store.load(config.ldm_ckpt_path),
-        store.load(config.vae_ckpt_path),
+        load_checkpoint(config.ldm_ckpt_path),
+        load_checkpoint(config.vae_ckpt_path),
     )
     model, policy = make_generator(start_model, MAX_ATOMS)
     source = config.data.dataset
@@ -86,7 +88,9 @@ def train(config, workdir: str) -> None:
     with contextlib.ExitStack() as stack:
         # ---------------------------------------------------- what is held till the end
         folder = stack.enter_context(work_directory(workdir))
-        write_run_info(folder, config.to_dict(), start_model.config, start_model)
+        start_digest = params_digest(start_model.params)
+        write_run_info(folder, config.to_dict(), start_model.config, start_digest)
+        save_start(folder, start_model)
         saved = stack.enter_context(RunCheckpoints(folder))
         state = saved.restore_latest(state) or state
         start = int(state.iteration)
@@ -100,7 +104,7 @@ def train(config, workdir: str) -> None:
         # ------------------------------------------------------------ what is compiled
         sampling = sampling_settings(config, replicate(model, mesh))
         rollout = Rollout(config, sampling, mesh)
-        recent = recall(folder, config.reward.recent_iterations, start)
+        recent = load_recent(folder, config.reward.recent_iterations, start)
         sample_and_score = make_sample_and_score(config, reward, rollout, recent)
         draw_any = make_prompts(model, source, MAX_ATOMS)
         validate = make_validate(config, draw_any, reward, rollout)
@@ -311,7 +315,7 @@ def make_log(config, workdir: Path, tracker: Tracker) -> Callable[..., None]:
         tracker.log(iteration, {f"train/{k}": v for k, v in metrics.items()})
         tracker.log(iteration, {f"time/{k}": v for k, v in seconds.items()})
         tracker.progress(iteration, reward=metrics["reward"], KL=metrics["kl_div"])
-        save_iteration(workdir, iteration, batch.crystals, batch.rewards)
+        save_iteration(workdir, iteration, vars(batch.crystals), vars(batch.rewards))
 
     return log
 

@@ -63,18 +63,21 @@ def main(argv: list[str] | None = None) -> int:
         help="attention heads of encoder, decoder or dit, where no file says",
     )
     args = parser.parse_args(argv)
-    from convert_checkpoints.conversion import convert  # after --help: loads JAX
+    from flax.traverse_util import flatten_dict
+
+    from convert_checkpoints.writing import convert  # after --help: loads JAX
 
     try:
         results = convert(args.files, args.out, args.weights, dict(args.heads))
     except CheckpointError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    for result in results:
-        size = sum(math.prod(x.shape) for x in result.params.values())
+    for directory, result in results.items():
+        tensors = list(flatten_dict(result.params).values())
+        size = sum(math.prod(x.shape) for x in tensors)
         print(f"{result.path}: {describe(result.config)}")
-        print(f"  {len(result.params)} tensors, {size:,} parameters ({args.weights})")
-        print(f"  -> {result.directory}")
+        print(f"  {len(tensors)} tensors, {size:,} parameters ({args.weights})")
+        print(f"  -> {directory}")
     return 0
 
 

@@ -1,4 +1,4 @@
-"""Checkpoint files -> model directories."""
+"""Checkpoint files -> parameters and configs."""
 
 import os
 from dataclasses import dataclass, field
@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 from flax.traverse_util import unflatten_dict
 
-from chemeleon_jax.models import store
 from chemeleon_jax.runs.files import digest
 from convert_checkpoints import architecture as arch
 from convert_checkpoints.records import CheckpointError, Record
@@ -41,25 +40,19 @@ class Converted:
     """What became of a file."""
 
     path: Path
-    directory: Path
     config: dict[str, Any]
-    params: Flat = field(repr=False)
+    params: dict[str, Any] = field(repr=False)  # nested arrays
 
 
-def convert(
-    paths,
-    out_dir: str | os.PathLike,
-    weights: str = "raw",
-    heads: dict[str, int] | None = None,
+def convert_files(
+    paths, weights: str = "raw", heads: dict[str, int] | None = None
 ) -> list[Converted]:
-    """Convert Chemeleon2 checkpoints to model directories.
+    """Convert Chemeleon2 checkpoints.
 
     Args:
       paths: files. An LDM file does not hold the head counts of the VAE inside it; they
         come from a VAE file among these, or beside it under the name it was trained
         with. Either must have the very weights that the LDM holds.
-      out_dir: the model directory; for several files, one folder of it for each, named
-        after the file.
       weights: "raw" or "ema", the moving average of the training.
       heads: attention heads where the files do not say, for "encoder", "decoder" and
         "dit".
@@ -68,8 +61,7 @@ def convert(
       One entry per file, in order.
 
     Raises:
-      CheckpointError: a file is unreadable, or not wholly understood. Nothing is
-        written unless all files convert.
+      CheckpointError: a file is unreadable, or not wholly understood.
     """
     if len({Path(p).stem for p in paths}) < len(paths):
         raise CheckpointError("two files have the same name: convert them one by one")
@@ -77,11 +69,8 @@ def convert(
     converted = []
     for source in sources:
         config, params = convert_source(source, weights, heads or {}, sources)
-        name = source.path.stem if len(sources) > 1 else ""
-        converted.append(Converted(source.path, Path(out_dir, name), config, params))
-    for result in converted:
-        params = unflatten_dict(result.params, sep="/")
-        store.save_model(result.directory, params, result.config)
+        params = unflatten_dict(params, sep="/")
+        converted.append(Converted(source.path, config, params))
     return converted
 
 

@@ -5,7 +5,7 @@
     python -m tools.embed_model runs/predictor predictor
 
 Embed the VAE before the others are trained: they stand on its rounded parameters. The
-line that is printed belongs into `store.MINI_MODELS`.
+line that is printed belongs into `loading.MINI_MODELS`.
 """
 
 import argparse
@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from chemeleon_jax.models import store
+from chemeleon_jax.models.loading import load_checkpoint
 from chemeleon_jax.runs.files import digest
 
 ASSETS = Path("chemeleon_jax/assets/mini")
@@ -28,7 +29,7 @@ def main() -> None:
     parser.add_argument("name", help="vae, ldm_conditional or predictor")
     parser.add_argument("--out", type=Path, default=ASSETS)
     args = parser.parse_args()
-    model = store.load(args.model)
+    model = load_checkpoint(args.model)
     store.save_model(args.out / args.name, *model, dtype=np.float16)
     print(f'"{args.name}": "{digest(args.out / args.name / "config.json")}",')
 

@@ -19,9 +19,9 @@ from pymatgen.core import Structure
 from chemeleon_jax import sample_group
 from chemeleon_jax.data.crystals import to_structures, validity
 from chemeleon_jax.data.dataset import MAX_ATOMS, load_dataset
-from chemeleon_jax.models import store
 from chemeleon_jax.models.diffusion import make_schedule
 from chemeleon_jax.models.generator import combine_checkpoints, make_generator
+from chemeleon_jax.models.loading import load_checkpoint
 from chemeleon_jax.rl.prompts import condition_values, encode_conditions
 from chemeleon_jax.sample import DEFAULTS
 
@@ -53,7 +53,7 @@ def main() -> None:
     parser.add_argument("--ask", choices=kinds, default="composition")
     args = parser.parse_args()
     model, policy = make_generator(
-        combine_checkpoints(store.load(args.ldm), store.load(args.vae)),
+        combine_checkpoints(load_checkpoint(args.ldm), load_checkpoint(args.vae)),
         MAX_ATOMS,
     )
     wanted = distinct_compositions(args.num_compositions)

@@ -19,9 +19,9 @@ import numpy as np
 
 from chemeleon_jax.data.crystals import take
 from chemeleon_jax.data.dataset import MAX_ATOMS, load_dataset
-from chemeleon_jax.models import store
 from chemeleon_jax.models.diffusion import add_noise, make_schedule
 from chemeleon_jax.models.generator import combine_checkpoints, make_generator
+from chemeleon_jax.models.loading import load_checkpoint
 from chemeleon_jax.potentials.hull import load_hull
 from chemeleon_jax.potentials.loading import load_potential
 from chemeleon_jax.rewards.energy import METASTABLE
@@ -43,7 +43,7 @@ def main() -> None:
     parser.add_argument("--timesteps", default="100,200,300,500,700,980")
     args = parser.parse_args()
     model, policy = make_generator(
-        combine_checkpoints(store.load(args.ldm), store.load(args.vae)),
+        combine_checkpoints(load_checkpoint(args.ldm), load_checkpoint(args.vae)),
         MAX_ATOMS,
     )
     schedule = make_schedule("ddim", args.num_steps)

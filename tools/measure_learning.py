@@ -17,9 +17,9 @@ from ml_collections import ConfigDict
 
 from chemeleon_jax import compute_rewards, sample_group
 from chemeleon_jax.data.dataset import MAX_ATOMS
-from chemeleon_jax.models import store
 from chemeleon_jax.models.diffusion import make_schedule
 from chemeleon_jax.models.generator import make_generator
+from chemeleon_jax.models.loading import load_checkpoint
 from chemeleon_jax.rewards.loading import load_reward
 from chemeleon_jax.rl.prompts import make_prompts
 from chemeleon_jax.runs.tracking import read_scalars
@@ -107,8 +107,8 @@ def main() -> None:
     if args.picture:
         draw_curves(args.run, args.picture, args.tags.split(","))
     config = ConfigDict(json.loads((args.run / "config.json").read_text()))
-    base = measure(config, store.load(args.run / "model"), args.num_samples)
-    tuned = measure(config, store.load(args.run), args.num_samples)
+    base = measure(config, load_checkpoint(args.run / "model"), args.num_samples)
+    tuned = measure(config, load_checkpoint(args.run), args.num_samples)
     print(f"{args.num_samples} crystals each, seed {SEED}: mean and standard error")
     print(f"{'':24}{'base':>18}{'tuned':>18}{'difference':>12}{'in SE':>8}")
     for name in base:

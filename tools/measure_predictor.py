@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from chemeleon_jax.data.dataset import load_dataset
-from chemeleon_jax.models import store
+from chemeleon_jax.models.loading import load_checkpoint
 from chemeleon_jax.models.predictor import make_predictor
 from chemeleon_jax.models.vae import make_vae
 
@@ -26,7 +26,7 @@ def main() -> None:
     parser.add_argument("--vae", default="mini:vae")
     args = parser.parse_args()
     checkpoint, vae_checkpoint = (
-        store.load(name) for name in (args.predictor, args.vae)
+        load_checkpoint(name) for name in (args.predictor, args.vae)
     )
     vae = make_vae(vae_checkpoint.config["vae"])
     predictor = make_predictor(checkpoint.config["predictor"])

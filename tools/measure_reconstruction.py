@@ -19,7 +19,7 @@ from pymatgen.core import Structure
 
 from chemeleon_jax.data.crystals import from_structures, to_structures
 from chemeleon_jax.data.dataset import MAX_ATOMS, load_dataset
-from chemeleon_jax.models import store
+from chemeleon_jax.models.loading import load_checkpoint
 from chemeleon_jax.models.vae import make_vae, to_crystals
 from chemeleon_jax.potentials.hull import load_hull
 from chemeleon_jax.potentials.loading import load_potential
@@ -36,7 +36,7 @@ def main() -> None:
     parser.add_argument("vae", help="mini:vae, hub:NAME or a model directory")
     parser.add_argument("--files", nargs="+", help="that pymatgen reads")
     args = parser.parse_args()
-    checkpoint = store.load(args.vae)
+    checkpoint = load_checkpoint(args.vae)
     vae = make_vae(checkpoint.config["vae"])
     variables = {"params": checkpoint.params["vae"]}
     known = load_dataset("mp_mini").select("test").crystals

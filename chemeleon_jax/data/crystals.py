@@ -3,7 +3,8 @@
 NumPy on the host. Axes as in `types.py`.
 """
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -110,6 +111,12 @@ def read_structure(value: dict[str, Any]) -> Structure:
     """
     sites = [{k: v for k, v in s.items() if k != "properties"} for s in value["sites"]]
     return Structure.from_dict({**value, "sites": sites, "properties": None})
+
+
+def crystals_of(arrays: Mapping[str, np.ndarray]) -> CrystalBatch:
+    """The batch whose arrays are among those of a file."""
+    names = [field.name for field in dataclasses.fields(CrystalBatch)]
+    return CrystalBatch(**{name: arrays[name] for name in names})
 
 
 def empty_batch(size: int, width: int) -> CrystalBatch:

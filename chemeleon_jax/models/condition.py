@@ -1,5 +1,6 @@
 """Conditions: what a crystal is asked to be, as a vector."""
 
+import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -152,13 +153,25 @@ def make_condition_encoder(config: Mapping[str, Any]) -> ConditionEncoder:
     )
 
 
-def encode_nothing(config: Mapping[str, Any], params: Any) -> np.ndarray:
-    """What an encoder makes of a crystal that is asked for nothing, [D].
+def without_conditions(
+    params: Mapping[str, Any], config: Mapping[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A conditional denoiser that nobody asks for anything, without its encoder.
+
+    The encoding of nothing is one vector, added to that of the timestep: it becomes
+    part of that layer's bias, and the outputs stay what they are.
 
     Args:
-      config: of `make_condition_encoder`.
-      params: of the encoder.
+      params: {"dit": ..., "condition": ...}.
+      config: of the model.
+
+    Returns:
+      The same of the unconditional model.
     """
-    nothing = {s["name"]: jnp.zeros((1, input_width(s))) for s in config["specs"]}
-    encode = jax.jit(make_condition_encoder(config).apply)
-    return np.asarray(encode({"params": params}, nothing, jnp.zeros(1, bool)))[0]
+    specs = config["condition"]["specs"]
+    nothing = {s["name"]: jnp.zeros((1, input_width(s))) for s in specs}
+    encode = jax.jit(make_condition_encoder(config["condition"]).apply)
+    encoded = encode({"params": params["condition"]}, nothing, jnp.zeros(1, bool))
+    dit = copy.deepcopy(params["dit"])
+    dit["timestep"]["out"]["bias"] += np.asarray(encoded)[0]
+    return {"dit": dit}, {**config, "condition": None}

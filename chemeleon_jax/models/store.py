@@ -7,10 +7,8 @@ started, see `runs`), `model/` (the model it started from, a model directory) an
 `checkpoints/` (its states, see `states`).
 """
 
-import copy
 import hashlib
 import json
-from importlib.resources import files
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,24 +17,12 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
+from chemeleon_jax.devices import distributed
 from chemeleon_jax.errors import UserError
-from chemeleon_jax.models import hub
-from chemeleon_jax.models.condition import encode_nothing
 from chemeleon_jax.runs import states
 from chemeleon_jax.runs.files import digest, replacing, write_json
 
 ENCODER_PARTS = "encode_atoms", "moments"  # of a VAE's parameters
-
-MINI = Path(str(files("chemeleon_jax"))) / "assets" / "mini"
-# SHA-256 of each config.json, which holds that of the parameters. Trained anew, a model
-# needs its new one here.
-MINI_MODELS = {
-    "vae": "c843315f4ce7dcb8640679f66c4ca3044141c7ba2426052370d762d619cb0a6b",
-    "ldm_conditional": (
-        "4a0919ed5c751d6e7ed263d841843bb40a6ebd9a601f6fb469d5c3b83d9982eb"
-    ),
-    "predictor": "1993d5e3c8a2ae9fb7a881bfda33b9630335a1751c96e40cd146ebfa7e28db51",
-}
 
 
 class Checkpoint(NamedTuple):
@@ -73,42 +59,12 @@ def save_model(directory, params, config: dict, *, dtype=np.float32) -> None:
     write_json(directory / "config.json", {**config, "params_sha256": digest(weights)})
 
 
-def load(name, *, weights: str = "ema", step: str = "latest") -> Checkpoint:
-    """Loads a model: embedded, from the hub, from a model or a run directory.
-
-    Args:
-      name: `mini:` and one of `MINI_MODELS`, or `mini:ldm`, which is the conditional
-        one asked for nothing; `hub:` and one of `hub.FILES`, fetched and converted
-        once; or a path. Of a run directory: its policy, with the frozen parts it
-        started from; `RUN@best` is RUN with `step="best"`.
-      weights: of a run directory: "ema", the moving average of its policies (where the
-        run keeps none, the policy itself), or "raw".
-      step: "latest", or "best" by validation score, of a run directory.
-
-    Returns:
-      Parameters as float32 NumPy arrays, and the model's config.
+def load_model(directory: Path) -> Checkpoint:
+    """A model directory: parameters as float32 NumPy arrays, and the config.
 
     Raises:
-      UserError: no such name or path, a damaged file, or the hub is out of reach.
+      UserError: there is no model, or it is damaged.
     """
-    kind, _, rest = str(name).partition(":")
-    if kind == "mini":
-        return _load_mini(rest)
-    if kind == "hub":
-        return _load_model(hub.fetch(rest))
-    path = Path(name)
-    if path.suffix == ".ckpt":
-        raise UserError(
-            f"{path}: a PyTorch checkpoint; convert it first: "
-            f"python -m convert_checkpoints {path} --out converted/"
-        )
-    run = Path(str(name).removesuffix("@best"))
-    if (run / "checkpoints").is_dir():
-        return _load_run(run, weights, "best" if run != path else step)
-    return _load_model(path)
-
-
-def _load_model(directory: Path) -> Checkpoint:
     config_file, weights = directory / "config.json", directory / "params.safetensors"
     for file in (config_file, weights):
         if not file.is_file():
@@ -139,18 +95,6 @@ def _load_model(directory: Path) -> Checkpoint:
     return Checkpoint(unflatten_dict(params, sep="/"), config)
 
 
-def without_conditions(model: Checkpoint) -> Checkpoint:
-    """A conditional denoiser that nobody asks for anything, without its encoders.
-
-    The encoding of nothing is one vector, added to that of the timestep: it becomes
-    part of that layer's bias, and the outputs stay what they are.
-    """
-    nothing = encode_nothing(model.config["condition"], model.params["condition"])
-    dit = copy.deepcopy(model.params["dit"])
-    dit["timestep"]["out"]["bias"] += nothing
-    return Checkpoint({"dit": dit}, {**model.config, "condition": None})
-
-
 def params_digest(params) -> str:
     """SHA-256 of names, shapes and float32 values: the same model, the same digest."""
     sha256 = hashlib.sha256()
@@ -166,23 +110,25 @@ def encoder_digest(vae_params) -> str:
     return params_digest({part: vae_params[part] for part in ENCODER_PARTS})
 
 
-def _load_mini(name: str) -> Checkpoint:
-    if name == "ldm":  # one file for both
-        return without_conditions(_load_mini("ldm_conditional"))
-    if name not in MINI_MODELS:
-        raise UserError(
-            f"mini:{name}: no such embedded model; there are "
-            + ", ".join(f"mini:{m}" for m in ("ldm", *MINI_MODELS))
-        )
-    config = MINI / name / "config.json"
-    if not config.is_file() or digest(config) != MINI_MODELS[name]:
-        raise UserError(f"{config} was altered: install chemeleon_jax again")
-    return _load_model(MINI / name)
+def save_start(workdir: Path, model: Checkpoint) -> None:
+    """Writes `model/` of a run, the model that it starts from; once, by one process."""
+    directory = workdir / "model"
+    if distributed.is_first() and not (directory / "config.json").is_file():
+        save_model(directory, *model)
 
 
-def _load_run(workdir: Path, weights: str, step: str) -> Checkpoint:
-    """A policy of a run, on the host, with its frozen parts and model config."""
-    model = _load_model(workdir / "model")
+def load_run(workdir: Path, weights: str, step: str) -> Checkpoint:
+    """A policy of a run, on the host, with its frozen parts and model config.
+
+    Args:
+      workdir: of the run.
+      weights: "ema" or "raw", see `load_checkpoint`.
+      step: "latest", or "best" by validation score.
+
+    Raises:
+      UserError: there is no such state, or it is damaged.
+    """
+    model = load_model(workdir / "model")
     name = {"raw": "params", "ema": "ema_params"}[weights]
     policy = states.read_subtree(workdir / "checkpoints", name, best=step == "best")
     if policy is None and step == "best":

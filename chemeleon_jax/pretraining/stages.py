@@ -23,6 +23,7 @@ from chemeleon_jax.models.condition import (
 )
 from chemeleon_jax.models.diffusion import ldm_loss, make_schedule
 from chemeleon_jax.models.dit import DiT
+from chemeleon_jax.models.loading import load_checkpoint
 from chemeleon_jax.models.predictor import make_predictor
 from chemeleon_jax.models.vae import ERRORS, VAE, make_vae, vae_loss
 
@@ -253,7 +254,7 @@ def start_from(name: str, stage: Stage) -> Stage:
     """
     if not name:
         return stage
-    checkpoint = store.load(name)
+    checkpoint = load_checkpoint(name)
     config, ours = checkpoint.config, stage.config
     if config["kind"] != ours["kind"]:
         raise UserError(f"config.init_from: {name} is of kind {config['kind']!r}")
@@ -286,7 +287,7 @@ def with_kept(stage: Stage, params) -> Any:
 
 def load_vae(name: str, field: str = "vae_ckpt_path") -> tuple[VAE, dict, dict]:
     """The VAE that a later stage stands on: module, {"vae": parameters}, its config."""
-    checkpoint = store.load(name)
+    checkpoint = load_checkpoint(name)
     if "vae" not in checkpoint.params:
         raise UserError(
             f"config.{field}: {name} is a checkpoint of kind "

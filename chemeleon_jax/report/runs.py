@@ -10,7 +10,7 @@ import pandas as pd
 from google.protobuf.message import DecodeError
 from pymatgen.core import Structure
 
-from chemeleon_jax.data.crystals import read_structure, to_structures
+from chemeleon_jax.data.crystals import crystals_of, read_structure, to_structures
 from chemeleon_jax.errors import UserError
 from chemeleon_jax.runs.iteration_files import last_iteration_file, read_iteration
 from chemeleon_jax.runs.tracking import read_scalars
@@ -149,14 +149,13 @@ def load_seen(directory: Path, label: str, notes: list[str]) -> CrystalSet | Non
     if file is None:
         return None
     try:
-        crystals, scores = read_iteration(file)
-        known = {n: scores[n] for n in ("e_above_hull", *FLAGS) if n in scores}
-        known["reward"] = scores["total"]
-    except (ValueError, KeyError) as e:
+        arrays = read_iteration(file)
+    except UserError as e:
         notes.append(str(e))
         return None
-    structures = to_structures(crystals)
-    known["num_atoms"] = crystals.mask.sum(-1)
+    known = {n: arrays[n] for n in ("e_above_hull", *FLAGS) if n in arrays}
+    known |= {"reward": arrays["total"], "num_atoms": arrays["mask"].sum(-1)}
+    structures = to_structures(crystals_of(arrays))
     table = pd.DataFrame({"index": range(len(structures)), **known})
     table["formula"] = [s.composition.reduced_formula if s else "" for s in structures]
     table["density"] = [s.density if s else np.nan for s in structures]

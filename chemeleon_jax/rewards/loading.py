@@ -2,8 +2,8 @@
 
 from chemeleon_jax.data.dataset import load_dataset
 from chemeleon_jax.errors import UserError
-from chemeleon_jax.models import store
 from chemeleon_jax.models.generator import Generator
+from chemeleon_jax.models.loading import load_checkpoint
 from chemeleon_jax.models.predictor import make_predictor
 from chemeleon_jax.models.store import Checkpoint, encoder_digest
 from chemeleon_jax.models.vae import make_vae
@@ -16,7 +16,7 @@ def load_reward(config, model: Generator) -> Reward:
     references = load_dataset(config.reward.reference_dataset)
     components, predictor = active_components(config), None
     if "predictor" in components:
-        checkpoint = store.load(config.reward.components.predictor.ckpt_path)
+        checkpoint = load_checkpoint(config.reward.components.predictor.ckpt_path)
         vae = load_predictor_vae(checkpoint)
         predictor = (
             make_vae(vae.config["vae"]),
@@ -36,7 +36,7 @@ def load_predictor_vae(predictor: Checkpoint) -> Checkpoint:
     if "vae" in predictor.params:
         return predictor
     name = predictor.config["vae_ckpt_path"]
-    vae = store.load(name)
+    vae = load_checkpoint(name)
     if encoder_digest(vae.params["vae"]) != predictor.config.get("encoder_sha256"):
         raise UserError(
             f"config.reward.components.predictor.ckpt_path: the predictor was trained "

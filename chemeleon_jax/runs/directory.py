@@ -20,7 +20,6 @@ import jax
 
 from chemeleon_jax.devices import distributed
 from chemeleon_jax.errors import UserError
-from chemeleon_jax.models.store import Checkpoint, params_digest, save_model
 from chemeleon_jax.runs.files import read_json, write_json
 
 logger = logging.getLogger(__name__)
@@ -88,25 +87,25 @@ def _lock(lock, workdir: Path) -> None:
 
 
 def write_run_info(
-    workdir: Path, config: dict, model: dict, reference: Checkpoint | None = None
+    workdir: Path, config: dict, model: dict, reference_sha256: str | None = None
 ) -> None:
-    """Writes how a run was started: `config.json`, `run.json`, `model/`.
+    """Writes how a run was started: `config.json`, `run.json`.
 
-    What a run that continues changes in its config is said. Only the first process does
-    anything.
+    What a run that continues changes in its config is logged. Only the first process
+    does anything.
 
     Args:
       workdir: the run directory.
       config: the resolved config, JSON values.
       model: the config of the model that is trained.
-      reference: what an RL run starts from: the original policy with its frozen parts.
+      reference_sha256: of an RL run, the `params_digest` of what it starts from: the
+        original policy with its frozen parts.
 
     Raises:
       UserError: the directory holds a run of another model.
     """
     if not distributed.is_first():
         return
-    digest = params_digest(reference.params) if reference else None
     architecture = {name: model[name] for name in ARCHITECTURE if name in model}
     info = workdir / "run.json"
     if info.is_file():
@@ -117,23 +116,21 @@ def write_run_info(
                 f"{workdir}: holds a run of another model ({'; '.join(changed)}); "
                 "give another --workdir"
             )
-        if before.get("reference_sha256") != digest:
+        if before.get("reference_sha256") != reference_sha256:
             raise UserError(
                 f"{workdir}: holds a run that started from another model "
-                f"({before.get('reference_sha256')} there, {digest} now); give "
-                "another --workdir"
+                f"({before.get('reference_sha256')} there, {reference_sha256} now); "
+                "give another --workdir"
             )
         if changed := differences(read_json(workdir / "config.json"), config):
             logger.warning(
                 "%s: continues with another config: %s", workdir, "; ".join(changed)
             )
-    elif reference:
-        save_model(workdir / "model", reference.params, reference.config)
     write_json(workdir / "config.json", config)
     write_json(
         info,
         {
-            "reference_sha256": digest,
+            "reference_sha256": reference_sha256,
             "architecture": architecture,
             "git_revision": _git_revision(),
             "python": platform.python_version(),

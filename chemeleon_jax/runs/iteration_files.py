@@ -1,18 +1,15 @@
 """The crystals of each iteration on disk, crystals/iteration_NNNNNN.npz of a run."""
 
-import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from chemeleon_jax.data.types import CrystalBatch
 from chemeleon_jax.devices import distributed
-from chemeleon_jax.errors import UserError
-from chemeleon_jax.rewards import RewardOutput
-from chemeleon_jax.rewards.creativity import Recent
 from chemeleon_jax.runs.files import read_npz
 
-FIELDS = tuple(field.name for field in dataclasses.fields(CrystalBatch))
+CRYSTALS = ("atom_types", "frac_coords", "lengths", "angles", "mask")
 SCORES = ("total", "advantage", "valid", "unique", "novel", "e_above_hull")
 
 
@@ -27,41 +24,29 @@ def last_iteration_file(workdir: Path) -> Path | None:
 
 
 def save_iteration(
-    workdir: Path, iteration: int, crystals: CrystalBatch, rewards: RewardOutput
+    workdir: Path, iteration: int, crystals: Mapping, rewards: Mapping[str, Any]
 ) -> None:
-    """Writes an iteration's crystals and what they were worth."""
+    """Writes an iteration's crystals and what they were worth.
+
+    Args:
+      workdir: of the run.
+      iteration: counted from 0.
+      crystals: the arrays of a `CrystalBatch`.
+      rewards: the fields of a `RewardOutput`.
+    """
     if not distributed.is_first():
         return
-    scores = {f"component_{k}": v for k, v in rewards.components.items()}
-    scores |= {k: v for k in SCORES if (v := getattr(rewards, k)) is not None}
+    scores = {f"component_{k}": v for k, v in rewards["components"].items()}
+    scores |= {k: v for k in SCORES if (v := rewards[k]) is not None}
     file = iteration_file(workdir, iteration)
     file.parent.mkdir(exist_ok=True)
-    np.savez_compressed(file, **vars(crystals), **scores)
+    np.savez_compressed(file, **crystals, **scores)
 
 
-def read_iteration(file: Path) -> tuple[CrystalBatch, dict[str, np.ndarray]]:
-    """Crystals, and what they were worth, by name.
-
-    Raises:
-      UserError: the file cannot be read.
-    """
-    known = read_npz(file, "an iteration's crystals", FIELDS)
-    return CrystalBatch(**{name: known.pop(name) for name in FIELDS}), known
-
-
-def recall(workdir: Path, count: int, start: int) -> Recent:
-    """The crystals of the last `count` iterations before `start`.
+def read_iteration(file: Path) -> dict[str, np.ndarray]:
+    """What `save_iteration` wrote, by name.
 
     Raises:
-      UserError: they are not all in the run's directory.
+      UserError: the file cannot be read, or lacks an array.
     """
-    recent = Recent(count)
-    for iteration in range(max(start - count, 0), start):
-        try:
-            recent.remember(read_iteration(iteration_file(workdir, iteration))[0])
-        except UserError as error:
-            raise UserError(
-                f"{error}, and config.reward.recent_iterations = {count} needs it; "
-                "0 does without"
-            ) from error
-    return recent
+    return read_npz(file, "an iteration's crystals", (*CRYSTALS, "total"))

@@ -17,8 +17,8 @@ from safetensors.numpy import save_file
 from torch_files import write
 
 from chemeleon_jax.devices.sharding import make_mesh, replicate
-from chemeleon_jax.models import store
 from chemeleon_jax.models.layers import Attention
+from chemeleon_jax.models.loading import load_checkpoint
 from convert_checkpoints import CheckpointError, convert, read_checkpoint
 from convert_checkpoints.__main__ import main
 from convert_checkpoints.tables import ATTENTION, convert_tensor
@@ -75,13 +75,14 @@ def test_recorded_files(tmp_path, capsys):
 
 
 def test_saved_restored_and_placed_bit_for_bit(tmp_path):
-    (result,) = convert([f"{FIXTURES}/ldm_cond.ckpt"], tmp_path)
-    loaded = store.load(tmp_path).params
+    (result,) = convert([f"{FIXTURES}/ldm_cond.ckpt"], tmp_path).values()
+    loaded = load_checkpoint(tmp_path).params
     flat = flatten_dict(loaded, sep="/")
-    assert flat.keys() == result.params.keys()
+    converted = flatten_dict(result.params, sep="/")
+    assert flat.keys() == converted.keys()
     for devices in (1, 4):
         placed = flatten_dict(replicate(loaded, make_mesh(devices)), sep="/")
-        for name, value in result.params.items():
+        for name, value in converted.items():
             np.testing.assert_array_equal(flat[name], value)
             np.testing.assert_array_equal(placed[name], value)
 
@@ -89,7 +90,7 @@ def test_saved_restored_and_placed_bit_for_bit(tmp_path):
 def test_the_same_weights_land_where_they_belong(tmp_path):
     """A kernel is a transpose; q, k, v are thirds of the packed projection."""
     convert([f"{FIXTURES}/vae.ckpt"], tmp_path)
-    params = flatten_dict(store.load(tmp_path).params, sep="/")
+    params = flatten_dict(load_checkpoint(tmp_path).params, sep="/")
     state = read_checkpoint(f"{FIXTURES}/vae.ckpt")["state_dict"]
     np.testing.assert_array_equal(
         params["vae/moments/kernel"], state["quant_conv.weight"].T
@@ -107,7 +108,7 @@ def test_other_sizes(tmp_path, vae, dit):
     write_vae(tmp_path / "vae.ckpt", vae)
     write_ldm(tmp_path / "ldm.ckpt", ldm_state(dit, vae), rl=True)
     results = convert([tmp_path / "ldm.ckpt", tmp_path / "vae.ckpt"], tmp_path / "out")
-    ldm = results[0].config
+    ldm = results[tmp_path / "out" / "ldm"].config
     # Of three heads torch has no fused encoder layer, whose GELU is the exact one.
     part = {"layers": 1, "heads": 3, "mlp_width": 20, "activation": "gelu"}
     assert ldm["vae"] == {
@@ -163,7 +164,7 @@ def test_moving_average(tmp_path, vae, dit):
         convert([path], tmp_path / "raw")
         convert([path], tmp_path / "ema", weights="ema")
         raw, ema = (
-            flatten_dict(store.load(tmp_path / w).params, sep="/")
+            flatten_dict(load_checkpoint(tmp_path / w).params, sep="/")
             for w in ("raw", "ema")
         )
         np.testing.assert_array_equal(
@@ -187,7 +188,7 @@ def test_plain_state_dict_and_safetensors(tmp_path, vae):
     for name in ("vae.pt", "vae.safetensors"):
         with pytest.raises(CheckpointError, match="--heads encoder=NUMBER"):
             convert([tmp_path / name], tmp_path / "out")
-        (result,) = convert([tmp_path / name], tmp_path / "out", heads=heads)
+        (result,) = convert([tmp_path / name], tmp_path / "out", heads=heads).values()
         assert result.config["vae"]["encoder"]["heads"] == 2
         assert result.config["vae"]["decoder"]["heads"] == 3
 
@@ -206,7 +207,7 @@ def test_head_counts_of_an_ldm_come_from_its_own_vae_only(tmp_path, vae, dit):
         convert([path, tmp_path / "other.ckpt"], tmp_path / "out")
     assert not (tmp_path / "out").exists()
     write_vae(tmp_path / "vae.ckpt", vae)  # beside it, under the name in the LDM file
-    (result,) = convert([path], tmp_path / "out")
+    (result,) = convert([path], tmp_path / "out").values()
     assert result.config["vae"]["encoder"]["heads"] == 3
 
 

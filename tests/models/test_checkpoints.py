@@ -1,7 +1,5 @@
 import json
 import os
-import sys
-import types
 from pathlib import Path
 
 import jax
@@ -13,8 +11,10 @@ from small_state import assert_identical, small_params, trained_state
 
 from chemeleon_jax.errors import UserError
 from chemeleon_jax.models import hub
-from chemeleon_jax.models.store import Checkpoint, load, params_digest, save_model
+from chemeleon_jax.models.loading import load_checkpoint
+from chemeleon_jax.models.store import Checkpoint, params_digest, save_model
 from chemeleon_jax.runs.states import RunCheckpoints
+from convert_checkpoints.conversion import Converted
 
 CONFIG = {"kind": "ldm", "dit": {"width": 4}, "condition": None, "latent_std": 0.1}
 
@@ -27,7 +27,10 @@ def small_vae():
 
 
 def test_the_embedded_models_are_one_denoiser_but_for_a_bias():
-    asked, unasked = load("mini:ldm_conditional"), load("mini:ldm")
+    asked, unasked = (
+        load_checkpoint("mini:ldm_conditional"),
+        load_checkpoint("mini:ldm"),
+    )
     assert set(unasked.params) == {"dit"} and unasked.config["condition"] is None
     one, other = (flatten_dict(m.params["dit"], sep="/") for m in (asked, unasked))
     changed = {name for name in one if not np.array_equal(one[name], other[name])}
@@ -37,7 +40,7 @@ def test_the_embedded_models_are_one_denoiser_but_for_a_bias():
 def test_a_model_comes_back_as_it_was(tmp_path):
     params = small_params() | small_vae()
     save_model(tmp_path / "m", params, CONFIG)
-    loaded = load(tmp_path / "m")
+    loaded = load_checkpoint(tmp_path / "m")
     assert_identical(loaded.params, params)
     assert loaded.config == CONFIG
     assert sorted(f.name for f in (tmp_path / "m").iterdir()) == [
@@ -48,7 +51,7 @@ def test_a_model_comes_back_as_it_was(tmp_path):
 
 def test_half_precision_is_storage_only(tmp_path):
     save_model(tmp_path, small_params(), CONFIG, dtype=np.float16)
-    kernel = load(tmp_path).params["dit"]["x_embedder"]["kernel"]
+    kernel = load_checkpoint(tmp_path).params["dit"]["x_embedder"]["kernel"]
     expected = small_params()["dit"]["x_embedder"]["kernel"]
     assert kernel.dtype == np.float32
     assert np.array_equal(kernel, expected.astype(np.float16).astype(np.float32))
@@ -57,7 +60,7 @@ def test_half_precision_is_storage_only(tmp_path):
 def test_saving_again_replaces(tmp_path):
     save_model(tmp_path, small_params(0), CONFIG)
     save_model(tmp_path, small_params(1), CONFIG)
-    assert_identical(load(tmp_path).params, small_params(1))
+    assert_identical(load_checkpoint(tmp_path).params, small_params(1))
 
 
 def test_others_may_read_a_model(tmp_path):
@@ -81,7 +84,7 @@ def test_a_failed_save_leaves_the_old_model(tmp_path, monkeypatch):
     monkeypatch.setattr(Path, "write_bytes", full_disk)
     with pytest.raises(OSError, match="No space left"):
         save_model(tmp_path, small_params(1), CONFIG)
-    assert_identical(load(tmp_path).params, small_params(0))
+    assert_identical(load_checkpoint(tmp_path).params, small_params(0))
     assert len(list(tmp_path.iterdir())) == 2
 
 
@@ -98,17 +101,17 @@ def test_damaged_parameters_are_named(tmp_path, damage):
         ]
     )
     with pytest.raises(UserError, match=r"params\.safetensors.*again"):
-        load(tmp_path)
+        load_checkpoint(tmp_path)
 
 
 def test_damage_is_found_without_a_checksum_too(tmp_path):
     save_model(tmp_path, small_params(), CONFIG)
     (tmp_path / "config.json").write_text(json.dumps(CONFIG))
-    assert load(tmp_path).config == CONFIG
+    assert load_checkpoint(tmp_path).config == CONFIG
     file = tmp_path / "params.safetensors"
     file.write_bytes(file.read_bytes()[:-5])
     with pytest.raises(UserError, match=r"params\.safetensors: damaged"):
-        load(tmp_path)
+        load_checkpoint(tmp_path)
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"kind'])
@@ -116,21 +119,21 @@ def test_a_damaged_config_is_named(tmp_path, text):
     save_model(tmp_path, small_params(), CONFIG)
     (tmp_path / "config.json").write_text(text)
     with pytest.raises(UserError, match=r"config\.json: not the config of a model"):
-        load(tmp_path)
+        load_checkpoint(tmp_path)
 
 
 def test_a_missing_model_is_named(tmp_path):
     with pytest.raises(UserError, match="nowhere.*no such file.*hub:NAME"):
-        load(tmp_path / "nowhere")
+        load_checkpoint(tmp_path / "nowhere")
     save_model(tmp_path, small_params(), CONFIG)
     (tmp_path / "params.safetensors").unlink()
     with pytest.raises(UserError, match=r"params\.safetensors: no such file"):
-        load(tmp_path)
+        load_checkpoint(tmp_path)
 
 
 def test_a_torch_checkpoint_is_sent_to_the_converter():
     with pytest.raises(UserError, match="python -m convert_checkpoints some/ldm.ckpt"):
-        load("some/ldm.ckpt")
+        load_checkpoint("some/ldm.ckpt")
 
 
 def test_digest_sees_values_names_and_shapes():
@@ -148,9 +151,9 @@ def test_digest_sees_values_names_and_shapes():
 
 def test_wrong_names_list_the_right_ones():
     with pytest.raises(UserError, match="mini:ldm, mini:vae, mini:ldm_cond"):
-        load("mini:ldn")
+        load_checkpoint("mini:ldn")
     with pytest.raises(UserError, match="mp_20_ldm_base") as error:
-        load("hub:mp_20_ldm")
+        load_checkpoint("hub:mp_20_ldm")
     assert all(name in str(error.value) for name in hub.FILES)
 
 
@@ -168,7 +171,7 @@ def empty_cache(tmp_path, monkeypatch):
 
 def test_hub_out_of_reach_is_said_at_once(empty_cache):
     with pytest.raises(UserError, match="hub:mp_20_vae: cannot fetch") as error:
-        load("hub:mp_20_vae")
+        load_checkpoint("hub:mp_20_vae")
     assert "convert_checkpoints FILE" in str(error.value)
     assert not (empty_cache / "chemeleon_jax").exists()
 
@@ -177,20 +180,18 @@ def test_hub_models_are_converted_once(empty_cache, monkeypatch):
     """An LDM is converted beside its VAE, whose head counts only the VAE's file has."""
     converted = []
 
-    def convert(paths, out_dir):
+    def convert_files(paths):
         converted.append([str(path) for path in paths])
-        for path in paths:
-            folder = out_dir / path.stem if len(paths) > 1 else out_dir
-            save_model(folder, small_params(), CONFIG)
+        return [Converted(path, CONFIG, small_params()) for path in paths]
 
     monkeypatch.setattr(hub, "_download", lambda name: Path(Path(hub.FILES[name]).name))
-    monkeypatch.setitem(
-        sys.modules, "convert_checkpoints", types.SimpleNamespace(convert=convert)
-    )
+    monkeypatch.setattr(hub, "convert_files", convert_files)
     for _ in range(2):
-        assert_identical(load("hub:alex_mp_20_ldm_rl").params, small_params())
-    load("hub:alex_mp_20_vae")
-    load("hub:mp_20_vae")
+        assert_identical(
+            load_checkpoint("hub:alex_mp_20_ldm_rl").params, small_params()
+        )
+    load_checkpoint("hub:alex_mp_20_vae")
+    load_checkpoint("hub:mp_20_vae")
     assert converted == [
         ["ldm_rl_dng_tuor5vgd.ckpt", "dng_j1jgz9t0_v1.ckpt"],
         ["dng_m4owq4i5_v0.ckpt"],
@@ -204,9 +205,9 @@ def test_a_run_directory_loads_as_its_latest_or_best_policy(tmp_path):
     start = Checkpoint(small_params() | small_vae(), CONFIG)
     save_model(tmp_path / "model", start.params, CONFIG)
     with RunCheckpoints(tmp_path) as run:
-        assert_identical(load(tmp_path).params, start.params)
+        assert_identical(load_checkpoint(tmp_path).params, start.params)
         with pytest.raises(UserError, match="no state of this run was validated"):
-            load(f"{tmp_path}@best")
+            load_checkpoint(f"{tmp_path}@best")
         run.save(1, trained_state(1), score=0.5)
         run.save(2, trained_state(2), score=0.4)
         run.save(3, trained_state(3))
@@ -216,6 +217,6 @@ def test_a_run_directory_loads_as_its_latest_or_best_policy(tmp_path):
         (tmp_path, {"step": "best"}, trained_state(1).ema_params),
         (f"{tmp_path}@best", {"weights": "raw"}, trained_state(1).params),
     ):
-        loaded = load(name, **options)
+        loaded = load_checkpoint(name, **options)
         assert loaded.config == CONFIG
         assert_identical(loaded.params, jax.tree.map(np.asarray, policy) | small_vae())

@@ -12,6 +12,7 @@ import pytest
 
 from chemeleon_jax.errors import UserError
 from chemeleon_jax.models import hub, store
+from chemeleon_jax.models.loading import load_checkpoint
 
 FIXTURES = paths.FIXTURES / "chemeleon2"
 
@@ -37,16 +38,16 @@ def stand_in(tmp_path, monkeypatch):
 
 
 def test_fetched_converted_once_and_reused(stand_in):
-    first = store.load("hub:mp_20_ldm_base")
+    first = load_checkpoint("hub:mp_20_ldm_base")
     assert first.config["kind"] == "ldm"
     assert first.config["vae"]["decoder"]["heads"] == 4
     assert first.config["source"]["file"] == Path(hub.FILES["mp_20_ldm_base"]).name
     shutil.rmtree(stand_in)  # from here on only what was converted is left
-    again = store.load("hub:mp_20_ldm_base")
+    again = load_checkpoint("hub:mp_20_ldm_base")
     assert store.params_digest(again.params) == store.params_digest(first.params)
-    assert store.load("hub:mp_20_vae").config["kind"] == "vae"
+    assert load_checkpoint("hub:mp_20_vae").config["kind"] == "vae"
     with pytest.raises(UserError, match="hub:mp_20_ldm_rl: cannot fetch"):
-        store.load("hub:mp_20_ldm_rl")
+        load_checkpoint("hub:mp_20_ldm_rl")
 
 
 def test_pinned_files_are_checked(stand_in, tmp_path, monkeypatch):
@@ -57,9 +58,9 @@ def test_pinned_files_are_checked(stand_in, tmp_path, monkeypatch):
     for wrong in ({"size": 1}, {"sha256": "0" * 64}):
         pins.write_text(json.dumps({"mp_20_vae": good | wrong}))
         with pytest.raises(UserError, match="not the file that is known"):
-            store.load("hub:mp_20_vae")
+            load_checkpoint("hub:mp_20_vae")
     pins.write_text(json.dumps({"mp_20_vae": good}))
-    assert store.load("hub:mp_20_vae").config["source"]["sha256"] == good["sha256"]
+    assert load_checkpoint("hub:mp_20_vae").config["source"]["sha256"] == good["sha256"]
 
 
 def test_a_file_that_is_not_what_the_hub_said_is_refused(stand_in):
@@ -72,9 +73,9 @@ def test_a_file_that_is_not_what_the_hub_said_is_refused(stand_in):
     file.symlink_to(blob)
     blob.write_bytes(content[:-100] + bytes(1) + content[-99:])
     with pytest.raises(UserError, match="not the file that is known"):
-        store.load("hub:mp_20_vae")
+        load_checkpoint("hub:mp_20_vae")
     blob.write_bytes(content)
-    assert store.load("hub:mp_20_vae").config["kind"] == "vae"
+    assert load_checkpoint("hub:mp_20_vae").config["kind"] == "vae"
 
 
 def test_the_embedded_pins_are_of_known_names():
@@ -86,7 +87,7 @@ def test_the_embedded_pins_are_of_known_names():
 def test_importing_does_not_load_the_hub():
     """The network is touched when a hub name is used, and not before."""
     code = (
-        "import sys, chemeleon_jax.models.hub, chemeleon_jax.models.store\n"
+        "import sys, chemeleon_jax.models.loading\n"
         "print('huggingface_hub' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

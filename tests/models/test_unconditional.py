@@ -3,9 +3,12 @@ import jax.numpy as jnp
 import numpy as np
 import tiny
 
-from chemeleon_jax.models.condition import input_width, make_condition_encoder
+from chemeleon_jax.models.condition import (
+    input_width,
+    make_condition_encoder,
+    without_conditions,
+)
 from chemeleon_jax.models.dit import DiT
-from chemeleon_jax.models.store import Checkpoint, without_conditions
 
 SPECS = [
     {"name": "composition", "kind": "composition"},
@@ -26,12 +29,12 @@ def test_asked_for_nothing_a_conditional_model_is_the_unconditional_one():
     encode, apply = jax.jit(encoder.apply), jax.jit(dit.apply)
     y = encode({"params": encoder_params}, nothing, keep)
     params = tiny.random_params(dit, z, t, crystals.mask, y)
-    model = without_conditions(
-        Checkpoint({"dit": params, "condition": encoder_params}, config)
+    plain, config = without_conditions(
+        {"dit": params, "condition": encoder_params}, config
     )
-    assert set(model.params) == {"dit"} and model.config["condition"] is None
+    assert set(plain) == {"dit"} and config["condition"] is None
     np.testing.assert_allclose(
-        apply({"params": model.params["dit"]}, z, t, crystals.mask),
+        apply({"params": plain["dit"]}, z, t, crystals.mask),
         apply({"params": params}, z, t, crystals.mask, y),
         atol=1e-5,
     )

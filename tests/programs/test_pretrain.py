@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 from chemeleon_jax.data.dataset import load_dataset, save_npz
 from chemeleon_jax.errors import UserError
 from chemeleon_jax.models import store
+from chemeleon_jax.models.loading import load_checkpoint
 from chemeleon_jax.pretrain import pretrain
 from chemeleon_jax.pretraining.stages import (
     STAGES,
@@ -96,7 +97,7 @@ def config(folder, stage, **changes):
 @pytest.mark.parametrize("stage", ["vae", "ldm", "predictor"])
 def test_a_stage_leaves_a_model_that_loads(folder, tmp_path, stage):
     pretrain(config(folder, stage), str(tmp_path))
-    model = store.load(tmp_path)
+    model = load_checkpoint(tmp_path)
     assert model.config["kind"] == stage
     assert np.isfinite(model.config["training"]["validation"]["loss"])
     curves = read_scalars(tmp_path / "training")
@@ -109,8 +110,8 @@ def test_a_decoder_is_trained_on_the_latents_of_a_kept_encoder(folder, tmp_path)
     deeper.vae.decoder = ConfigDict({**tiny.TRANSFORMER, "layers": 2})
     deeper.error = "absolute"
     pretrain(deeper, str(tmp_path))
-    old = store.load(folder / "vae").params["vae"]
-    new = store.load(tmp_path).params["vae"]
+    old = load_checkpoint(folder / "vae").params["vae"]
+    new = load_checkpoint(tmp_path).params["vae"]
     assert store.encoder_digest(new) == store.encoder_digest(old)
     dataset = load_dataset(folder / "few.npz")
     before = STAGES["vae"](deeper, dataset, KEY).params["vae"]
@@ -193,7 +194,7 @@ def test_a_conditional_ldm_trains_its_encoders(folder, tmp_path):
         "formula": {"name": "formula", "kind": "composition"},
     }
     pretrain(config(folder, "ldm", conditions=conditions), str(tmp_path))
-    model = store.load(tmp_path)
+    model = load_checkpoint(tmp_path)
     assert set(model.params["condition"]) >= {"band_gap", "formula", "band_gap_null"}
     specs = {spec["name"]: spec for spec in model.config["condition"]["specs"]}
     assert specs["band_gap"]["std"] > 0
@@ -244,7 +245,7 @@ def save_ldm(folder, directory, config):
     """An untrained denoiser, as `pretrain` would leave it."""
     stage = ldm_stage(config, load_dataset(folder / "few.npz"), jax.random.key(0))
     store.save_model(directory, stage.params, stage.config)
-    return store.load(directory)
+    return load_checkpoint(directory)
 
 
 class CutOffError(Exception):
@@ -268,8 +269,8 @@ def test_a_training_cut_off_ends_where_it_would_have_ended(
     assert json.loads((halves / "config.json").read_text())["training"]["step"] == 2
     pretrain(config(folder, "vae"), str(halves))
     for a, b in zip(
-        jax.tree.leaves(store.load(whole).params),
-        jax.tree.leaves(store.load(halves).params),
+        jax.tree.leaves(load_checkpoint(whole).params),
+        jax.tree.leaves(load_checkpoint(halves).params),
         strict=True,
     ):
         np.testing.assert_array_equal(a, b)

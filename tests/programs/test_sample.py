@@ -13,6 +13,7 @@ from chemeleon_jax.models import store
 from chemeleon_jax.models.condition import input_width, make_condition_encoder
 from chemeleon_jax.models.diffusion import make_schedule
 from chemeleon_jax.models.dit import DiT
+from chemeleon_jax.models.loading import load_checkpoint
 from chemeleon_jax.models.store import Checkpoint
 from chemeleon_jax.rl.generation import batches, generate
 from chemeleon_jax.rl.sampler import sample_group
@@ -71,7 +72,7 @@ def test_batches_hold_each_crystal_once_and_large_ones_first():
 def models(tmp_path_factory):
     """An unconditional and a conditional model with their VAE."""
     folder = tmp_path_factory.mktemp("models")
-    vae = store.load("mini:vae")  # decodes crystals, where a random one does not
+    vae = load_checkpoint("mini:vae")  # decodes crystals, where a random one does not
     dit = tiny.DIT | {"latent_channels": vae.config["vae"]["latent_channels"]}
     dit |= {"learn_sigma": False}
     mask = jnp.ones((1, 4), bool)
@@ -126,7 +127,7 @@ def test_files_hold_every_crystal_and_how_it_was_made(models, tmp_path):
     assert manifest["seed"] == 3 and manifest["settings"]["num_steps"] == 2
     assert manifest["validity"] == [line["reason"] for line in found]
     assert manifest["checkpoint_sha256"] == store.params_digest(
-        store.load(models / "plain").params
+        load_checkpoint(models / "plain").params
     )
     for line in found:
         assert line["valid"] == (line["reason"] == "valid")
@@ -222,7 +223,7 @@ def test_errors_come_before_any_sampling(
 
 
 def test_a_run_is_sampled_as_it_was_trained(models, tmp_path):
-    start = store.load(models / "plain")
+    start = load_checkpoint(models / "plain")
     policy = {"dit": tiny.stir(start.params["dit"], 0.3)}
     config = {
         "sampling": {
@@ -236,7 +237,8 @@ def test_a_run_is_sampled_as_it_was_trained(models, tmp_path):
     workdir, out = tmp_path / "run", tmp_path / "run" / "samples"
     state = TrainState(jnp.array(1), policy, {}, policy, jnp.array(0))
     with work_directory(workdir), RunCheckpoints(workdir) as saved:
-        write_run_info(workdir, config, start.config, start)
+        write_run_info(workdir, config, start.config, store.params_digest(start.params))
+        store.save_start(workdir, start)
         saved.save(1, state, score=1.0)
     flags = [f"--checkpoint={workdir}", f"--out={out}", "--num_samples=3"]
     assert main([*flags, "--base", "--weights=best", "--num_atoms=4"]) == 0

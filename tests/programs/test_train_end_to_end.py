@@ -11,7 +11,8 @@ from pymatgen.core import Structure
 
 from chemeleon_jax.errors import UserError
 from chemeleon_jax.models import store
-from chemeleon_jax.runs.iteration_files import recall
+from chemeleon_jax.models.loading import load_checkpoint
+from chemeleon_jax.rewards.recent import load_recent
 from chemeleon_jax.runs.states import RunCheckpoints
 from chemeleon_jax.runs.tracking import read_scalars
 from chemeleon_jax.train import average, train
@@ -92,7 +93,7 @@ def test_the_large_programs_compile_once(run, compiled):
 
 
 def test_a_run_holds_what_it_was_and_what_it_made(run):
-    base, tuned = store.load(run / "model"), store.load(run)
+    base, tuned = load_checkpoint(run / "model"), load_checkpoint(run)
     assert tuned.config["kind"] == "ldm" and "vae" in tuned.params
     moved = jax.tree.map(
         lambda a, b: float(np.abs(a - b).max()), base.params["dit"], tuned.params["dit"]
@@ -104,15 +105,15 @@ def test_a_run_holds_what_it_was_and_what_it_made(run):
 
 
 def test_recent_iterations_that_are_missing_are_named(run, tmp_path):
-    assert len(recall(run, 2, start=3).references.cells) <= 16
+    assert len(load_recent(run, 2, start=3).references.cells) <= 16
     with pytest.raises(UserError, match=r"iteration_000001\.npz cannot be read.*= 2"):
-        recall(tmp_path, 2, start=3)
-    assert not recall(tmp_path, 0, start=3).references.cells
+        load_recent(tmp_path, 2, start=3)
+    assert not load_recent(tmp_path, 0, start=3).references.cells
     (tmp_path / "crystals").mkdir()
     whole = (run / "crystals" / "iteration_000001.npz").read_bytes()
     (tmp_path / "crystals" / "iteration_000001.npz").write_bytes(whole[:-200])
     with pytest.raises(UserError, match=r"iteration_000001\.npz cannot be read"):
-        recall(tmp_path, 2, start=3)
+        load_recent(tmp_path, 2, start=3)
 
 
 def test_the_average_starts_short():

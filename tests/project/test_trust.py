@@ -14,7 +14,8 @@ from chemeleon_jax.data.csv import parse_cif
 from chemeleon_jax.data.dataset import load_dataset
 from chemeleon_jax.data.readers.files import read_crystals
 from chemeleon_jax.errors import UserError
-from chemeleon_jax.models import store
+from chemeleon_jax.models import loading
+from chemeleon_jax.models.loading import load_checkpoint
 from chemeleon_jax.potentials.hull import read_hull
 from chemeleon_jax.report import page
 
@@ -148,7 +149,7 @@ def test_an_altered_viewer_is_not_put_into_a_report(monkeypatch):
         page._viewer()
 
 
-@pytest.mark.parametrize("name", store.MINI_MODELS)
+@pytest.mark.parametrize("name", loading.MINI_MODELS)
 @pytest.mark.parametrize("file", ["config.json", "params.safetensors"])
 def test_an_altered_embedded_model_is_refused(tmp_path, monkeypatch, name, file):
     folder = tmp_path / name
@@ -156,10 +157,10 @@ def test_an_altered_embedded_model_is_refused(tmp_path, monkeypatch, name, file)
     source = ROOT / "chemeleon_jax" / "assets" / "mini" / name
     for path in source.iterdir():
         (folder / path.name).write_bytes(path.read_bytes())
-    monkeypatch.setattr(store, "MINI", tmp_path)
-    assert store.load(f"mini:{name}").config["kind"]
+    monkeypatch.setattr(loading, "MINI", tmp_path)
+    assert load_checkpoint(f"mini:{name}").config["kind"]
     content = bytearray((folder / file).read_bytes())
     content[-10] ^= 1
     (folder / file).write_bytes(content)
     with pytest.raises(UserError, match=f"{file}.*(altered|checksum)"):
-        store.load(f"mini:{name}")
+        load_checkpoint(f"mini:{name}")
