@@ -12,9 +12,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from chemeleon_jax.errors import UserError
-from chemeleon_jax.models.store import save_model
 from chemeleon_jax.runs.files import cache_folder, digest
-from convert_checkpoints.conversion import convert_files
 
 REPO = "hspark1212/chemeleon2-checkpoints"
 FILES = {
@@ -45,11 +43,15 @@ def fetch(name: str) -> Path:
     directory = models / Path(FILES[name]).stem
     if (directory / "config.json").is_file():  # the last file to be written
         return directory
+    # Only here: most runs never convert.
+    from chemeleon_jax.models.store import save_model
+    from convert_checkpoints import conversion
+
     files = [_checked(name)]
     if not name.endswith("_vae"):
         # An LDM's file holds its VAE, but not that one's head counts.
         files.append(_checked(name.partition("_ldm_")[0] + "_vae"))
-    for model in convert_files(files):
+    for model in conversion.convert_files(files):
         save_model(models / model.path.stem, model.params, model.config)
     return directory
 

@@ -14,7 +14,7 @@ from chemeleon_jax.models import hub
 from chemeleon_jax.models.loading import load_checkpoint
 from chemeleon_jax.models.store import Checkpoint, params_digest, save_model
 from chemeleon_jax.runs.states import RunCheckpoints
-from convert_checkpoints.conversion import Converted
+from convert_checkpoints import conversion
 
 CONFIG = {"kind": "ldm", "dit": {"width": 4}, "condition": None, "latent_std": 0.1}
 
@@ -182,10 +182,10 @@ def test_hub_models_are_converted_once(empty_cache, monkeypatch):
 
     def convert_files(paths):
         converted.append([str(path) for path in paths])
-        return [Converted(path, CONFIG, small_params()) for path in paths]
+        return [conversion.Converted(path, CONFIG, small_params()) for path in paths]
 
     monkeypatch.setattr(hub, "_download", lambda name: Path(Path(hub.FILES[name]).name))
-    monkeypatch.setattr(hub, "convert_files", convert_files)
+    monkeypatch.setattr(conversion, "convert_files", convert_files)
     for _ in range(2):
         assert_identical(
             load_checkpoint("hub:alex_mp_20_ldm_rl").params, small_params()
