@@ -10,7 +10,8 @@ import sys
 
 from benchmarks.measure import measure
 from benchmarks.soak import resident
-from chemeleon_jax.data.dataset import BucketedBatches, load_dataset
+from chemeleon_jax.data.batches import BucketedBatches
+from chemeleon_jax.data.dataset import load_dataset
 from chemeleon_jax.runs import memory
 
 
