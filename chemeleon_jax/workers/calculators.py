@@ -1,4 +1,4 @@
-"""ASE calculators by name, and relaxation with one. No JAX: it runs in workers.
+"""ASE calculators by name, and relaxation with one.
 
 A calculator holds the state of one crystal at a time, and may hang or crash: each
 worker process has its own, and relaxes one crystal after another.

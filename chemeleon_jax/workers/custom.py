@@ -1,6 +1,6 @@
 """Rewards that users write: `f(structures: list[Structure]) -> array`.
 
-`load_function` and `call_function` run in worker processes: no JAX here.
+`load_function` and `call_function` run in worker processes.
 """
 
 import functools

@@ -1,7 +1,4 @@
-"""Which crystals are the same under pymatgen's StructureMatcher.
-
-Runs in worker processes: pymatgen and NumPy, no JAX.
-"""
+"""Which crystals are the same under pymatgen's StructureMatcher."""
 
 from typing import NamedTuple
 
