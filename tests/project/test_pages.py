@@ -7,6 +7,7 @@ import re
 import shlex
 import subprocess
 import sys
+import tomllib
 
 import paths
 import pytest
@@ -133,11 +134,15 @@ def test_flags_exist(program):
     assert used <= set(re.findall(FLAG, help_text))
 
 
-def test_the_architecture_page_names_every_wing():
+def test_the_architecture_page_has_the_wings_and_layers():
     text = (ROOT / "docs" / "architecture.md").read_text()
     inits = (ROOT / "chemeleon_jax").glob("*/__init__.py")
-    wings = [init.parent.name for init in inits]
-    assert [wing for wing in wings if f"`{wing}/`" not in text] == []
+    wings = {init.parent.name for init in inits} - {"configs"}
+    assert [wing for wing in wings if f"| `{wing}/` |" not in text] == []
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    contract = project["tool"]["importlinter"]["contracts"][0]
+    layers = "\n".join(layer.replace(" | ", "  ") for layer in contract["layers"])
+    assert f"```\n{layers}\n```" in text
 
 
 def test_the_readme_says_how_to_train_and_test():
