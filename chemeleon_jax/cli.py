@@ -6,7 +6,7 @@ import inspect
 import re
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import jax
@@ -155,11 +155,11 @@ def _hint(program: str) -> str:
 
 
 def _check_program(config: ConfigDict, program: str, name: str) -> None:
-    fields = {p for p, field in _OWN_FIELD.items() if field in config}
-    if not program or program in fields:
+    programs = {p for p, field in _OWN_FIELD.items() if field in config}
+    if not program or program in programs:
         return
-    if fields:
-        (other,) = fields
+    if programs:
+        (other,) = programs
         raise UserError(
             f"{name}: a config of another program; python -m chemeleon_jax.{other} "
             f"--config={name}"
@@ -223,20 +223,20 @@ def _override(config: ConfigDict, argv: list[str]) -> tuple[ConfigDict, str | No
 
 
 def _check_field(config: ConfigDict, field: str) -> None:
-    fields = list(_fields(config))
-    if field in fields:
+    known = list(fields(config))
+    if field in known:
         return
-    if any(other.startswith(f"{field}.") for other in fields):
+    if any(other.startswith(f"{field}.") for other in known):
         raise UserError(f"config.{field}: has fields of its own; set one of those")
-    near = nearest(field, fields)
+    near = nearest(field, known)
     raise UserError(f"config.{field}: no such field; the nearest is config.{near}")
 
 
-def _fields(config: ConfigDict, prefix: str = ""):
+def fields(config: ConfigDict, prefix: str = "") -> Iterator[str]:
     """The dotted names of all values."""
     for name in config:
         value = config.get_ref(name).get()
         if isinstance(value, ConfigDict):
-            yield from _fields(value, f"{prefix}{name}.")
+            yield from fields(value, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}"

@@ -1,10 +1,19 @@
 """Program: the supervised stages (VAE, LDM, predictor), on one functional loop.
 
-    python -m chemeleon_jax.pretrain --config=configs/vae.py --workdir=runs/vae
+    python -m chemeleon_jax.pretrain --config=vae --workdir=runs/vae
 
 The work directory becomes a model directory (`params.safetensors`, `config.json`: the
 averaged weights that validated best) with the training's own state in `training/`. The
 same command continues a training that was cut off, and ends where it would have ended.
+
+Fields that are changed most, as --config.FIELD=VALUE:
+
+    num_steps, validate_every, patience, seed, ema_decay
+    init_from                  the model to start from
+    vae_ckpt_path              ldm, predictor: the VAE whose latents or features count
+    data.dataset               mp_mini, or the path of a CSV or npz file
+    data.atoms_per_batch       padded atoms of a step: less takes less memory
+    optimizer.lr, optimizer.warmup_steps, optimizer.weight_decay
 """
 
 import contextlib
@@ -32,6 +41,7 @@ from chemeleon_jax.pretraining.stages import (
     start_from,
     with_kept,
 )
+from chemeleon_jax.runs.console import count_parameters, say_next, say_start
 from chemeleon_jax.runs.directory import work_directory, write_run_info
 from chemeleon_jax.runs.interruption import SaveOnSignal
 from chemeleon_jax.runs.states import RunCheckpoints
@@ -158,6 +168,17 @@ def pretrain(config, workdir: str) -> None:
         tracker = stack.enter_context(Tracker(folder, config.num_steps, start=start))
 
         # ------------------------------------------------------------------------ train
+        say_start(
+            {
+                "stage": f"{config.stage}, {count_parameters(stage.params)}",
+                "data": f"{config.data.dataset}, {len(train)} crystals to train on, "
+                f"{len(validation)} to validate",
+            },
+            workdir,
+            start=start,
+            total=config.num_steps,
+            unit="step",
+        )
         train_step = make_train_step(stage, optimizer, config.ema_decay)
         validate = make_validate(stage, held_out, frozen, mesh)
         stopped = int(state.since_best) >= config.patience
@@ -194,6 +215,25 @@ def pretrain(config, workdir: str) -> None:
                 if int(state.since_best) >= config.patience:
                     break
             interruption.finished(step + 1, state)
+    say_next(f"{workdir} holds the model. Next:", next_commands(config, workdir))
+
+
+def next_commands(config, workdir: str) -> list[list[str]]:
+    """What to do with the model of a stage."""
+    if config.stage == "vae":
+        path = f"--config.vae_ckpt_path={workdir}"
+        return [["chemeleon_jax.pretrain", "--config=ldm", path]]
+    if config.stage == "predictor":
+        field = "--config.reward.components.predictor"
+        what = [f"{field}.ckpt_path={workdir}", f"{field}.property={config.targets[0]}"]
+        return [["chemeleon_jax.train", "--config=rl_bandgap", *what]]
+    vae = config.vae_ckpt_path
+    models = [f"--config.ldm_ckpt_path={workdir}", f"--config.vae_ckpt_path={vae}"]
+    sample = [f"--checkpoint={workdir}", f"--out={workdir}/samples"]
+    return [
+        ["chemeleon_jax.sample", *sample],
+        ["chemeleon_jax.train", "--config=rl_dng", *models],
+    ]
 
 
 def explain_skipped(step: int, metrics: dict) -> str:

@@ -3,6 +3,7 @@
 import math
 import shlex
 from pathlib import Path
+from typing import Any
 
 import jax
 
@@ -64,6 +65,7 @@ def progress_numbers(metrics: dict) -> dict[str, str]:
     return shown | {"KL": f"{float(metrics['kl_div']):.3g}"}
 
 
-def parameters(count: int) -> str:
-    """The number of a model's parameters, for people."""
-    return f"{count / 1e6:.3g} M parameters"
+def count_parameters(params: Any) -> str:
+    """The size of a model, for people."""
+    count = sum(x.size for x in jax.tree.leaves(params))
+    return f"{count:,} parameters"

@@ -2,6 +2,7 @@ import json
 import math
 import re
 import sys
+from importlib import import_module
 from inspect import signature
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import paths
 import pytest
 from pymatgen.core import Lattice, Structure
 
-from chemeleon_jax.cli import keep_compiled_programs, parse, run
+from chemeleon_jax.cli import fields, keep_compiled_programs, parse, run
 from chemeleon_jax.errors import UserError
 from chemeleon_jax.models import hub
 from chemeleon_jax.rewards.components import COMPONENTS
@@ -137,9 +138,9 @@ def test_compat_is_the_paper_s_setting_without_guards():
 def test_components_and_their_fields_are_those_of_the_rewards():
     components = parsed().reward.components.to_dict()
     assert set(components) == set(COMPONENTS)
-    for name, fields in components.items():
+    for name, own in components.items():
         known = {"weight", "normalize_fn", *signature(COMPONENTS[name]).parameters}
-        assert set(fields) <= known, name
+        assert set(own) <= known, name
     assert tuple(NORMALIZATIONS) == NORMALIZE_FNS
 
 
@@ -310,6 +311,17 @@ def test_help_lists_the_program_s_configs(program, own, other, monkeypatch, caps
     assert lines[0] == "Trains."
     assert f"    {own}" in lines and f"    {other}" not in lines
     assert lines[lines.index(f"    {own}") + 2].startswith("        Presets: ")
+
+
+@pytest.mark.parametrize(
+    ("program", "configs"), [("pretrain", ["vae", "ldm", "predictor"])]
+)
+def test_help_names_fields_that_there_are(program, configs):
+    about = import_module(f"chemeleon_jax.{program}").__doc__
+    lines = about.split("--config.FIELD=VALUE:\n\n")[1].splitlines()
+    named = {name for line in lines for name in line[4:].split("  ")[0].split(", ")}
+    known = {f for c in configs for f in fields(parse([program, f"--config={c}"])[0])}
+    assert len(named) > 5 and named <= known
 
 
 # ------------------------------------------------------------------------ config files

@@ -94,9 +94,20 @@ def config(folder, stage, **changes):
     return base
 
 
-@pytest.mark.parametrize("stage", ["vae", "ldm", "predictor"])
-def test_a_stage_leaves_a_model_that_loads(folder, tmp_path, stage):
+@pytest.mark.parametrize(
+    ("stage", "then"),
+    [
+        ("vae", "chemeleon_jax.pretrain --config=ldm --config.vae_ckpt_path={}"),
+        ("ldm", "chemeleon_jax.train --config=rl_dng --config.ldm_ckpt_path={} "),
+        ("predictor", "chemeleon_jax.train --config=rl_bandgap "),
+    ],
+)
+def test_a_stage_leaves_a_model_that_loads(folder, tmp_path, capsys, stage, then):
     pretrain(config(folder, stage), str(tmp_path))
+    said = capsys.readouterr().out
+    assert f"{stage}, " in said and " crystals to train on, " in said
+    assert f"{tmp_path}, steps: 4" in said and "compiling" in said
+    assert f"  python -m {then.format(tmp_path)}" in said
     model = load_checkpoint(tmp_path)
     assert model.config["kind"] == stage
     assert np.isfinite(model.config["training"]["validation"]["loss"])

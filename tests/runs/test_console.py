@@ -52,3 +52,8 @@ def test_progress_shows_the_shares_that_there_are():
         "MSUN": "5.73 %",
         "KL": "1.23e-05",
     }
+
+
+def test_parameters_are_counted():
+    params = {"w": jnp.zeros((1000, 2000)), "b": jnp.zeros(500_000)}
+    assert console.count_parameters(params) == "2,500,000 parameters"
