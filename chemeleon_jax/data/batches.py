@@ -6,6 +6,7 @@
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -89,6 +90,7 @@ def augment(
       The crystals, and their lattice vectors as rows [B, 3, 3] in Å, which the rotation
       has taken out of the canonical orientation.
     """
+    crystals.assert_shapes()
     shift_key, rotation_key = jax.random.split(key)
     lattice = crystals.lattice
     if translate:
@@ -116,6 +118,8 @@ def corrupt(
       type_rate: probability that an atom's type is hidden (set to 0).
       jitter: standard deviation of Cartesian noise, Å.
     """
+    crystals.assert_shapes()
+    chex.assert_shape(lattice, (len(crystals.mask), 3, 3))
     type_key, jitter_key = jax.random.split(key)
     hidden = jax.random.bernoulli(type_key, type_rate, crystals.mask.shape)
     noise = jitter * jax.random.normal(jitter_key, crystals.frac_coords.shape)

@@ -7,6 +7,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import chex
 import numpy as np
 from pymatgen.core import Element, Lattice, Structure
 
@@ -132,6 +133,7 @@ def empty_batch(size: int, width: int) -> CrystalBatch:
 
 def to_numpy(batch: CrystalBatch) -> CrystalBatch:
     """The batch with float64 coordinates and cells on the host."""
+    batch.assert_shapes()
     return CrystalBatch(
         atom_types=np.asarray(batch.atom_types),
         frac_coords=np.asarray(batch.frac_coords, np.float64),
@@ -289,6 +291,7 @@ def formula_key(atomic_numbers) -> tuple[int, ...]:
 
 def formula_keys(atomic_numbers: np.ndarray) -> list[tuple[int, ...]]:
     """`formula_key` of M crystals, [M, N]; of all at once, since M may be large."""
+    chex.assert_rank(atomic_numbers, 2, custom_message="atomic_numbers [M, N]")
     rows, columns = np.nonzero(atomic_numbers > 0)
     numbers = atomic_numbers[rows, columns]
     counts = np.zeros((len(atomic_numbers), numbers.max(initial=0) + 1), int)

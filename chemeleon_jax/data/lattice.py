@@ -3,6 +3,7 @@
 Each function takes NumPy or JAX arrays with any leading axes and answers in kind.
 """
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,6 +11,11 @@ import numpy as np
 
 def _array_module(x):
     return jnp if isinstance(x, jax.Array) else np
+
+
+def _assert_vectors(matrix):
+    chex.assert_axis_dimension(matrix, -1, 3)
+    chex.assert_axis_dimension(matrix, -2, 3)
 
 
 def lattice_matrix(lengths, angles):
@@ -26,6 +32,8 @@ def lattice_matrix(lengths, angles):
     Returns:
       [..., 3, 3], rows are the vectors, in Å.
     """
+    chex.assert_equal_shape([lengths, angles])
+    chex.assert_axis_dimension(lengths, -1, 3)
     xp = _array_module(lengths)
     radians = angles * (np.pi / 180)
     a, b, c = (lengths[..., i] for i in range(3))
@@ -54,6 +62,7 @@ def lattice_parameters(matrix):
     Returns:
       lengths [..., 3] in Å, angles [..., 3] in degrees.
     """
+    _assert_vectors(matrix)
     xp = _array_module(matrix)
     lengths = xp.sqrt((matrix**2).sum(-1))
     unit = matrix / lengths[..., None]
@@ -65,5 +74,6 @@ def lattice_parameters(matrix):
 
 def volume(matrix):
     """Cell volume in Å^3 of lattice vectors [..., 3, 3] -> [...]."""
+    _assert_vectors(matrix)
     xp = _array_module(matrix)
     return xp.abs(xp.linalg.det(matrix))

@@ -12,6 +12,7 @@ Axes:
 
 from typing import Any
 
+import chex
 import jax
 from flax import struct
 
@@ -27,6 +28,14 @@ class CrystalBatch:
     lengths: jax.Array  # [B, 3]     cell lengths, Å
     angles: jax.Array  # [B, 3]     cell angles, degrees
     mask: jax.Array  # [B, N]     True on real atoms
+
+    def assert_shapes(self) -> None:
+        """Raises an AssertionError unless B and N are those of the mask everywhere."""
+        chex.assert_rank(self.mask, 2, custom_message="mask [B, N]")
+        size, width = self.mask.shape
+        chex.assert_shape(self.atom_types, (size, width))
+        chex.assert_shape(self.frac_coords, (size, width, 3))
+        chex.assert_shape([self.lengths, self.angles], (size, 3))
 
     @property
     def num_atoms(self) -> jax.Array:

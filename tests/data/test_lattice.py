@@ -2,6 +2,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny
 from pymatgen.core import Lattice
 
 from chemeleon_jax.data.lattice import lattice_matrix, lattice_parameters, volume
@@ -59,3 +60,13 @@ def test_impossible_angles_flatten_the_cell():
     matrix = lattice_matrix(np.ones(3), np.array([120.0, 120.0, 150.0]))
     assert np.isfinite(matrix).all()
     assert volume(matrix) == pytest.approx(0, abs=1e-12)
+
+
+def test_wrong_axes_are_refused():
+    with pytest.raises(AssertionError):
+        lattice_matrix(np.ones((5, 3)), np.ones((4, 3)))
+    with pytest.raises(AssertionError):
+        volume(np.ones((5, 3)))
+    crystals = tiny.crystals((3, 2))
+    with pytest.raises(AssertionError):
+        crystals.replace(angles=crystals.angles[:1]).assert_shapes()
