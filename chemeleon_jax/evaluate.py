@@ -10,13 +10,14 @@ an evaluation that was cut off. See docs/evaluation.md.
 """
 
 import argparse
+import contextlib
 import csv
 import functools
 import hashlib
 import importlib.metadata
 import json
+import math
 import shutil
-import sys
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -32,9 +33,9 @@ from chemeleon_jax.data.crystals import formula_key
 from chemeleon_jax.data.dataset import Dataset
 from chemeleon_jax.data.readers.content import stem_of
 from chemeleon_jax.data.readers.files import read_crystals
-from chemeleon_jax.data.readers.item import Item
+from chemeleon_jax.data.readers.item import Item, unreadable
 from chemeleon_jax.devices import distributed
-from chemeleon_jax.errors import UserError, exit_status
+from chemeleon_jax.errors import UserError, exit_status, run_program
 from chemeleon_jax.evaluation import statistics
 from chemeleon_jax.evaluation.inputs import load_reference, warn_of_unreadable
 from chemeleon_jax.evaluation.judge import (
@@ -61,6 +62,7 @@ from chemeleon_jax.potentials.hull_file import read_hull_file
 from chemeleon_jax.potentials.loading import load_potential
 from chemeleon_jax.rewards.creativity import index_references
 from chemeleon_jax.rewards.energy import FAR_BELOW, METASTABLE
+from chemeleon_jax.runs.directory import work_directory
 from chemeleon_jax.runs.files import digest, read_json, replacing, write_json
 from chemeleon_jax.workers import calculators
 from chemeleon_jax.workers.calculators import Relaxed
@@ -69,6 +71,8 @@ from chemeleon_jax.workers.prefilter import ANGLE_TOL, LENGTH_TOL, SITE_TOL
 
 CHUNK = 256  # crystals judged, and kept on disk, at once
 TIME_LIMIT = 30.0  # s, for one crystal in a worker
+MAX_ATOMS = 1000  # of a crystal; all pairs are looked at
+LOCK = ".lock"  # in the folder of results
 COLUMNS = (
     *("index", "name", "formula", "num_atoms", "space_group", "density"),
     *("valid", "reason"),
@@ -113,37 +117,25 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
 
 def evaluate(args: argparse.Namespace) -> None:
     """Judges each set of crystals, and writes what came out."""
-    if (args.relax or args.hull) and args.potential == "none":
-        raise UserError("--relax and --hull: need a --potential")
-    if args.relax_steps < 1 or not min(args.max_force, args.relax_time_limit) > 0:
-        raise UserError(
-            "--relax_steps, --max_force and --relax_time_limit must be above 0"
-        )
+    check(args)
     sets = find_sets(args.crystals, args.out)
-    items = {source: read_crystals(source) for source in sets}
-    for source in sets:
-        warn_of_unreadable(source, items[source])
+    items = {source: read_set(source) for source in sets}
     dataset = load_reference(args.reference)
     vae_checkpoint = load_checkpoint(args.vae)
     if "vae" not in vae_checkpoint.params:
         raise UserError(f"--vae={args.vae}: holds no VAE")
     vae = make_vae(vae_checkpoint.config["vae"]), vae_checkpoint.params["vae"]
-    energies: dict[str, Any] = {"potential": None, "hull": None}
-    if args.potential != "none":
-        potential = load_potential(args.potential)
-        known = None if args.reference == "mp_mini" else dataset
-        hull = (
-            read_hull_file(args.hull, potential)
-            if args.hull
-            else load_hull(potential, known)
+    with contextlib.ExitStack() as stack:
+        for out in sets.values():  # before anything that takes long
+            stack.enter_context(work_directory(out, option="--out", lock=LOCK))
+        energies = load_energies(args, dataset)
+        protocol = describe_protocol(args, dataset, vae[1], energies["potential"])
+        largest = max(
+            (len(i.structure) for x in items.values() for i in x if i.structure),
+            default=1,
         )
-        energies = {"potential": potential, "hull": hull}
-    protocol = describe_protocol(args, dataset, vae[1], energies["potential"])
-    largest = max(
-        (len(i.structure) for x in items.values() for i in x if i.structure), default=1
-    )
-    width = max(-(-largest // 4) * 4, 20)
-    with WorkerPool(args.workers, time_limit=TIME_LIMIT) as pool:
+        width = max(-(-largest // 4) * 4, 20)
+        pool = stack.enter_context(WorkerPool(args.workers, time_limit=TIME_LIMIT))
         judge = Judge(
             references=index_references(dataset.crystals),
             pool=pool,
@@ -161,6 +153,42 @@ def evaluate(args: argparse.Namespace) -> None:
             scores = score_set(rows, vae, known_features, energies["hull"] is not None)
             write_results(out, rows, scores, protocol)
             print_table(source, rows, scores, protocol)
+
+
+def check(args: argparse.Namespace) -> None:
+    """Raises UserError for flags out of range, or at odds with each other."""
+    if (args.relax or args.hull) and args.potential == "none":
+        raise UserError("--relax and --hull: need a --potential")
+    for name in ("relax_steps", "max_force", "relax_time_limit", "workers"):
+        value = getattr(args, name)
+        if value is not None and not 0 < value < math.inf:
+            raise UserError(f"--{name}={value}: must be above 0")
+
+
+def read_set(source: Path) -> list[Item]:
+    """The crystals of one set; those of too many atoms count as unreadable."""
+    items = [
+        item
+        if item.structure is None or len(item.structure) <= MAX_ATOMS
+        else unreadable(f"more than {MAX_ATOMS} atoms", item.name)
+        for item in read_crystals(source)
+    ]
+    warn_of_unreadable(source, items)
+    return items
+
+
+def load_energies(args: argparse.Namespace, dataset: Dataset) -> dict[str, Any]:
+    """The potential and its hull, None and None without one."""
+    if args.potential == "none":
+        return {"potential": None, "hull": None}
+    potential = load_potential(args.potential)
+    known = None if args.reference == "mp_mini" else dataset
+    hull = (
+        read_hull_file(args.hull, potential)
+        if args.hull
+        else load_hull(potential, known)
+    )
+    return {"potential": potential, "hull": hull}
 
 
 def find_sets(paths: list[Path], out: Path | None) -> dict[Path, Path]:
@@ -365,9 +393,13 @@ def print_table(source: Path, rows, scores, protocol: dict[str, Any]) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Runs the program; what the user can put right is one line and status 2."""
+    return exit_status(_run, argv)
+
+
+def _run(argv: list[str] | None) -> None:
     args = parse(argv)
-    return exit_status(distributed.run, args.distributed, evaluate, args)
+    distributed.run(args.distributed, evaluate, args)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_program(main)

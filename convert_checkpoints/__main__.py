@@ -2,10 +2,9 @@
 
 import argparse
 import math
-import sys
 from typing import Any
 
-from convert_checkpoints.records import CheckpointError
+from chemeleon_jax.errors import exit_status, run_program
 
 PARTS = ("encoder", "decoder", "dit")
 
@@ -45,7 +44,11 @@ def describe(config: dict[str, Any]) -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command line."""
+    """Runs the program; what the user can put right is one line and status 2."""
+    return exit_status(_run, argv)
+
+
+def _run(argv: list[str] | None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m convert_checkpoints", description=__doc__
     )
@@ -67,19 +70,14 @@ def main(argv: list[str] | None = None) -> int:
 
     from convert_checkpoints.writing import convert  # after --help: loads JAX
 
-    try:
-        results = convert(args.files, args.out, args.weights, dict(args.heads))
-    except CheckpointError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    results = convert(args.files, args.out, args.weights, dict(args.heads))
     for directory, result in results.items():
         tensors = list(flatten_dict(result.params).values())
         size = sum(math.prod(x.shape) for x in tensors)
         print(f"{result.path}: {describe(result.config)}")
         print(f"  {len(tensors)} tensors, {size:,} parameters ({args.weights})")
         print(f"  -> {directory}")
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_program(main)

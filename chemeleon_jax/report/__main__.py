@@ -63,7 +63,7 @@ def report(args: argparse.Namespace) -> Path:
 
 def main() -> None:
     """Runs the program; what the user can put right is one line and status 2."""
-    sys.exit(exit_status(report, parse()))
+    sys.exit(exit_status(lambda: report(parse())))
 
 
 if __name__ == "__main__":

@@ -7,9 +7,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from pymatgen.core import Composition, Element
 
 from chemeleon_jax.data.dataset import MP20_ATOM_COUNTS, load_dataset
+from chemeleon_jax.data.formula import parse_chemical_system, parse_composition
 from chemeleon_jax.errors import UserError
 from chemeleon_jax.models.condition import (
     condition_vectors,
@@ -17,8 +17,6 @@ from chemeleon_jax.models.condition import (
     preprocess,
 )
 from chemeleon_jax.models.generator import Generator
-
-FORMULA_KINDS = ("composition", "chemical_system")
 
 
 def make_prompts(model: Generator, source: str, max_atoms: int) -> Callable:
@@ -65,42 +63,6 @@ def make_prompts(model: Generator, source: str, max_atoms: int) -> Callable:
         return jax.tree.map(lambda x: x[picked], (num_atoms, condition))
 
     return draw
-
-
-def parse_composition(formula: str) -> tuple[Composition, int]:
-    """The atoms of a formula unit as given, and how many units a reduced formula is.
-
-    "LiMnO2" -> (Li1 Mn1 O2, 1); "Li4Mn4O8" -> (Li4 Mn4 O8, 4); "Li0.5MnO2" has no whole
-    number of atoms and becomes (Li1 Mn2 O4, 1).
-
-    Raises:
-      UserError: it is no formula, or has an element that does not exist.
-    """
-    try:
-        composition = Composition(formula, strict=True)
-        reduced, factor = composition.get_integer_formula_and_factor()
-    except ValueError as error:
-        raise UserError(
-            f"--composition={formula}: no formula of existing elements ({error}); "
-            "write it like LiMnO2"
-        ) from error
-    factor = round(factor) if factor >= 1 and factor == round(factor) else 1
-    return Composition(reduced) * factor, factor
-
-
-def parse_chemical_system(system: str) -> frozenset[str]:
-    """The element symbols of "Li-Mn-O".
-
-    Raises:
-      UserError: one of them is no element.
-    """
-    symbols = system.split("-")
-    if unknown := [s for s in symbols if not Element.is_valid_symbol(s)]:
-        raise UserError(
-            f"--chemical_system={system}: {unknown[0]!r} is no element; write it like "
-            "Li-Mn-O"
-        )
-    return frozenset(symbols)
 
 
 def condition_values(
@@ -182,8 +144,10 @@ def encode_conditions(
 
 
 def _read_value(spec: Mapping[str, Any], value: str):
-    if spec["kind"] in FORMULA_KINDS:
-        return value
+    if spec["kind"] == "composition":
+        return parse_composition(value, spec["name"])[0].formula.replace(" ", "")
+    if spec["kind"] == "chemical_system":
+        return "-".join(sorted(parse_chemical_system(value, spec["name"])))
     try:
         number = float(value)
     except ValueError:

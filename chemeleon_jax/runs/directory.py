@@ -35,11 +35,18 @@ ARCHITECTURE = "kind vae dit condition diffusion predictor encoder_sha256".split
 
 
 @contextlib.contextmanager
-def work_directory(workdir) -> Iterator[Path]:
+def work_directory(
+    workdir, *, option: str = "--workdir", lock: str = "run.lock"
+) -> Iterator[Path]:
     """The directory of a run, made if need be, for this run alone.
 
     The lock is the kernel's, and held by the first process of the run: it ends with it,
     however that ends.
+
+    Args:
+      workdir: the directory.
+      option: what names it on the command line, for messages.
+      lock: name of the file that is locked.
 
     Raises:
       UserError: another run goes on there, or, also from within the block, the
@@ -51,27 +58,28 @@ def work_directory(workdir) -> Iterator[Path]:
         return
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        with open(workdir / "run.lock", "a+") as lock:
-            _lock(lock, workdir)
+        with open(workdir / lock, "a+") as file:
+            _lock(file, workdir, option)
             yield workdir
     except OSError as e:
         at_fault = str(e.filename or "").startswith(str(workdir))
         if e.errno not in DISK_FAULTS and not at_fault:
             raise
         raise UserError(
-            f"{workdir}: the run cannot be written there ({e}). Its states so far are "
-            "as they were: once there is room to write, the same command continues"
+            f"{workdir}: the run cannot be written there ({e}). What it wrote so far "
+            "is as it was: once there is room to write, the same command continues; or "
+            f"give another {option}"
         ) from e
 
 
-def _lock(lock, workdir: Path) -> None:
+def _lock(lock, workdir: Path, option: str) -> None:
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         lock.seek(0)
         raise UserError(
             f"{workdir}: another process runs here ({lock.read().strip()}); wait for "
-            "it, end it, or give another --workdir"
+            f"it, end it, or give another {option}"
         ) from None
     except OSError as e:
         if e.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):

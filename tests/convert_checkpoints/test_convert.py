@@ -218,7 +218,7 @@ def test_contradicting_or_impossible_head_counts(tmp_path, vae):
     path = write(tmp_path / "plain.pt", vae)
     with pytest.raises(CheckpointError, match="width of 12 does not fit 5 heads"):
         convert([path], tmp_path / "out", heads={"encoder": 5, "decoder": 3})
-    assert main([str(path), "--out", str(tmp_path), "--heads", "encoder=3"]) == 1
+    assert main([str(path), "--out", str(tmp_path), "--heads", "encoder=3"]) == 2
 
 
 # --------------------------------------------------------------------------- bad files

@@ -24,6 +24,7 @@ from chemeleon_jax.evaluation.statistics import (
     mean_score,
     resample,
 )
+from chemeleon_jax.runs.directory import work_directory
 
 CUBIC = [[0, 0, 0], [0.5, 0.5, 0.5]]
 NACL = Structure.from_spacegroup("Fm-3m", Lattice.cubic(5.6), ["Na", "Cl"], CUBIC)
@@ -386,6 +387,9 @@ def test_two_sets_do_not_share_a_place(folder):
         (["--hull=nowhere.csv"], "nowhere.csv"),
         (["--vae=mini:predictor"], "holds no VAE"),
         (["--reference=nowhere.json"], "nowhere.json"),
+        (["--workers=0"], "--workers=0: must be above 0"),
+        (["--relax_steps=-1"], "--relax_steps=-1: must be above 0"),
+        (["--max_force=nan"], "--max_force=nan: must be above 0"),
     ],
 )
 def test_errors_of_the_command_line(folder, capsys, flags, message):
@@ -407,3 +411,36 @@ def test_gzip_that_is_damaged_or_a_bomb_ends_in_one_line(tmp_path, monkeypatch):
         monkeypatch.setattr("chemeleon_jax.runs.files.MAX_UNPACKED", limit)
         with pytest.raises(UserError, match=f"{name}.json.gz: .*{problem}"):
             read_crystals(tmp_path / f"{name}.json.gz")
+
+
+def test_a_place_that_cannot_be_written_is_named_before_the_work(
+    folder, capsys, monkeypatch
+):
+    monkeypatch.setattr(evaluate, "load_energies", None)  # would fail if it were called
+    (folder / "file").write_text("")
+    argv = [str(folder / "known.json"), f"--reference={folder / 'known.json'}"]
+    assert evaluate.main([*argv, f"--out={folder / 'file' / 'out'}"]) == 2
+    shown = capsys.readouterr().err
+    assert "Not a directory" in shown and "give another --out" in shown
+    assert shown.count("\n") == 1
+    # The folder beside the crystals, which nobody named.
+    (folder / "evaluation").write_text("")
+    assert evaluate.main(argv) == 2
+    assert "give another --out" in capsys.readouterr().err
+
+
+def test_one_evaluation_at_a_time_in_a_folder(folder, capsys):
+    with work_directory(folder / "out", option="--out", lock=evaluate.LOCK):
+        argv = [str(folder / "known.json"), f"--reference={folder / 'known.json'}"]
+        argv += ["--potential=none", f"--out={folder / 'out'}"]
+        assert evaluate.main(argv) == 2
+    shown = capsys.readouterr().err
+    assert "another process runs here" in shown and "another --out" in shown
+
+
+def test_crystals_of_too_many_atoms_are_unreadable(folder, monkeypatch):
+    monkeypatch.setattr(evaluate, "MAX_ATOMS", 8)
+    save(folder / "large.json", [NACL * (2, 2, 2), NACL])
+    rows, _ = run(folder, "large.json")
+    assert [row["reason"] for row in rows] == ["unreadable", "valid"]
+    assert rows[0]["status"] == "unreadable: more than 8 atoms"

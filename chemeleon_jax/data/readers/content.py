@@ -11,8 +11,7 @@ import lzma
 import zlib
 from pathlib import Path
 
-from chemeleon_jax.data.readers.item import one_line
-from chemeleon_jax.errors import UserError
+from chemeleon_jax.errors import UserError, one_line
 from chemeleon_jax.runs import files
 
 PACKED = (".gz", ".bz2", ".xz")

@@ -11,9 +11,9 @@ from pathlib import Path, PurePosixPath
 
 from chemeleon_jax.data.readers import content, records
 from chemeleon_jax.data.readers.cif import read_cif
-from chemeleon_jax.data.readers.item import Item, one_line, unreadable
+from chemeleon_jax.data.readers.item import Item, unreadable
 from chemeleon_jax.data.readers.xyz import read_xyz
-from chemeleon_jax.errors import UserError
+from chemeleon_jax.errors import UserError, one_line
 from chemeleon_jax.runs import files
 
 READERS: dict[str, Callable[[str, str], list[Item]]] = {

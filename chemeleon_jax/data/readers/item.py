@@ -8,6 +8,7 @@ import numpy as np
 from pymatgen.core import DummySpecies, Lattice, Structure
 
 from chemeleon_jax.data.crystals import SYMBOLS
+from chemeleon_jax.errors import one_line
 
 MAX_PROBLEM = 200  # characters
 
@@ -23,12 +24,6 @@ class Item(NamedTuple):
 def unreadable(reason, name: str = "") -> Item:
     """An item without a crystal, for a reason on one line."""
     return Item(None, f"unreadable: {one_line(reason)}"[:MAX_PROBLEM], name)
-
-
-def one_line(text) -> str:
-    """Text of others for a terminal: one line, without control characters."""
-    text = " ".join(str(text).split())
-    return "".join(c if c.isprintable() else "?" for c in text)
 
 
 def parse(read: Callable[[], Structure | Item], name: str = "") -> Item:

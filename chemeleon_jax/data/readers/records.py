@@ -10,8 +10,8 @@ from pymatgen.core import Structure
 
 from chemeleon_jax.data.crystals import read_structure
 from chemeleon_jax.data.readers import cif
-from chemeleon_jax.data.readers.item import Item, checked, one_line, parse, unreadable
-from chemeleon_jax.errors import UserError
+from chemeleon_jax.data.readers.item import Item, checked, parse, unreadable
+from chemeleon_jax.errors import UserError, one_line
 
 # Where a record has its crystal, if not under a name of its own; the first wins.
 STRUCTURE_KEYS = ("structure", "cif", "relaxed_structure", "final_structure")
