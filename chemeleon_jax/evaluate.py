@@ -41,7 +41,7 @@ from chemeleon_jax.evaluation.inputs import load_reference, warn_of_unreadable
 from chemeleon_jax.evaluation.judge import (
     STABLE,
     SYMMETRY_TOLERANCE,
-    Judge,
+    EvaluationContext,
     Row,
     judge_chunk,
     judge_set,
@@ -136,7 +136,7 @@ def evaluate(args: argparse.Namespace) -> None:
         )
         width = max(-(-largest // 4) * 4, 20)
         pool = stack.enter_context(WorkerPool(args.workers, time_limit=TIME_LIMIT))
-        judge = Judge(
+        judge = EvaluationContext(
             references=index_references(dataset.crystals),
             pool=pool,
             vae=vae,
@@ -273,7 +273,7 @@ def describe_protocol(args, dataset: Dataset, vae_params, potential) -> dict[str
 
 
 def judge_all(
-    items: list[Item], judge: Judge, out: Path, protocol: dict[str, Any]
+    items: list[Item], judge: EvaluationContext, out: Path, protocol: dict[str, Any]
 ) -> list[Row]:
     """Rows of all crystals, chunk by chunk, by way of the disk.
 
@@ -300,8 +300,8 @@ def judge_all(
         for start in mine:
             part = slice(start, start + judge.chunk)
             if not files[start].is_file():
-                crowded = [counts[key] > 1 for key in keys[part]]
-                found = judge_chunk(items[part], crowded, judge)
+                shares_formula = [counts[key] > 1 for key in keys[part]]
+                found = judge_chunk(items[part], shares_formula, judge)
                 write_json(files[start], {"rows": found})
             progress.update()
     distributed.first_says(0)  # that all chunks are there
@@ -312,7 +312,9 @@ def judge_all(
     return [{"name": item.name} | r for item, r in zip(items, rows, strict=True)]
 
 
-def prepare_partial(items: list[Item], judge: Judge, folder: Path, protocol) -> None:
+def prepare_partial(
+    items: list[Item], judge: EvaluationContext, folder: Path, protocol
+) -> None:
     """Empties the folder of finished chunks if they are of another evaluation."""
     digest = hashlib.sha256(json.dumps([protocol, judge.chunk]).encode())
     for structure, problem, _ in items:

@@ -44,6 +44,7 @@ from chemeleon_jax.models.generator import (
 from chemeleon_jax.models.loading import load_checkpoint
 from chemeleon_jax.models.store import params_digest, save_start
 from chemeleon_jax.report.pictures import log_validation
+from chemeleon_jax.rewards.faults import FaultStreak
 from chemeleon_jax.rewards.loading import load_reward
 from chemeleon_jax.rewards.recent import load_recent
 from chemeleon_jax.rl.config import check_rl
@@ -104,10 +105,17 @@ def train(config, workdir: str) -> None:
         # ------------------------------------------------------------ what is compiled
         sampling = sampling_settings(config, replicate(model, mesh))
         rollout = Rollout(config, sampling, mesh)
-        recent = load_recent(folder, config.reward.recent_iterations, start)
-        sample_and_score = make_sample_and_score(config, reward, rollout, recent)
+        recent = load_recent(
+            folder,
+            config.reward.recent_iterations,
+            start,
+            batch_size=batch_size(config),
+            max_atoms=MAX_ATOMS,
+        )
+        faults = FaultStreak(reward, workdir)
+        sample_and_score = make_sample_and_score(config, reward, rollout, recent, mesh)
         draw_any = make_prompts(model, source, MAX_ATOMS)
-        validate = make_validate(config, draw_any, reward, rollout)
+        validate = make_validate(config, draw_any, reward, rollout, mesh)
         reference = shard_params(policy, mesh)
         improve = Improve(config, state, reference, optimizer, sampling, mesh)
 
@@ -122,7 +130,7 @@ def train(config, workdir: str) -> None:
             batch = sample_and_score(
                 state.params, prompts, window=places if config.rl.window else None
             )
-            reward.raise_faults(workdir)
+            faults.add(batch.crystals, batch.rewards)
             state, metrics, seconds = improve(state, batch, places)
             log(iteration, batch, metrics, seconds)
 

@@ -24,13 +24,14 @@ from chemeleon_jax.potentials.types import Potential
 from chemeleon_jax.rewards.creativity import (
     References,
     by_formula,
+    find_known,
     first_occurrences,
-    match_references,
 )
 from chemeleon_jax.rewards.energy import (
     FAR_BELOW,
-    METASTABLE,
     EnergyStatus,
+    is_metastable,
+    is_msun,
     judge_energies,
 )
 from chemeleon_jax.rewards.features import mean_latent
@@ -46,7 +47,7 @@ Row = dict[str, Any]  # of one crystal; JSON values
 
 
 @dataclass(eq=False)
-class Judge:
+class EvaluationContext:
     """What crystals are judged by, made once."""
 
     references: References
@@ -66,22 +67,24 @@ class Judge:
         return jax.jit(self.potential.energies)
 
 
-def judge_chunk(items: list[Item], crowded: list[bool], judge: Judge) -> list[Row]:
+def judge_chunk(
+    items: list[Item], shares_formula: list[bool], context: EvaluationContext
+) -> list[Row]:
     """Everything about crystals that does not depend on the rest of their set.
 
     Args:
-      items: at most `judge.chunk` crystals.
-      crowded: whether a crystal shares its reduced formula with another crystal of the
-        set, so that it must be compared.
-      judge: what they are judged by.
+      items: at most `context.chunk` crystals.
+      shares_formula: whether a crystal shares its reduced formula with another one of
+        the set, so that it must be compared.
+      context: what they are judged by.
     """
     rows: list[Row] = [{"status": item.problem} for item in items]
     structures = [item.structure for item in items]
-    crystals = pack(structures, judge)
+    crystals = pack(structures, context)
     reasons = _reasons(items, crystals)
-    if judge.relax is not None:
-        structures = _relax(structures, reasons, rows, judge)
-        crystals = pack(structures, judge)
+    if context.relax is not None:
+        structures = _relax(structures, reasons, rows, context)
+        crystals = pack(structures, context)
         reasons = _reasons(items, crystals)
     valid = np.array([reason == "valid" for reason in reasons])
     for row, structure, reason in zip(rows, structures, reasons, strict=True):
@@ -98,20 +101,22 @@ def judge_chunk(items: list[Item], crowded: list[bool], judge: Judge) -> list[Ro
         for i, s in enumerate(structures)
         if s is not None
     }
-    _check_compositions(cells, rows, judge)
+    _check_compositions(cells, rows, context)
     cells = {i: cell for i, cell in cells.items() if valid[i]}
-    _find_space_groups(cells, rows, judge)
-    _find_known(cells, crowded, rows, judge)
-    _find_energies(crystals, valid, rows, judge)
-    _encode(crystals, valid, rows, judge)
+    _find_space_groups(cells, rows, context)
+    _find_known(cells, shares_formula, rows, context)
+    _find_energies(crystals, valid, rows, context)
+    _encode(crystals, valid, rows, context)
     return rows
 
 
-def pack(structures: list[Structure | None], judge: Judge) -> CrystalBatch:
+def pack(
+    structures: list[Structure | None], context: EvaluationContext
+) -> CrystalBatch:
     """A batch of fixed shape, empty where there is no crystal."""
     present = [i for i, s in enumerate(structures) if s is not None]
-    some = from_structures([structures[i] for i in present], judge.width)
-    batch = empty_batch(judge.chunk, judge.width)
+    some = from_structures([structures[i] for i in present], context.width)
+    batch = empty_batch(context.chunk, context.width)
     for name, values in vars(some).items():
         getattr(batch, name)[present] = values
     return batch
@@ -129,11 +134,11 @@ def _short(problem: str) -> str:
     return problem.partition(":")[0]
 
 
-def _relax(structures, reasons, rows, judge) -> list[Structure | None]:
+def _relax(structures, reasons, rows, context) -> list[Structure | None]:
     """Relaxed structures in the place of valid ones; rows say how it went."""
     picked = [i for i, reason in enumerate(reasons) if reason == "valid"]
     relaxed = list(structures)
-    results = judge.relax([structures[i] for i in picked])
+    results = context.relax([structures[i] for i in picked])
     for i, result in zip(picked, results, strict=True):
         relaxed[i] = result.structure
         rows[i] |= {
@@ -147,15 +152,15 @@ def _relax(structures, reasons, rows, judge) -> list[Structure | None]:
     return relaxed
 
 
-def _check_compositions(cells, rows, judge: Judge) -> None:
+def _check_compositions(cells, rows, context: EvaluationContext) -> None:
     """SMACT's charge balance and electronegativity rules, once per formula."""
     keys = {i: formula_key(cell.atom_types) for i, cell in cells.items()}
-    new = [key for key in dict.fromkeys(keys.values()) if key not in judge.smact]
-    for key, outcome in zip(new, judge.pool.map(smact_valid, new), strict=True):
-        judge.smact[key] = outcome.value if outcome.status == Status.OK else None
+    new = [key for key in dict.fromkeys(keys.values()) if key not in context.smact]
+    for key, outcome in zip(new, context.pool.map(smact_valid, new), strict=True):
+        context.smact[key] = outcome.value if outcome.status == Status.OK else None
     for i, key in keys.items():
-        rows[i]["smact_valid"] = judge.smact[key]
-        if judge.smact[key] is None:
+        rows[i]["smact_valid"] = context.smact[key]
+        if context.smact[key] is None:
             _note(rows[i], "smact: no answer")
 
 
@@ -168,8 +173,8 @@ def smact_valid(formula: tuple[int, ...]) -> bool:
     return bool(smact_validity(Composition(counts)))
 
 
-def _find_space_groups(cells, rows, judge: Judge) -> None:
-    outcomes = judge.pool.map(space_group, list(cells.values()))
+def _find_space_groups(cells, rows, context: EvaluationContext) -> None:
+    outcomes = context.pool.map(space_group, list(cells.values()))
     for i, outcome in zip(cells, outcomes, strict=True):
         rows[i]["space_group"] = outcome.value  # None where spglib finds none
 
@@ -179,12 +184,12 @@ def space_group(cell: Cell) -> str:
     return to_structure(cell).get_space_group_info(SYMMETRY_TOLERANCE)[0]
 
 
-def _find_known(cells, crowded, rows, judge: Judge) -> None:
+def _find_known(cells, shares_formula, rows, context: EvaluationContext) -> None:
     """Reduced cells of the crystals that have company, and which are not novel."""
     formulas = {i: formula_key(cell.atom_types) for i, cell in cells.items()}
-    known = judge.references.by_formula
-    wanted = [i for i, f in formulas.items() if crowded[i] or f in known]
-    outcomes = judge.pool.map(reduce_cell, [cells[i] for i in wanted])
+    known = context.references.by_formula
+    wanted = [i for i, f in formulas.items() if shares_formula[i] or f in known]
+    outcomes = context.pool.map(reduce_cell, [cells[i] for i in wanted])
     reduced = dict(zip(wanted, outcomes, strict=True))
     for i, outcome in reduced.items():
         if outcome.status == Status.OK:
@@ -192,7 +197,7 @@ def _find_known(cells, crowded, rows, judge: Judge) -> None:
         else:
             _note(rows[i], f"matching: {Status(outcome.status).name.lower()}")
     comparable = {i: formulas[i] for i in wanted if "reduced" in rows[i]}
-    found = match_references(comparable, reduced, judge.references, judge.pool)
+    found = find_known(comparable, reduced, context.references, context.pool)
     for i in cells:
         outcome = found.get(i, Outcome(Status.OK, False))
         rows[i]["novel"] = outcome.status == Status.OK and not outcome.value
@@ -202,14 +207,14 @@ def _find_known(cells, crowded, rows, judge: Judge) -> None:
             _note(rows[i], f"matching: {Status(outcome.status).name.lower()}")
 
 
-def _find_energies(crystals, valid, rows, judge: Judge) -> None:
-    if judge.potential is None or judge.hull is None:
+def _find_energies(crystals, valid, rows, context: EvaluationContext) -> None:
+    if context.potential is None or context.hull is None:
         return
-    valid = np.append(valid, np.zeros(judge.chunk - len(valid), bool))
+    valid = np.append(valid, np.zeros(context.chunk - len(valid), bool))
     judged = crystals.replace(mask=crystals.mask & valid[:, None])  # no work on others
-    energy, status = jax.device_get(judge.energies(judged))
+    energy, status = jax.device_get(context.energies(judged))
     above, status = judge_energies(
-        judge.hull, crystals.atom_types, energy, status, valid
+        context.hull, crystals.atom_types, energy, status, valid
     )
     for i in np.flatnonzero(valid):
         rows[i]["energy"] = _number(energy[i])
@@ -218,8 +223,8 @@ def _find_energies(crystals, valid, rows, judge: Judge) -> None:
             _note(rows[i], f"energy: {EnergyStatus(status[i]).name.lower()}")
 
 
-def _encode(crystals, valid, rows, judge: Judge) -> None:
-    latent = np.asarray(mean_latent(*judge.vae, crystals), np.float64)
+def _encode(crystals, valid, rows, context: EvaluationContext) -> None:
+    latent = np.asarray(mean_latent(*context.vae, crystals), np.float64)
     for i in np.flatnonzero(valid):
         rows[i]["latent"] = latent[i].tolist()
 
@@ -255,10 +260,10 @@ def judge_set(rows: list[Row], pool: Pool) -> None:
             if flags[i].status != Status.OK:
                 _note(row, f"matching: {Status(flags[i].status).name.lower()}")
         above = row.get("e_above_hull")
-        row["metastable"] = above is not None and above <= METASTABLE
-        row["stable"] = above is not None and above <= STABLE
-        new = row["unique"] and row["novel"]
-        row["sun"], row["msun"] = new and row["stable"], new and row["metastable"]
-        row["far_below_hull"] = above is not None and above < FAR_BELOW
+        above = np.nan if above is None else above
+        row["metastable"], row["stable"] = is_metastable(above), above <= STABLE
+        row["sun"] = row["stable"] and row["unique"] and row["novel"]
+        row["msun"] = is_msun(above, row["unique"], row["novel"])
+        row["far_below_hull"] = above < FAR_BELOW
         row["msun_near_hull"] = row["msun"] and not row["far_below_hull"]
         row["status"] = row["status"] or "ok"

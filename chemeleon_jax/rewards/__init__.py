@@ -9,7 +9,7 @@ from importlib import import_module
 _EXPORTS = {
     "Reward": "chemeleon_jax.rewards.reward",
     "RewardOutput": "chemeleon_jax.rewards.reward",
-    "compute_rewards": "chemeleon_jax.rewards.reward",
+    "compute_rewards": "chemeleon_jax.rewards.scoring",
     "make_reward": "chemeleon_jax.rewards.reward",
 }
 

@@ -1,10 +1,10 @@
-"""The registry of components: what each computes of a batch, and from what.
+"""The components: what each computes of a batch, and from what.
 
 Runs on the host, inside one callback per batch: NumPy, pymatgen and worker processes.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntEnum
 from functools import cached_property
 from typing import Any
@@ -21,11 +21,12 @@ from chemeleon_jax.potentials.hull import Hull
 from chemeleon_jax.rewards.creativity import (
     CreativityStatus,
     Matches,
-    Met,
+    ReferenceMatches,
     References,
     creativity,
+    index_recent,
     match_crystals,
-    meet_references,
+    match_references,
     to_cells,
 )
 from chemeleon_jax.rewards.diversity import (
@@ -46,9 +47,9 @@ from chemeleon_jax.rewards.energy import (
 from chemeleon_jax.rewards.features import encode_references, type_embedding
 from chemeleon_jax.rewards.predictor import property_reward
 from chemeleon_jax.runs.cached_arrays import cached_arrays
-from chemeleon_jax.workers.custom import BATCH_TIME_LIMIT, CustomReward, Fault
+from chemeleon_jax.workers.custom import BATCH_TIME_LIMIT, CustomReward
 from chemeleon_jax.workers.matching import Cell
-from chemeleon_jax.workers.outcome import Status
+from chemeleon_jax.workers.outcome import Outcome, Status
 from chemeleon_jax.workers.pool import Pool
 
 
@@ -62,20 +63,21 @@ class Context:
     hull: Hull | None = None
     vae: tuple[VAE, Any] | None = None  # with its parameters
     predictor: tuple[VAE, Predictor, Any] | None = None  # see features.py
+    # Reduced cells of recent crystals, by content: kept for the next batch.
+    recent_reduced: dict[Any, Outcome] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
-class Facts:
+class BatchAnalysis:
     """A batch of B crystals on the host.
 
-    Each fact is computed once, when the first component asks for it.
+    Each quantity is computed once, when the first component asks for it.
     """
 
     crystals: CrystalBatch  # NumPy
     computed: dict[str, Any]  # on the device: "energy", "latent", "properties"
     context: Context
-    recent: References | None = None  # crystals of earlier batches, if they count
-    ahead: Met | None = None  # what was compared ahead of the rest
+    recent: CrystalBatch | None = None  # of earlier batches, if they count; NumPy
 
     @cached_property
     def validity(self) -> np.ndarray:
@@ -93,18 +95,21 @@ class Facts:
         return to_cells(self.crystals)
 
     @cached_property
-    def met(self) -> Met:
+    def reference_matches(self) -> ReferenceMatches:
         """How each crystal relates to the references and the recent ones."""
         references, pool = self.context.references, self.context.pool
-        return self.ahead or meet_references(
-            self.cells, self.valid, references, pool, self.recent
-        )
+        if self.recent is None:
+            return match_references(self.cells, self.valid, references, pool)
+        with index_recent(self.recent, self.context.recent_reduced) as recent:
+            return match_references(self.cells, self.valid, references, pool, recent)
 
     @cached_property
     def matches(self) -> Matches:
         """How the crystals relate to each other and to the references."""
         references, pool = self.context.references, self.context.pool
-        return match_crystals(self.cells, self.valid, references, pool, self.met)
+        return match_crystals(
+            self.cells, self.valid, references, pool, self.reference_matches
+        )
 
     @cached_property
     def e_above_hull(self) -> tuple[np.ndarray, np.ndarray]:
@@ -114,8 +119,8 @@ class Facts:
         return judge_energies(hull, types, energy, status, self.valid)
 
 
-# Facts -> values [B], status [B].
-Evaluate = Callable[[Facts], tuple[np.ndarray, np.ndarray]]
+# BatchAnalysis -> values [B], status [B].
+Evaluate = Callable[[BatchAnalysis], tuple[np.ndarray, np.ndarray]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,11 +128,11 @@ class Component:
     """One term of a reward, before its normalisation and weight."""
 
     evaluate: Evaluate
-    needs: str | None = None  # what of `Facts.computed` it reads
+    needs: str | None = None  # what of `BatchAnalysis.computed` it reads
     # What a crystal without a value gets; None is the lowest value of its batch.
     penalty: float | None = None
     statuses: type[IntEnum] = Status  # of a crystal; 0 is OK
-    fault: Callable[[], Fault | None] = lambda: None  # why a run should end
+    custom: CustomReward | None = None  # the function that it calls
     # A crystal's value depends on all crystals of the batch, not on its formula alone.
     of_batch: bool = False
 
@@ -135,15 +140,15 @@ class Component:
 def _creativity(
     context: Context, *, max_amd: float | None = 1.0, min_elements: int = 1
 ) -> Component:
-    def evaluate(facts):
+    def evaluate(batch):
         return creativity(
-            facts.cells,
-            facts.matches,
+            batch.cells,
+            batch.matches,
             context.references,
             context.pool,
             max_amd=max_amd,
             min_elements=min_elements,
-            seen=facts.met.seen,
+            seen=batch.reference_matches.seen,
         )
 
     return Component(evaluate, penalty=0.0, statuses=CreativityStatus)
@@ -158,11 +163,11 @@ def _energy(
     min_hull_entries: int = 0,
     min_e_above_hull: float | None = None,
 ) -> Component:
-    def evaluate(facts):
-        above, status = facts.e_above_hull
+    def evaluate(batch):
+        above, status = batch.e_above_hull
         status = guard_energies(
             context.hull,
-            facts.cells,
+            batch.cells,
             above,
             status,
             min_elements=min_elements,
@@ -180,8 +185,8 @@ def _structure_diversity(context: Context) -> Component:
         raise ValueError("structure_diversity needs a VAE: pass `vae` to make_reward")
     kernel = kernel_mean(encode_references(*context.vae, context.dataset))
 
-    def evaluate(facts):
-        return diversity(facts.computed["latent"], facts.valid, kernel)
+    def evaluate(batch):
+        return diversity(batch.computed["latent"], batch.valid, kernel)
 
     return Component(evaluate, "latent", of_batch=True)
 
@@ -198,10 +203,10 @@ def _composition_diversity(context: Context) -> Component:
     found = cached_arrays("composition_moments", context.dataset.digest, moments)
     kernel = KernelMean(tuple(found), gram)
 
-    def evaluate(facts):
-        crystals = facts.crystals
+    def evaluate(batch):
+        crystals = batch.crystals
         shares = composition_fractions(crystals.atom_types, crystals.mask)
-        return diversity(shares, facts.valid, kernel)
+        return diversity(shares, batch.valid, kernel)
 
     return Component(evaluate, of_batch=True)
 
@@ -226,11 +231,11 @@ def _predictor(
         )
     column = known.index(property)
 
-    def evaluate(facts):
-        predicted = facts.computed["properties"][:, column]
+    def evaluate(batch):
+        predicted = batch.computed["properties"][:, column]
         return property_reward(
             predicted,
-            facts.valid,
+            batch.valid,
             target=target,
             clip_min=clip_min,
             clip_max=clip_max,
@@ -244,8 +249,8 @@ def _custom(
 ) -> Component:
     call = CustomReward(function, context.pool, time_limit=time_limit)
     return Component(
-        lambda facts: call(facts.cells, facts.valid),
-        fault=lambda: call.fault,
+        lambda batch: call(batch.cells, batch.valid),
+        custom=call,
         of_batch=True,  # a user's function may compare crystals
     )
 

@@ -3,15 +3,16 @@
 NumPy on the host; the comparisons themselves run in worker processes.
 """
 
-from collections import defaultdict, deque
+import contextlib
+from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from chemeleon_jax.data.crystals import formula_key, formula_keys, to_numpy, validity
+from chemeleon_jax.data.crystals import formula_key, formula_keys, take, to_numpy
 from chemeleon_jax.data.types import CrystalBatch
 from chemeleon_jax.workers.matching import (
     Cell,
@@ -61,10 +62,10 @@ class References:
     What is computed of one of them (reduced cell, AMD) is kept for the next call.
     """
 
-    cells: Mapping[int, Cell] | list[Cell]
-    by_formula: dict[tuple[int, ...], list[int]]
-    reduced: dict[int, Outcome] = field(default_factory=dict)
-    amd: dict[int, Outcome] = field(default_factory=dict)
+    cells: Mapping[Any, Cell] | list[Cell]
+    by_formula: dict[tuple[int, ...], list[Any]]
+    reduced: dict[Any, Outcome] = field(default_factory=dict)
+    amd: dict[Any, Outcome] = field(default_factory=dict)
 
 
 def index_references(crystals: CrystalBatch) -> References:
@@ -73,30 +74,29 @@ def index_references(crystals: CrystalBatch) -> References:
     return References(to_cells(crystals), by_formula(dict(enumerate(keys))))
 
 
-class Recent:
-    """The crystals of the last iterations, by reduced formula."""
+@contextlib.contextmanager
+def index_recent(crystals: CrystalBatch, reduced: dict[Any, Outcome]):
+    """Indexes crystals of earlier batches (NumPy), each under its own content.
 
-    def __init__(self, count: int):
-        """Of nothing yet; of the last `count` iterations later."""
-        self._iterations: deque[dict[int, Cell]] = deque(maxlen=count)
-        self._count = 0
-        self.references = References({}, {})
+    Args:
+      crystals: rows without an atom count for nothing.
+      reduced: reduced cells by content. Those that are used inside the context are
+        added to it, and those of other crystals than these are dropped, after it.
 
-    def remember(self, crystals: CrystalBatch) -> None:
-        """Adds the valid crystals (NumPy) of an iteration, and forgets the oldest."""
-        if not self._iterations.maxlen:
-            return
-        valid, start = np.flatnonzero(validity(crystals) == 0), self._count
-        cells = to_cells(crystals)
-        self._iterations.append({start + int(i): cells[i] for i in valid})
-        self._count += len(cells)
-        kept = {i: cell for batch in self._iterations for i, cell in batch.items()}
-        reduced = self.references.reduced
-        self.references = References(
-            kept,
-            by_formula({i: formula_key(cell.atom_types) for i, cell in kept.items()}),
-            {i: outcome for i, outcome in reduced.items() if i in kept},
-        )
+    Yields:
+      `References`.
+    """
+    cells = {
+        tuple(array.tobytes() for array in cell): cell
+        for cell in to_cells(take(crystals, np.flatnonzero(crystals.mask.any(1))))
+    }
+    # Other threads may change `reduced`: each has a copy of what it needs.
+    own = {key: reduced[key] for key in list(reduced) if key in cells}
+    formulas = {key: formula_key(cell.atom_types) for key, cell in cells.items()}
+    yield References(cells, by_formula(formulas), own)
+    reduced.update(own)
+    for key in [key for key in list(reduced) if key not in cells]:
+        reduced.pop(key, None)
 
 
 @dataclass(frozen=True)
@@ -109,26 +109,25 @@ class Matches:
     alike: dict[tuple[int, ...], list[int]]  # comparable crystals by reduced formula
 
 
-class Met(NamedTuple):
+class ReferenceMatches(NamedTuple):
     """What comparing crystals with the known ones gave, by number of the crystal."""
 
-    size: int  # crystals
     reduced: dict[int, Outcome]  # cells, where a known crystal has the formula
     known: dict[int, Outcome]  # whether one matches, where the cell could be reduced
     seen: dict[int, Outcome]  # likewise, of the recent ones
 
 
-def meet_references(
+def match_references(
     cells: list[Cell],
     valid: np.ndarray,
     references: References,
     pool: Pool,
     recent: References | None = None,
-) -> Met:
+) -> ReferenceMatches:
     """Compares each crystal with the references of its reduced formula.
 
     The part of `match_crystals` that needs no other crystal of the batch. `recent`:
-    crystals of earlier batches, to compare with too (see `Recent`).
+    crystals of earlier batches, to compare with too.
     """
     formulas = {i: formula_key(cells[i].atom_types) for i in np.flatnonzero(valid)}
     reduced: dict[int, Outcome] = {}
@@ -137,18 +136,8 @@ def meet_references(
         shared = {i: f for i, f in formulas.items() if f in others.by_formula}
         fill_cache(reduced, list(shared), reduce_cell, cells, pool)
         comparable = {i: f for i, f in shared.items() if reduced[i].status == Status.OK}
-        found.append(match_references(comparable, reduced, others, pool))
-    return Met(len(cells), reduced, *found)
-
-
-def join_met(parts: list[Met]) -> Met:
-    """That of all crystals, of consecutive parts of them."""
-    start, found = 0, ({}, {}, {})
-    for size, *part in parts:
-        for whole, outcomes in zip(found, part, strict=True):
-            whole.update({start + i: outcome for i, outcome in outcomes.items()})
-        start += size
-    return Met(start, *found)
+        found.append(find_known(comparable, reduced, others, pool))
+    return ReferenceMatches(reduced, *found)
 
 
 def match_crystals(
@@ -156,7 +145,7 @@ def match_crystals(
     valid: np.ndarray,
     references: References,
     pool: Pool,
-    met: Met | None = None,
+    known: ReferenceMatches | None = None,
 ) -> Matches:
     """Compares crystals by StructureMatcher() within their reduced formula.
 
@@ -169,22 +158,25 @@ def match_crystals(
       valid: [B] bool; the others are set aside unseen.
       references: the known crystals.
       pool: worker processes.
-      met: `meet_references` of the same crystals, if it is done.
+      known: `match_references` of the same crystals, if it is done.
     """
-    met = met or meet_references(cells, valid, references, pool)
+    known = known or match_references(cells, valid, references, pool)
     formulas = {i: formula_key(cells[i].atom_types) for i in np.flatnonzero(valid)}
     alike = by_formula(formulas)
     # The others were reduced for crystals of earlier batches, or not at all.
-    known = references.by_formula
-    compared = [i for i, f in formulas.items() if f in known or len(alike[f]) > 1]
-    reduced = {i: met.reduced[i] for i in compared if i in met.reduced}
+    compared = [
+        i
+        for i, f in formulas.items()
+        if f in references.by_formula or len(alike[f]) > 1
+    ]
+    reduced = {i: known.reduced[i] for i in compared if i in known.reduced}
     fill_cache(reduced, compared, reduce_cell, cells, pool)
 
     status = np.where(valid, Status.OK, Status.INVALID)
-    for i, outcome in (reduced | met.known).items():
+    for i, outcome in (reduced | known.known).items():
         status[i] = outcome.status
     novel = valid & (status == Status.OK)
-    for i, outcome in met.known.items():
+    for i, outcome in known.known.items():
         novel[i] &= not outcome.value
 
     unique = valid & (status == Status.OK)
@@ -197,7 +189,7 @@ def match_crystals(
     return Matches(unique, novel, status, alike)
 
 
-def match_references(
+def find_known(
     formulas: dict[int, tuple[int, ...]],
     reduced: dict[int, Outcome],
     references: References,
@@ -232,15 +224,15 @@ def match_references(
     return dict(zip(formulas, pool.map(fits_any, items), strict=True))
 
 
-def by_formula(formulas: dict[int, tuple[int, ...]]) -> dict[tuple, list[int]]:
+def by_formula(formulas: Mapping[Any, tuple[int, ...]]) -> dict[tuple, list[Any]]:
     """Numbers of the crystals of each formula, in order."""
     groups = defaultdict(list)
     for i, formula in formulas.items():
-        groups[formula].append(int(i))
+        groups[formula].append(i)
     return dict(groups)
 
 
-def fill_cache(cache: dict[int, Outcome], wanted, function, cells, pool) -> None:
+def fill_cache(cache: dict[Any, Outcome], wanted, function, cells, pool) -> None:
     """Computes `function(cells[i])` for each wanted i that the cache lacks."""
     missing = [i for i in wanted if i not in cache]
     outcomes = pool.map(function, [cells[i] for i in missing])

@@ -31,6 +31,16 @@ class EnergyStatus(IntEnum):
     FAR_BELOW_HULL = 12
 
 
+def is_metastable(e_above_hull):
+    """At most `METASTABLE` above the hull, eV/atom; not where that is NaN."""
+    return e_above_hull <= METASTABLE
+
+
+def is_msun(e_above_hull, unique, novel):
+    """Metastable, unique and novel: what a generator is for."""
+    return is_metastable(e_above_hull) & unique & novel
+
+
 def judge_energies(hull, atom_types, energy, status, valid):
     """Energies above the hull of the crystals that have any.
 

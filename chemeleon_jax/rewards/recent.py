@@ -1,20 +1,55 @@
-"""The crystals of a run's last iterations, which creativity compares new ones with."""
+"""The crystals of a run's last iterations, which are not creative any more."""
 
 from pathlib import Path
 
-from chemeleon_jax.data.crystals import crystals_of
+import jax
+import numpy as np
+
+from chemeleon_jax.data.crystals import crystals_of, empty_batch, take, validity
+from chemeleon_jax.data.types import CrystalBatch
 from chemeleon_jax.errors import UserError
-from chemeleon_jax.rewards.creativity import Recent
 from chemeleon_jax.runs.iteration_files import iteration_file, read_iteration
 
 
-def load_recent(workdir: Path, count: int, start: int) -> Recent:
+class RecentCrystals:
+    """The valid crystals of the last iterations, an argument of `compute_rewards`."""
+
+    def __init__(self, count: int, batch_size: int, max_atoms: int):
+        """Of nothing yet; of the last `count` iterations of `batch_size` later."""
+        self._shape = batch_size, max_atoms
+        self._iterations = [empty_batch(*self._shape)] * count
+
+    @property
+    def crystals(self) -> CrystalBatch | None:
+        """A batch [count * batch_size, max_atoms], empty rows included; None of none.
+
+        Always of this shape, so that what it is an argument of compiles once.
+        """
+        if not self._iterations:
+            return None
+        return jax.tree.map(lambda *x: np.concatenate(x), *self._iterations)
+
+    def add(self, crystals: CrystalBatch) -> None:
+        """Adds the valid crystals (NumPy) of an iteration, and forgets the oldest."""
+        if not self._iterations:
+            return
+        found = take(crystals, np.flatnonzero(validity(crystals) == 0))
+        batch, (count, atoms) = empty_batch(*self._shape), found.mask.shape
+        for name in ("atom_types", "frac_coords", "mask"):
+            getattr(batch, name)[:count, :atoms] = getattr(found, name)
+        batch.lengths[:count], batch.angles[:count] = found.lengths, found.angles
+        self._iterations = [*self._iterations[1:], batch]
+
+
+def load_recent(
+    workdir: Path, count: int, start: int, *, batch_size: int, max_atoms: int
+) -> RecentCrystals:
     """The crystals of the last `count` iterations before `start`.
 
     Raises:
       UserError: they are not all in the run's directory.
     """
-    recent = Recent(count)
+    recent = RecentCrystals(count, batch_size, max_atoms)
     for iteration in range(max(start - count, 0), start):
         try:
             arrays = read_iteration(iteration_file(workdir, iteration))
@@ -23,5 +58,5 @@ def load_recent(workdir: Path, count: int, start: int) -> Recent:
                 f"{error}, and config.reward.recent_iterations = {count} needs it; "
                 "0 does without"
             ) from error
-        recent.remember(crystals_of(arrays))
+        recent.add(crystals_of(arrays))
     return recent

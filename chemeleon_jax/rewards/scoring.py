@@ -1,78 +1,233 @@
-"""Scores a batch on the host: NumPy, pymatgen and worker processes, no JAX call."""
+"""`compute_rewards`: what crystals are worth, by all devices of all processes.
+
+What models compute is shared by rows. What a crystal's formula decides (matching,
+creativity) and other work on single crystals is shared by formula: crystals that are
+compared with each other are then with one device, so that nothing but its results is
+exchanged, and no reward depends on the number of devices. Components that compare all
+crystals are computed by the first.
+"""
 
 import logging
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import chex
+import jax
+import jax.numpy as jnp
 import numpy as np
+from jax import lax
+from jax.sharding import PartitionSpec as P
 
+from chemeleon_jax.data.crystals import VALIDITY_REASONS, formula_keys, take
 from chemeleon_jax.data.types import CrystalBatch
-from chemeleon_jax.rewards.components import Context, Facts
+from chemeleon_jax.devices.sharding import over_devices
+from chemeleon_jax.rewards.components import BatchAnalysis
+from chemeleon_jax.rewards.creativity import by_formula
+from chemeleon_jax.rewards.energy import is_metastable, is_msun
+from chemeleon_jax.rewards.normalize import NORMALIZATIONS
+from chemeleon_jax.rewards.reward import Reward, RewardOutput
 
 logger = logging.getLogger(__name__)
 
 
-def score_on_host(terms, context: Context, crystals, computed) -> dict[str, Any]:
-    """The callback: NumPy in, NumPy out, no JAX call in between."""
-    facts = Facts(
-        CrystalBatch(**{k: np.asarray(v) for k, v in vars(crystals).items()}),
-        {name: _to_numpy(value) for name, value in computed.items()},
-        context,
+def compute_rewards(
+    crystals: CrystalBatch,
+    *,
+    reward: Reward,
+    group_size: int,
+    component_group_size: int | None = None,
+    with_energies: bool = False,
+    recent: CrystalBatch | None = None,
+) -> RewardOutput:
+    """Scores crystals. A pure function of its arguments; jits, on any mesh.
+
+    Under a mesh (`jax.set_mesh`) its devices share the work, also those of other
+    processes, all of which call it with the same crystals. Its host half runs in a
+    callback on each device, with the worker pool of that device's process.
+
+    Never raises on a crystal's account: one without a value has a status that says why
+    (of the component's `statuses`), gets the component's penalty, and is counted in the
+    metrics `failures/COMPONENT/STATUS`.
+
+    Args:
+      crystals: B crystals, B a multiple of `group_size`.
+      reward: what is wanted of them.
+      group_size: crystals whose totals are compared for the advantage; B for all.
+      component_group_size: crystals among which each component is normalised; all by
+        default. GDPO (arXiv:2601.05242): the group's, and the total over the batch, so
+        that a component with a narrow range is not drowned by another.
+      with_energies: compute `e_above_hull` and the metrics that need it even if no
+        component asks for it (where the reward has a hull).
+      recent: crystals of earlier batches, which are not creative when they come again;
+        see `RecentCrystals`. Rows without an atom count for nothing.
+    """
+    batch, atoms = crystals.mask.shape
+    chex.assert_shape([crystals.atom_types, crystals.mask], (batch, atoms))  # [B, N]
+    chex.assert_shape(crystals.frac_coords, (batch, atoms, 3))  # [B, N, 3]
+    chex.assert_shape([crystals.lengths, crystals.angles], (batch, 3))  # [B, 3]
+    chex.assert_is_divisible(batch, group_size)
+    chex.assert_is_divisible(batch, component_group_size or batch)
+    needs = {term.component.needs for term in reward.terms}
+    if with_energies:
+        needs |= {"energy"}
+    models = {name: model for name, model in reward.models if name in needs}
+    share = over_devices(
+        partial(score_share, reward=reward.replace(params=None), models=models),
+        in_specs=P(),
+        out_specs=P(),
     )
-    return fill_penalties(terms, evaluate_terms(terms, facts) | describe(facts))
+    return combine(
+        share(crystals, recent, reward.params),
+        reward=reward,
+        group_size=group_size,
+        component_group_size=component_group_size,
+        with_energies="energy" in models,
+    )
 
 
-def evaluate_terms(terms, facts: Facts) -> dict[str, Any]:
-    """Values of each component, 0 where its status is not."""
-    batch, values, status = len(facts.crystals.mask), {}, {}
+# ------------------------------------------------------------------- on every device
+
+
+def score_share(
+    crystals: CrystalBatch,
+    recent: CrystalBatch | None,
+    params: dict[str, Any],
+    *,
+    reward: Reward,
+    models: dict[str, Callable],
+) -> dict[str, Any]:
+    """Inside `over_devices`: what the host finds of all crystals, each device's share.
+
+    Args:
+      crystals: B crystals, the same on every device.
+      recent: likewise.
+      params: of the models.
+      reward: its terms and context.
+      models: those whose results the terms need.
+    """
+    batch = crystals.mask.shape[0]
+    mesh = jax.sharding.get_abstract_mesh()
+    axes, device, devices = mesh.axis_names, jnp.int32(0), 1
+    if not mesh.empty:
+        device, devices = lax.axis_index(axes), mesh.size
+    # Equal shares, filled up with the first crystals.
+    size = -(-batch // devices)
+    mine = take(crystals, (device * size + jnp.arange(size)) % batch)
+    computed = {name: model(params[name], mine) for name, model in models.items()}
+    if devices > 1:
+        gather = partial(lax.all_gather, axis_name=axes, tiled=True)
+        computed = jax.tree.map(lambda x: gather(x)[:batch], computed)
+    found = jax.pure_callback(
+        partial(_on_host, reward.terms, reward.context, devices),
+        jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype),
+            blank(reward.terms, batch),
+        ),
+        device,
+        crystals,
+        computed,
+        recent,
+        vmap_method="sequential",
+    )
+    # Where it is not a device's share, it has found zeros.
+    return jax.tree.map(lambda x: lax.psum(x, axes), found) if devices > 1 else found
+
+
+# ------------------------------------------------------------------------ on the host
+
+
+def _on_host(terms, context, devices, device, crystals, computed, recent):
+    """The callback: NumPy in, NumPy out, no JAX call in between, and no raise."""
+    # Even a comparison would be a JAX call of the arrays that JAX gives.
+    crystals, computed, recent = jax.tree.map(np.asarray, (crystals, computed, recent))
+    analyse = partial(BatchAnalysis, context=context, recent=recent)
+    # A fault outside of what is guarded below: no number, and the update is skipped.
+    nothing = {
+        name: np.full_like(zeros, np.nan if zeros.dtype == np.float32 else 0)
+        for name, zeros in blank(terms, len(crystals.mask)).items()
+    }
+    return _attempt(
+        lambda: find_share(terms, analyse, crystals, computed, int(device), devices),
+        nothing,
+        "rewards",
+    )
+
+
+def find_share(
+    terms,
+    analyse: Callable[..., BatchAnalysis],
+    crystals: CrystalBatch,
+    computed: dict[str, Any],
+    device: int,
+    devices: int,
+) -> dict[str, np.ndarray]:
+    """What one device's host finds: zeros for crystals and terms of other devices."""
+    batch = len(crystals.mask)
+    rows = np.flatnonzero(owners(crystals, devices) == device)
+    found = blank(terms, batch)
+    if len(rows):
+        mine = analyse(take(crystals, rows), jax.tree.map(lambda x: x[rows], computed))
+        singly = [term for term in terms if not term.component.of_batch]
+        for name, values in (evaluate_terms(singly, mine) | describe(mine)).items():
+            found[name][rows] = values
+    if device == 0:
+        together = [term for term in terms if term.component.of_batch]
+        found |= evaluate_terms(together, analyse(crystals, computed))
+    return found
+
+
+def owners(crystals: CrystalBatch, num_devices: int) -> np.ndarray:
+    """The device of each crystal, [B]: by reduced formula, with even loads."""
+    owner = np.zeros(len(crystals.mask), int)
+    keys = formula_keys(np.where(crystals.mask, crystals.atom_types, 0))
+    members = by_formula(dict(enumerate(keys)))
+    loads = np.zeros(num_devices, int)
+    for rows in sorted(members.values(), key=len, reverse=True):
+        owner[rows] = loads.argmin()
+        loads[loads.argmin()] += len(rows)
+    return owner
+
+
+def blank(terms, batch: int) -> dict[str, np.ndarray]:
+    """What `find_share` returns, zeros."""
+    codes = [f"status/{term.name}" for term in terms] + ["validity", "unique", "novel"]
+    numbers = [f"value/{term.name}" for term in terms] + ["e_above_hull"]
+    found = {name: np.zeros(batch, np.int32) for name in codes}
+    return found | {name: np.zeros(batch, np.float32) for name in numbers}
+
+
+def evaluate_terms(terms, analysis: BatchAnalysis) -> dict[str, np.ndarray]:
+    """Values and statuses of each component."""
+    batch, found = len(analysis.crystals.mask), {}
     for term in terms:
         component = term.component
         failed = np.full(batch, component.statuses["RAISED"])
-        values[term.name], status[term.name] = _attempt(
-            partial(component.evaluate, facts), (np.zeros(batch), failed), term.name
+        values, status = _attempt(
+            partial(component.evaluate, analysis), (np.zeros(batch), failed), term.name
         )
-    return {
-        "components": {k: v.astype(np.float32) for k, v in values.items()},
-        "status": {k: v.astype(np.int32) for k, v in status.items()},
-    }
+        found[f"value/{term.name}"] = values.astype(np.float32)
+        found[f"status/{term.name}"] = status.astype(np.int32)
+    return found
 
 
-def describe(facts: Facts) -> dict[str, np.ndarray]:
+def describe(analysis: BatchAnalysis) -> dict[str, np.ndarray]:
     """What is known of each crystal, whatever the components."""
-    batch = len(facts.crystals.mask)
+    batch = len(analysis.crystals.mask)
     none, above = np.zeros(batch, bool), np.full(batch, np.nan)
     flags = _attempt(
-        lambda: (facts.matches.unique, facts.matches.novel), (none, none), "matches"
+        lambda: (analysis.matches.unique, analysis.matches.novel),
+        (none, none),
+        "matches",
     )
-    if "energy" in facts.computed:
-        above = _attempt(lambda: facts.e_above_hull[0], above, "e_above_hull")
+    if "energy" in analysis.computed:
+        above = _attempt(lambda: analysis.e_above_hull[0], above, "e_above_hull")
     return {
-        "validity": facts.validity.astype(np.int32),
-        "unique": flags[0],
-        "novel": flags[1],
+        "validity": analysis.validity.astype(np.int32),
+        "unique": flags[0].astype(np.int32),
+        "novel": flags[1].astype(np.int32),
         "e_above_hull": above.astype(np.float32),
     }
-
-
-def fill_penalties(terms, found: dict[str, Any]) -> dict[str, Any]:
-    """Gives crystals without a value their penalty; tells who counts in means."""
-    components, scored = {}, {}
-    for term in terms:
-        values, status = found["components"][term.name], found["status"][term.name]
-        ok, penalty = status == 0, term.component.penalty
-        if penalty is None:
-            penalty = values[ok].min() if ok.any() else 0.0
-        components[term.name] = np.where(ok, values, penalty).astype(np.float32)
-        # A penalty that is a value of its own kind counts in the mean.
-        scored[term.name] = ok | (term.component.penalty is not None)
-    return found | {"components": components, "scored": scored}
-
-
-def _to_numpy(value):
-    if isinstance(value, tuple):
-        return tuple(np.asarray(v) for v in value)
-    return np.asarray(value)
 
 
 def _attempt(function: Callable, fallback, what: str):
@@ -82,3 +237,75 @@ def _attempt(function: Callable, fallback, what: str):
     except Exception:
         logger.exception("%s could not be computed for a whole batch", what)
         return fallback
+
+
+# -------------------------------------------------------------------- on every device
+
+
+def combine(
+    found: dict[str, Any],
+    *,
+    reward: Reward,
+    group_size: int,
+    component_group_size: int | None,
+    with_energies: bool,
+) -> RewardOutput:
+    """Normalises and adds up what was found on the host."""
+    batch = len(found["validity"])
+    raw, total = jnp.zeros(batch), jnp.zeros(batch)
+    components, status = {}, {}
+    for term in reward.terms:
+        status[term.name] = found[f"status/{term.name}"]
+        values = fill_penalty(found[f"value/{term.name}"], status[term.name], term)
+        components[term.name] = values
+        raw += term.weight * values
+        compared = values.reshape(-1, component_group_size or batch)
+        normalised = NORMALIZATIONS[term.normalize_fn](compared, term.eps)
+        total += term.weight * normalised.reshape(batch)
+    groups = total.reshape(-1, group_size)
+    advantage = NORMALIZATIONS[reward.normalize_fn](groups, reward.eps)
+    output = RewardOutput(
+        total=total,
+        advantage=advantage.reshape(batch),
+        raw=raw,
+        components=components,
+        status=status,
+        valid=found["validity"] == 0,
+        unique=found["unique"] > 0,
+        novel=found["novel"] > 0,
+        e_above_hull=found["e_above_hull"] if with_energies else None,
+        metrics={},
+    )
+    return output.replace(metrics=_metrics(reward, output, found["validity"]))
+
+
+def fill_penalty(values: jax.Array, status: jax.Array, term) -> jax.Array:
+    """Values [B], the component's penalty for crystals without one, status not 0."""
+    ok, penalty = status == 0, term.component.penalty
+    if penalty is None:
+        lowest = jnp.where(ok, values, jnp.inf).min()
+        penalty = jnp.where(ok.any(), lowest, 0.0)
+    return jnp.where(ok, values, penalty)
+
+
+def _metrics(reward: Reward, output: RewardOutput, validity) -> dict[str, jax.Array]:
+    """Shares, mean raw values, and counts of what failed."""
+    shares = {name: getattr(output, name) for name in ("valid", "unique", "novel")}
+    if output.e_above_hull is not None:
+        shares["metastable"] = is_metastable(output.e_above_hull)
+        shares["msun"] = is_msun(output.e_above_hull, output.unique, output.novel)
+    metrics = {name: share.mean(dtype=jnp.float32) for name, share in shares.items()}
+    metrics["reward"] = output.raw.mean()
+    for code, reason in enumerate(VALIDITY_REASONS[1:], 1):
+        metrics[f"invalid/{reason}"] = (validity == code).sum()
+    for term in reward.terms:
+        status, values = output.status[term.name], output.components[term.name]
+        # A penalty that is a value of its own kind counts in the mean.
+        scored = (status == 0) | (term.component.penalty is not None)
+        mean = jnp.where(scored, values, 0.0).sum() / jnp.maximum(scored.sum(), 1)
+        metrics[term.name] = mean
+        for code in term.component.statuses:
+            if code.name not in ("OK", "INVALID"):
+                tag = f"failures/{term.name}/{code.name.lower()}"
+                metrics[tag] = (status == code).sum()
+    return metrics

@@ -13,14 +13,18 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from chemeleon_jax.data.types import CrystalBatch, Trajectory
-from chemeleon_jax.devices.sharding import device_order, everywhere, over_devices
+from chemeleon_jax.devices.sharding import (
+    device_order,
+    everywhere,
+    over_devices,
+    replicate,
+)
 from chemeleon_jax.models.buckets import choose_parts
 from chemeleon_jax.models.diffusion import make_schedule
 from chemeleon_jax.models.generator import Generator
-from chemeleon_jax.rewards import Reward, RewardOutput
+from chemeleon_jax.rewards import Reward, RewardOutput, compute_rewards
 from chemeleon_jax.rewards.config import active_components
-from chemeleon_jax.rewards.creativity import Recent, join_met
-from chemeleon_jax.rewards.processes import make_meet, make_score
+from chemeleon_jax.rewards.recent import RecentCrystals
 from chemeleon_jax.rl.objective import OWN_TRAJECTORY
 from chemeleon_jax.rl.sampler import crystal_keys, sample_group
 from chemeleon_jax.rl.timesteps import stochastic_at
@@ -197,8 +201,20 @@ def draw_groups(config, draw_prompts: Callable, key: jax.Array) -> Prompts:
     return Prompts(keys, num_atoms, condition)
 
 
+def make_score(reward: Reward, mesh: Mesh, **settings) -> Callable[..., RewardOutput]:
+    """`compute_rewards` of NumPy crystals by all devices; all processes call it."""
+    score = jax.jit(partial(compute_rewards, **settings))
+    reward = reward.replace(params=replicate(reward.params, mesh))
+
+    def call(crystals: CrystalBatch, recent: CrystalBatch | None = None):
+        with jax.set_mesh(mesh):
+            return jax.device_get(score(crystals, reward=reward, recent=recent))
+
+    return call
+
+
 def make_sample_and_score(
-    config, reward: Reward, rollout: Rollout, recent: Recent
+    config, reward: Reward, rollout: Rollout, recent: RecentCrystals, mesh: Mesh
 ) -> Callable[..., Batch]:
     """Compiles the first half of an iteration, on the devices and the host.
 
@@ -207,22 +223,18 @@ def make_sample_and_score(
     group_size = config.rl.num_group_samples
     score = make_score(
         reward,
+        mesh,
         group_size=group_size if config.rl.group_reward_norm else batch_size(config),
         component_group_size=group_size if config.reward.normalize_in_group else None,
         with_energies="energy" in active_components(config),
     )
-    ahead = config.rl.rollout_parts > 1 and jax.process_count() == 1
-    meet = make_meet(reward) if ahead else lambda *_: None
 
     def sample_and_score(params, prompts: Prompts, window=None) -> Batch:
         began = time.perf_counter()
-        known = recent.references
-        crystals, trajectory, met = rollout(
-            params, prompts, window=window, see=lambda part: meet(part, known)
-        )
+        crystals, trajectory, _ = rollout(params, prompts, window=window)
         sampled = time.perf_counter()
-        rewards = score(crystals, known, join_met(met) if ahead else None)
-        recent.remember(crystals)
+        rewards = score(crystals, recent.crystals)
+        recent.add(crystals)
         seconds = {
             "sample": sampled - began,
             "reward": time.perf_counter() - sampled,
@@ -233,7 +245,7 @@ def make_sample_and_score(
 
 
 def make_validate(
-    config, draw_prompts: Callable, reward: Reward, rollout: Rollout
+    config, draw_prompts: Callable, reward: Reward, rollout: Rollout, mesh: Mesh
 ) -> Callable[[Any], tuple[CrystalBatch, RewardOutput]]:
     """Compiles validation: `validation_samples` crystals that nobody trains on.
 
@@ -245,7 +257,7 @@ def make_validate(
     num_atoms, condition = draw_prompts(jax.random.fold_in(key, 0), count)
     keys = crystal_keys(jax.random.fold_in(key, 1), jnp.arange(count))
     prompts = Prompts(keys, num_atoms, condition)
-    score = make_score(reward, group_size=count, with_energies=True)
+    score = make_score(reward, mesh, group_size=count, with_energies=True)
     # The last batch is filled up with crystals of the first.
     batches = [np.arange(i, i + size) % count for i in range(0, count, size)]
 

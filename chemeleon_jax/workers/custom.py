@@ -9,7 +9,6 @@ import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import NamedTuple
 
 import numpy as np
 from pymatgen.core import Structure
@@ -24,6 +23,7 @@ logger = logging.getLogger(__name__)
 BATCH_TIME_LIMIT = 60.0  # s, for a call with all crystals of a batch
 _FIRST_BLOCK = 4  # crystals tried alone before more are
 _MAX_TIMEOUTS = 3  # crystals that may hang before the rest is given up
+NOT_FINITE = "returned a value that is not finite"
 MAX_FAULTS = 10  # crystals in a row without a value: the function itself is at fault
 
 
@@ -86,21 +86,22 @@ def call_function(call: tuple[str, list[Cell]]) -> np.ndarray:
     return values
 
 
-class Fault(NamedTuple):
-    """The last of so many failures of a function that no more crystals are tried."""
+def count_tried(status: np.ndarray) -> int:
+    """How many of a batch's valid crystals a function was really called for.
 
-    cell: Cell
-    status: int  # a `Status`
-    message: str
-    traceback: str  # in the worker; empty if the function did not raise
+    Args:
+      status: of the valid crystals, in order. `TIMED_OUT` is also that of crystals that
+        were given up once three had hung.
+    """
+    size, tried, timeouts = _FIRST_BLOCK, 0, 0
+    while tried < len(status) and timeouts < _MAX_TIMEOUTS:
+        timeouts += np.sum(status[tried : tried + size] == Status.TIMED_OUT)
+        tried, size = tried + size, 2 * size
+    return min(tried, len(status))
 
 
 class CustomReward:
-    """A user's function, called so that nothing it does can end the program.
-
-    After ten crystals in a row without a value, `fault` is the last of them, and the
-    caller should stop.
-    """
+    """A user's function, called so that nothing it does can end the program."""
 
     def __init__(self, name: str, pool: Pool, *, time_limit: float):
         """Checks that the workers can import the function.
@@ -114,9 +115,7 @@ class CustomReward:
           UserError: the function cannot be loaded.
         """
         self.name, self.pool, self.time_limit = name, pool, time_limit
-        self.fault: Fault | None = None
         self._said: set[int] = set()
-        self._in_a_row = 0
         outcome = pool.call(check_function, name, time_limit=time_limit)
         if outcome.status != Status.OK:
             raise UserError(
@@ -131,7 +130,8 @@ class CustomReward:
 
         The function gets all valid crystals at once, so that it may compare them. Only
         if that fails is it called for each crystal alone, to find the culprits. Once
-        three crystals have hung, those after them are given up too.
+        three crystals have hung, or ten in a row have no value, those after them are
+        given up too.
 
         Returns:
           [B] values, 0 where the status is not OK; [B] status.
@@ -147,40 +147,48 @@ class CustomReward:
         )
         if outcome.status == Status.OK:
             for i, value in zip(rows, outcome.value, strict=True):
-                values[i], status[i] = self._judge(cells[i], Outcome(Status.OK, value))
+                alone = self._check(Outcome(Status.OK, [value]))
+                values[i], status[i] = self._judge(cells[i], alone)
         else:
             self._say(outcome.status, f"a batch of {len(rows)}", outcome.message)
-            self._call_alone(cells, rows, values, status)
+            self._call_each(cells, rows, values, status)
         return values, status
 
-    def _call_alone(self, cells, rows, values, status) -> None:
+    def call_alone(self, cell: Cell) -> Outcome:
+        """What becomes of one crystal alone."""
+        return self._check(self.pool.map(call_function, [(self.name, [cell])])[0])
+
+    def _call_each(self, cells, rows, values, status) -> None:
         """Fills `values` and `status` of `rows`, calling crystal by crystal."""
-        size, timeouts = _FIRST_BLOCK, 0
-        while len(rows) and timeouts < _MAX_TIMEOUTS and not self.fault:
+        size, timeouts, in_a_row, given_up = _FIRST_BLOCK, 0, 0, Status.TIMED_OUT
+        while len(rows) and timeouts < _MAX_TIMEOUTS and in_a_row < MAX_FAULTS:
             block, rows = rows[:size], rows[size:]
             items = [(self.name, [cells[i]]) for i in block]
             outcomes = self.pool.map(call_function, items, chunk_size=1)
             for i, outcome in zip(block, outcomes, strict=True):
-                if outcome.status == Status.OK:
-                    outcome = outcome._replace(value=outcome.value[0])
-                values[i], status[i] = self._judge(cells[i], outcome)
+                values[i], status[i] = self._judge(cells[i], self._check(outcome))
+                in_a_row = in_a_row + 1 if status[i] != Status.OK else 0
             timeouts += sum(o.status == Status.TIMED_OUT for o in outcomes)
             size *= 2
-        status[rows] = self.fault.status if self.fault else Status.TIMED_OUT
+            if in_a_row >= MAX_FAULTS:
+                given_up = status[block[-1]]
+        status[rows] = given_up
+
+    @staticmethod
+    def _check(outcome: Outcome) -> Outcome:
+        """That of a crystal that was called alone: a number, if it is OK."""
+        if outcome.status != Status.OK:
+            return outcome
+        (value,) = outcome.value
+        if np.isfinite(value):
+            return outcome._replace(value=value)
+        return Outcome(Status.BAD_VALUE, message=NOT_FINITE)
 
     def _judge(self, cell: Cell, outcome: Outcome) -> tuple[float, int]:
-        """Value and status of a crystal; counts failures in a row."""
-        if outcome.status == Status.OK and np.isfinite(outcome.value):
-            self._in_a_row = 0
-            return outcome.value, Status.OK
+        """Value and status of a crystal."""
         if outcome.status == Status.OK:
-            message = "returned a value that is not finite"
-            outcome = Outcome(Status.BAD_VALUE, message=message)
+            return outcome.value, Status.OK
         self._say(outcome.status, to_structure(cell).formula, outcome.message)
-        self._in_a_row += 1
-        if self._in_a_row >= MAX_FAULTS and not self.fault:
-            status, _, message, traceback = outcome
-            self.fault = Fault(cell, status, message, traceback)
         return 0.0, outcome.status
 
     def _say(self, status: int, crystal: str, message: str) -> None:

@@ -55,6 +55,7 @@ class Pool(ABC):
 
     num_workers: int
     time_limit: float  # s, of an item
+    turn: threading.Lock  # of the thread whose items are in the workers
 
     @abstractmethod
     def run_chunks(
@@ -80,8 +81,12 @@ class Pool(ABC):
         Items travel in chunks, each under the time limit of one item. The items of a
         chunk that timed out or whose worker died are then run alone, so that only the
         culprit is lost. An item that was lost alone is tried once more (`retry`): what
-        killed its worker may have come from outside.
+        killed its worker may have come from outside. Threads take turns.
         """
+        with self.turn:
+            return self._map(function, items, time_limit, chunk_size, retry)
+
+    def _map(self, function, items, time_limit, chunk_size, retry) -> list[Outcome]:
         limit = time_limit or self.time_limit
         count = len(items)
         size = chunk_size or min(
@@ -144,7 +149,7 @@ class WorkerPool(Pool):
         self.num_workers = num_workers or cpu_count()
         self.time_limit = time_limit
         self.memory_limit = memory_limit
-        self._lock = threading.Lock()
+        self._lock, self.turn = threading.Lock(), threading.Lock()
         self._closed = False
         self._processes = self._start()
         atexit.register(self.close)

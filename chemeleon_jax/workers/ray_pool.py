@@ -64,7 +64,7 @@ class RayPool(Pool):
           UserError: the cluster cannot be reached, or has no place for the workers.
         """
         self.time_limit = time_limit
-        self._lock = threading.Lock()
+        self._lock, self.turn = threading.Lock(), threading.Lock()
         self._closed = False
         self._connected = not ray.is_initialized()
         if self._connected:

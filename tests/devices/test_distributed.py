@@ -12,7 +12,7 @@ from chemeleon_jax.data.types import CrystalBatch
 from chemeleon_jax.devices import distributed
 from chemeleon_jax.devices.sharding import device_order
 from chemeleon_jax.errors import UserError
-from chemeleon_jax.rewards.processes import owners
+from chemeleon_jax.rewards.scoring import owners
 from chemeleon_jax.runs.states import RunCheckpoints, read_subtree
 
 VARIABLES = (

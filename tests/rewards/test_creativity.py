@@ -8,14 +8,15 @@ from pymatgen.core import Lattice, Structure
 from chemeleon_jax.data.crystals import from_structures, to_structures, validity
 from chemeleon_jax.rewards.creativity import (
     CreativityStatus,
-    Recent,
     References,
     creativity,
+    index_recent,
     index_references,
     match_crystals,
-    meet_references,
+    match_references,
     to_cells,
 )
+from chemeleon_jax.rewards.recent import RecentCrystals
 from chemeleon_jax.workers.amd import average_minimum_distance
 from chemeleon_jax.workers.matching import Cell
 from chemeleon_jax.workers.outcome import Outcome, Status
@@ -66,34 +67,38 @@ def test_unique_novel_and_neither(pool):
 
 
 def test_what_the_last_iterations_made_earns_nothing(pool):
-    recent, iterations = Recent(2), ([IRON, CSCL_TYPE], [NACL], [ZINC_BLENDE])
+    recent, reduced = RecentCrystals(2, batch_size=3, max_atoms=20), {}
+    iterations = ([IRON, CSCL_TYPE], [NACL], [ZINC_BLENDE])
     batch = from_structures([disguised(IRON, 0), disguised(NACL, 1), CSCL_TYPE])
     seen = []
     for structures in iterations:
-        recent.remember(from_structures(structures))
+        recent.add(from_structures(structures))
         cells, valid = to_cells(batch), np.ones(3, bool)
         matches = match_crystals(cells, valid, index_references(batch), pool)
         matches = replace(matches, novel=valid)  # the references are not the point
-        met = meet_references(cells, valid, References([], {}), pool, recent.references)
-        assert not met.known
+        nothing = References([], {})
+        with index_recent(recent.crystals, reduced) as others:
+            found = match_references(cells, valid, nothing, pool, others)
+        assert not found.known and len(reduced) <= recent.crystals.mask.any(1).sum()
         values, status = creativity(
-            cells, matches, index_references(batch), pool, seen=met.seen
+            cells, matches, index_references(batch), pool, seen=found.seen
         )
         np.testing.assert_array_equal(values, status == Status.OK)
         seen.append((status == CreativityStatus.SEEN_BEFORE).tolist())
     # The third iteration makes it forget the first.
     assert seen == [[True, False, True], [True, True, True], [False, True, False]]
-    assert len(recent.references.cells) == 2
+    assert recent.crystals.mask.shape == (6, 20)
+    assert recent.crystals.mask.any(1).sum() == 2
 
 
 def test_what_an_earlier_batch_had_does_not_touch_unique_and_novel(pool):
     """The needle (below) cannot be reduced; only an earlier batch has its formula."""
     cells, nothing = to_cells(from_structures([needle()])), References([], {})
-    recent = Recent(1)
-    recent.remember(from_structures([IRON]))
-    met = meet_references(cells, np.ones(1, bool), nothing, pool, recent.references)
-    assert met.reduced[0].status == Status.RAISED and not met.seen
-    matches = match_crystals(cells, np.ones(1, bool), nothing, pool, met)
+    recent = from_structures([IRON])
+    with index_recent(recent, {}) as others:
+        found = match_references(cells, np.ones(1, bool), nothing, pool, others)
+    assert found.reduced[0].status == Status.RAISED and not found.seen
+    matches = match_crystals(cells, np.ones(1, bool), nothing, pool, found)
     assert (
         matches.unique.all() and matches.novel.all() and matches.status == [Status.OK]
     )

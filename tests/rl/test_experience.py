@@ -1,4 +1,4 @@
-"""Sampling in parts: the same crystals, trajectories and rewards."""
+"""Sampling in parts: the same crystals and trajectories."""
 
 from functools import partial
 
@@ -6,12 +6,8 @@ import jax
 import numpy as np
 import pytest
 import tiny
-from small_reward import random_crystals
 
-from chemeleon_jax.data.crystals import take
 from chemeleon_jax.devices.sharding import make_mesh, replicate
-from chemeleon_jax.rewards.creativity import Recent, join_met
-from chemeleon_jax.rewards.processes import make_meet, make_score
 from chemeleon_jax.rl.experience import (
     Rollout,
     crystal_order,
@@ -71,23 +67,3 @@ def test_parts_of_a_rollout_are_those_of_the_whole(parts, steps, devices):
     jax.tree.map(partial(np.testing.assert_allclose, atol=1e-5), whole[:2], parted[:2])
     assert [len(x) for x in parted[2]] == [16 // parts] * parts
     np.testing.assert_array_equal(np.concatenate(parted[2]), whole[0].num_atoms)
-
-
-def test_references_met_ahead_give_the_same_rewards(reward):
-    """Crystals whose formula is known, or comes twice in the batch but in two parts."""
-    crystals = random_crystals(24, seed=5)
-    crystals = take(crystals, [*range(24), 3, 7, 3])
-    score = make_score(reward, group_size=27)
-    meet = make_meet(reward)
-    parts = [take(crystals, rows) for rows in np.split(np.arange(27), 3)]
-    recent = Recent(1)
-    recent.remember(take(crystals, [0, 1, 2]))
-    met = join_met([meet(part, recent.references) for part in parts])
-    assert met.known and any(outcome.value for outcome in met.known.values())
-    assert all(met.seen[i].value for i in (0, 1, 2))
-    plain = score(crystals, recent.references)
-    ahead = score(crystals, recent.references, met)
-    jax.tree.map(np.testing.assert_array_equal, plain, ahead)
-    assert not ahead.unique[24:].any() and ahead.unique[:3].all()
-    np.testing.assert_array_equal(ahead.components["creativity"][:3], 0)
-    assert (score(crystals).components["creativity"][:3] > 0.5).all()

@@ -9,6 +9,7 @@ from test_pictures import salt
 
 from chemeleon_jax.data.crystals import from_structures, take
 from chemeleon_jax.data.dataset import load_dataset
+from chemeleon_jax.devices.sharding import make_mesh
 from chemeleon_jax.rewards import make_reward
 from chemeleon_jax.rl.experience import make_validate
 from chemeleon_jax.workers.pool import WorkerPool
@@ -53,7 +54,9 @@ def test_the_score_does_not_depend_on_the_training_batch(reward, groups, group_s
     def draw_prompts(key, count):
         return np.full(count, 2), None
 
-    crystals, rewards = make_validate(config, draw_prompts, reward, rollout)(None)
+    crystals, rewards = make_validate(
+        config, draw_prompts, reward, rollout, make_mesh(1)
+    )(None)
     assert set(sizes) == {groups * group_size}
     kinds = [kind(jax.random.fold_in(VALIDATION_KEY, i)) for i in range(10)]
     np.testing.assert_array_equal(crystals.atom_types, take(SALTS, kinds).atom_types)

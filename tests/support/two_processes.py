@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -14,8 +15,7 @@ from chemeleon_jax.data.dataset import load_dataset
 from chemeleon_jax.devices import distributed
 from chemeleon_jax.devices.sharding import make_mesh, shard_params
 from chemeleon_jax.models.vae import make_vae
-from chemeleon_jax.rewards import make_reward
-from chemeleon_jax.rewards.processes import make_score
+from chemeleon_jax.rewards import compute_rewards, make_reward
 from chemeleon_jax.runs.directory import work_directory
 from chemeleon_jax.runs.interruption import SaveOnSignal
 from chemeleon_jax.runs.states import RunCheckpoints
@@ -49,8 +49,10 @@ def score():
             vae=(make_vae(vae.config["vae"]), vae.params["vae"]),
             pool=pool,
         )
-        compute = make_score(reward, group_size=len(ROWS))
-        return compute(take(dataset.crystals, ROWS))
+        compute = jax.jit(partial(compute_rewards, group_size=len(ROWS)))
+        with jax.set_mesh(make_mesh()):
+            crystals = take(dataset.crystals, ROWS)
+            return jax.device_get(compute(crystals, reward=reward))
 
 
 def work(folder: Path) -> None:

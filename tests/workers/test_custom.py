@@ -93,34 +93,6 @@ def test_a_function_that_never_works(name, reason, message, pool, caplog):
     assert f"custom_rewards:{name}" in said and re.search(message, said)
 
 
-def test_ten_failures_in_a_row_are_a_fault(pool):
-    """Five valid crystals in a batch."""
-    reward = CustomReward("custom_rewards:raises", pool, time_limit=3.0)
-    reward(CELLS, VALID)
-    assert reward.fault is None
-    values, status = reward(CELLS, VALID)
-    assert (
-        status.tolist() == [Status.RAISED] * 3 + [Status.INVALID] + [Status.RAISED] * 2
-    )
-    assert reward.fault.cell is CELLS[5] and reward.fault.status == Status.RAISED
-    assert "custom_rewards.py" in reward.fault.traceback
-    assert reward.fault.traceback.endswith("RuntimeError: no such phonon\n")
-
-
-def test_failures_between_successes_are_none(pool):
-    """One crystal in five, also when it is never another: no fault of the function."""
-    for name in ("nan_for_three_sites", "raises_for_three_sites"):
-        reward = CustomReward(f"custom_rewards:{name}", pool, time_limit=3.0)
-        for _ in range(11):
-            reward(CELLS, VALID)
-        assert reward.fault is None
-    lone = VALID & (SIZES == 3)
-    for _ in range(10):
-        assert reward.fault is None
-        reward(CELLS, lone)
-    assert reward.fault.cell is CELLS[1]
-
-
 def test_it_says_so_once(pool, caplog):
     reward = CustomReward("custom_rewards:raises", pool, time_limit=3.0)
     for _ in range(3):
