@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
 from chemeleon_jax.errors import UserError, require
-from chemeleon_jax.rewards.config import check_reward, reward_config
+from chemeleon_jax.rewards.config import active_components, check_reward, reward_config
 
 PRESETS = ("mini", "mp_20", "alex_mp_20", "compat")
 
@@ -33,6 +33,20 @@ def rl_config(preset: str) -> ConfigDict:
     if preset == "compat":
         config.reward.components.creativity.max_amd = float("inf")
     return config
+
+
+def describe(config: Any) -> dict[str, str]:
+    """What a run of a config is, for its first lines on the terminal."""
+    groups, of_each = config.data.batch_size, config.rl.num_group_samples
+    sampling, active = config.sampling, active_components(config)
+    weights = {name: component["weight"] for name, component in active.items()}
+    heaviest_first = sorted(weights, key=weights.__getitem__, reverse=True)
+    return {
+        "model": f"{config.ldm_ckpt_path}, decoded by {config.vae_ckpt_path}",
+        "crystals": f"{groups * of_each} per iteration: {groups} groups of {of_each}, "
+        f"{sampling.sampling_steps} {sampling.sampler} steps",
+        "reward": " + ".join(f"{weights[x]:g} {x}" for x in heaviest_first),
+    }
 
 
 def _paper(models: str) -> ConfigDict:

@@ -18,7 +18,7 @@ from chemeleon_jax.models import hub
 from chemeleon_jax.rewards.components import COMPONENTS
 from chemeleon_jax.rewards.config import NORMALIZE_FNS, active_components
 from chemeleon_jax.rewards.normalize import NORMALIZATIONS
-from chemeleon_jax.rl.config import check_divisible, check_rl
+from chemeleon_jax.rl.config import check_divisible, check_rl, describe
 from chemeleon_jax.workers.custom import load_function
 
 ROOT = paths.ROOT
@@ -151,6 +151,15 @@ def test_the_example_reward_is_minus_the_distance_to_5():
         "Fm-3m", Lattice.cubic(5.64), ["Na", "Cl"], [[0, 0, 0], [0.5, 0, 0]]
     )  # 4 * 58.443 u / (5.64 Å)^3 * 1.66054 = 2.1637 g/cm^3
     np.testing.assert_allclose(reward([nacl, nacl]), [-2.8363] * 2, atol=1e-3)
+
+
+def test_a_run_is_described_in_three_lines():
+    assert describe(parsed(config="rl_dng")) == {
+        "model": "mini:ldm, decoded by mini:vae",
+        "crystals": "192 per iteration: 8 groups of 24, 10 ddim steps",
+        "reward": "3 energy + 2 creativity + 0.6 composition_diversity + "
+        "0.1 structure_diversity",
+    }
 
 
 # ----------------------------------------------------------------------- command line
