@@ -304,7 +304,7 @@ def test_what_lies_far_below_the_hull_is_told_apart(folder):
     for hull, below in ((0.1, "False"), (0.3, "True")):
         (folder / "hull.csv").write_text(f"composition,energy_per_atom\nNa,{hull}\n")
         flags = f"--hull={folder / 'hull.csv'}"
-        (row,), _ = run(folder, "far.json", flags, potential="ase:test_ase:like_argon")
+        (row,), _ = run(folder, "far.json", flags, potential="ase:argon:lennard_jones")
         assert row["msun"] == "True" and row["far_below_hull"] == below
         assert row["msun_near_hull"] == str(below == "False")
 
@@ -321,7 +321,7 @@ def test_relaxed_with_an_ase_potential(folder):
         f"--hull={folder / 'hull.csv'}",
         "--relax",
         "--relax_steps=60",
-        potential="ase:test_ase:like_argon",
+        potential="ase:argon:lennard_jones",
     )
     assert rows[0]["relaxed"] == "True" and 0 < int(rows[0]["relax_steps"]) <= 60
     assert float(rows[0]["energy"]) < float(rows[0]["energy_unrelaxed"]) - 0.001

@@ -11,7 +11,6 @@ import pytest
 from ase.build import bulk
 from ase.calculators.calculator import Calculator
 from ase.calculators.emt import EMT
-from ase.calculators.lj import LennardJones
 from pymatgen.core import Lattice, Structure
 
 from chemeleon_jax.data.crystals import from_structures
@@ -83,10 +82,6 @@ def test_an_energy_that_is_not_finite_is_a_failure():
         from_structures([copper(3.6)])
     )
     assert np.isnan(energy[0]) and status[0] == Status.FAILED
-
-
-def like_argon():
-    return LennardJones(sigma=3.4, epsilon=0.0104, rc=8.5, smooth=True)
 
 
 class Moody(EMT):
