@@ -3,7 +3,7 @@
 import hashlib
 import logging
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from pathlib import Path
 
@@ -17,9 +17,17 @@ from chemeleon_jax.data.crystals import (
     take,
 )
 from chemeleon_jax.data.csv import SPLITS, SkippedRow, Table, read_table
+from chemeleon_jax.data.readers.content import read_content, stem_of
 from chemeleon_jax.data.types import CrystalBatch
 from chemeleon_jax.errors import UserError
-from chemeleon_jax.runs.files import cache_folder, read_npz, read_packaged, replacing
+from chemeleon_jax.runs.files import (
+    cache_folder,
+    from_cache,
+    read_npz,
+    read_packaged,
+    to_cache,
+    user_path,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -48,6 +56,7 @@ class Dataset:
     material_ids: np.ndarray  # [M] str
     split: np.ndarray  # [M] int8, index into SPLITS
     skipped: tuple[SkippedRow, ...] = ()
+    bad_labels: dict[str, str] = field(default_factory=dict)  # what is no number
 
     def __len__(self) -> int:
         return len(self.material_ids)
@@ -60,7 +69,36 @@ class Dataset:
             self.material_ids[indices],
             self.split[indices],
             self.skipped,
+            self.bad_labels,
         )
+
+    def label(self, name: str, asked: str) -> np.ndarray:
+        """Values of a label, [M] float32, NaN where missing.
+
+        Args:
+          name: of the label.
+          asked: what asks for it, for the message: "config.targets".
+
+        Raises:
+          UserError: there is none, or one of its values is no finite number.
+        """
+        if name in self.bad_labels:
+            raise UserError(
+                f"{asked}: label {name!r}, {self.bad_labels[name]} is no finite number "
+                "(write 0.5, 1e-3, or nothing where it is unknown)"
+            )
+        if name not in self.labels:
+            there = ", ".join(sorted(self.labels)) or "none"
+            raise UserError(
+                f"{asked}: the data set has no label {name!r}; it has {there}"
+            )
+        values = self.labels[name]
+        if np.isinf(values).any():
+            row = int(np.flatnonzero(np.isinf(values))[0])
+            raise UserError(
+                f"{asked}: label {name!r} of {self.material_ids[row]} is infinite"
+            )
+        return values
 
     def select(self, split: str) -> "Dataset":
         """The crystals of one split: "train", "validation" or "test"."""
@@ -90,7 +128,8 @@ def load_dataset(
     """Loads a data set.
 
     Args:
-      source: "mp_mini" (embedded), or the path of a CSV or npz file.
+      source: "mp_mini" (embedded), or the path of an npz file or a table: CSV, also
+        packed by gzip, bzip2, xz or ZIP, or Parquet where pyarrow is installed.
       max_atoms: CSV only: crystals with more atoms are skipped.
       cache_dir: CSV only: where the parsed crystals are kept; by default beside the
         file or, where that cannot be written, under ~/.cache/chemeleon_jax.
@@ -101,13 +140,13 @@ def load_dataset(
     """
     if source == "mp_mini":
         return _load_embedded()
-    path = Path(source)
+    path = user_path(source)
     if not path.is_file():
         raise UserError(
             f"data set {str(path)!r} not found: give 'mp_mini' (embedded), "
             "or the path of a .csv or .npz file"
         )
-    if path.suffix == ".npz":
+    if path.suffix.lower() == ".npz":
         return load_npz(path)
     return load_csv(path, max_atoms=max_atoms, cache_dir=cache_dir)
 
@@ -132,7 +171,7 @@ def split_by_chemical_system(atom_types: np.ndarray) -> np.ndarray:
 
 # --- CSV --------------------------------------------------------------------------
 
-CSV_READER_VERSION = 1  # raise when the reader's result changes: caches go stale
+CSV_READER_VERSION = 2  # raise when the reader's result changes: caches go stale
 
 
 def load_csv(
@@ -154,17 +193,14 @@ def load_csv(
       UserError: there is no `cif` column, or no row gives a crystal.
     """
     path = Path(path)
-    content = path.read_bytes()
+    content = read_content(path)
     version = f"{CSV_READER_VERSION} {max_atoms} ".encode()
     key = hashlib.sha256(version + content).hexdigest()[:16]
-    cache = _cache_folder(path, cache_dir) / f"{path.stem}-{key}.npz"
-    if cache.exists():
-        dataset = load_npz(cache)
-    else:
-        table = read_table(path, content, max_atoms)
-        dataset = _from_table(table, max_atoms)
-        with replacing(cache) as temporary:
-            save_npz(temporary, dataset)
+    cache = _cache_folder(path, cache_dir) / f"{stem_of(path)}-{key}.npz"
+    dataset = from_cache(cache, load_npz)
+    if dataset is None:
+        dataset = _from_table(read_table(path, content, max_atoms), max_atoms)
+        to_cache(cache, lambda temporary: save_npz(temporary, dataset))
     if dataset.skipped:
         first = "; ".join(
             f"row {s.row} ({s.material_id}): {s.reason}" for s in dataset.skipped[:5]
@@ -186,7 +222,7 @@ def _from_table(table: Table, max_atoms: int) -> Dataset:
         else np.array(table.split, np.int8)
     )
     ids = np.array(table.material_ids)
-    return Dataset(crystals, table.labels, ids, split, table.skipped)
+    return Dataset(crystals, table.labels, ids, split, table.skipped, table.bad_labels)
 
 
 def _cache_folder(path: Path, cache_dir: str | None) -> Path:
@@ -225,6 +261,7 @@ def save_npz(path, dataset: Dataset, *, quantise: bool = False) -> None:
         skipped_row=np.array([s.row for s in dataset.skipped], np.int32),
         skipped_id=_encode([s.material_id for s in dataset.skipped]),
         skipped_reason=_encode([s.reason for s in dataset.skipped]),
+        bad_labels=_encode([list(pair) for pair in dataset.bad_labels.items()]),
     )
     np.savez_compressed(path, **arrays, **labels)
 
@@ -273,10 +310,13 @@ def _from_arrays(arrays: dict[str, np.ndarray]) -> Dataset:
         np.char.decode(arrays["skipped_reason"], "utf-8").tolist(),
         strict=True,
     )
+    # Files of before version 2 of the CSV reader have none.
+    bad_labels = np.char.decode(arrays.get("bad_labels", np.zeros(0, "S1")), "utf-8")
     return Dataset(
         crystals,
         labels,
         np.char.decode(arrays["material_ids"], "utf-8"),
         arrays["split"],
         tuple(SkippedRow(*row) for row in skipped),
+        dict(bad_labels.reshape(-1, 2).tolist()),
     )

@@ -18,7 +18,13 @@ from chemeleon_jax.data.dataset import Dataset, load_dataset
 from chemeleon_jax.data.types import CrystalBatch
 from chemeleon_jax.errors import UserError
 from chemeleon_jax.potentials.types import Potential, Status
-from chemeleon_jax.runs.files import cache_folder, read_npz, read_packaged, replacing
+from chemeleon_jax.runs.files import (
+    cache_folder,
+    from_cache,
+    read_npz,
+    read_packaged,
+    to_cache,
+)
 
 HULL = files("chemeleon_jax") / "assets" / "hull.npz"
 HULL_SHA256 = "6e46a4a2a3467609282037c369a9e351a264287ac928648e35cea4393d6376d2"
@@ -233,8 +239,9 @@ def load_hull(
     dataset = dataset or load_dataset("mp_mini")
     folder = Path(cache_dir or cache_folder())
     path = folder / f"hull_{dataset.digest[:16]}_{potential.digest[:16]}.npz"
-    if path.is_file():
-        return read_hull(path)
+    kept = from_cache(path, read_hull)
+    if kept is not None:
+        return kept
     energies, status = evaluate(potential, dataset.crystals)
     energies = np.where(status == Status.OK, energies, np.nan)
     counts = composition_counts(dataset.crystals.atom_types)
@@ -242,8 +249,7 @@ def load_hull(
         counts = np.concatenate([counts, embedded.counts])
         energies = np.concatenate([energies, embedded.energies])
     hull = Hull(counts, energies, potential.digest)
-    with replacing(path) as temporary:
-        save_hull(temporary, hull)
+    to_cache(path, lambda temporary: save_hull(temporary, hull))
     return hull
 
 

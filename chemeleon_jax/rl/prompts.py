@@ -44,11 +44,13 @@ def make_prompts(model: Generator, source: str, max_atoms: int) -> Callable:
     dataset = load_dataset(source)
     num_atoms, condition = jnp.asarray(dataset.crystals.mask.sum(-1)), None
     if model.condition is not None:
-        condition, known = condition_vectors(
-            model.condition.specs,
-            jax.tree.map(jnp.asarray, dataset.crystals),
-            dataset.labels,
-        )
+        labels = {
+            spec["name"]: dataset.label(spec["name"], f"config.data.dataset = {source}")
+            for spec in model.condition.specs
+            if spec["kind"] in ("float", "categorical")
+        }
+        crystals = jax.tree.map(jnp.asarray, dataset.crystals)
+        condition, known = condition_vectors(model.condition.specs, crystals, labels)
         num_atoms, condition = jax.tree.map(lambda x: x[known], (num_atoms, condition))
     small = num_atoms <= max_atoms
     num_atoms, condition = jax.tree.map(lambda x: x[small], (num_atoms, condition))

@@ -1,15 +1,11 @@
 """What takes long to compute of the reference crystals, cached between runs."""
 
 import hashlib
-import logging
 from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from chemeleon_jax.errors import UserError
-from chemeleon_jax.runs.files import cache_folder, read_npz, replacing
-
-logger = logging.getLogger(__name__)
+from chemeleon_jax.runs.files import cache_folder, from_cache, read_npz, to_cache
 
 _VERSION = 1  # raise when what is cached would come out differently
 
@@ -28,15 +24,9 @@ def cached_arrays(
     """
     digest = hashlib.sha256(f"{_VERSION} {key}".encode()).hexdigest()
     path = cache_folder() / "references" / f"{name}_{digest[:32]}.npz"
-    if path.is_file():
-        try:
-            return list(read_npz(path, "cached arrays").values())
-        except UserError as error:
-            logger.warning("%s: damaged (%s), computed anew", path, error)
-    arrays = list(compute())
-    try:
-        with replacing(path) as temporary:
-            np.savez(temporary, *arrays)
-    except OSError as error:
-        logger.warning("%s: cannot be kept for the next run (%s)", path, error)
-    return arrays
+    arrays = from_cache(path, lambda file: read_npz(file, "cached arrays"))
+    if arrays is not None:
+        return list(arrays.values())
+    computed = list(compute())
+    to_cache(path, lambda temporary: np.savez(temporary, *computed))
+    return computed

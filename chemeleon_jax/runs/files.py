@@ -5,12 +5,13 @@ import gzip
 import hashlib
 import io
 import json
+import logging
 import os
 import shutil
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,16 @@ from chemeleon_jax.errors import UserError
 
 MAX_UNPACKED = 4 << 30  # bytes
 
+logger = logging.getLogger(__name__)
+
 
 def cache_folder() -> Path:
     """Where this package keeps what takes long to make: ~/.cache/chemeleon_jax."""
-    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    cache = os.environ.get("XDG_CACHE_HOME")
+    try:
+        cache = cache or Path.home() / ".cache"
+    except RuntimeError:  # nobody's home
+        cache = tempfile.gettempdir()
     return Path(cache, "chemeleon_jax")
 
 
@@ -37,6 +44,36 @@ def replacing(path: Path) -> Iterator[Path]:
         os.replace(Path(scratch, path.name), path)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def user_path(path: str | os.PathLike) -> Path:
+    """A path as people write it, with ~ for their home.
+
+    Raises:
+      UserError: there is no such user.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise UserError(f"{path}: {error}") from error
+
+
+def from_cache(path: Path, read: Callable[[Path], Any]) -> Any:
+    """What an earlier run has cached, or None: a damaged file is made anew."""
+    try:
+        return read(path) if path.is_file() else None
+    except (UserError, OSError) as error:
+        logger.warning("%s: damaged (%s), computed anew", path, error)
+        return None
+
+
+def to_cache(path: Path, write: Callable[[Path], None]) -> None:
+    """Caches a file; where nothing can be written, nothing is cached."""
+    try:
+        with replacing(path) as temporary:
+            write(temporary)
+    except OSError as error:
+        logger.warning("%s: cannot be kept for the next run (%s)", path, error)
 
 
 def write_json(file: Path, value) -> None:

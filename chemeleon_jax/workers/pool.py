@@ -214,7 +214,7 @@ class WorkerPool(Pool):
             self.num_workers,
             initializer=start_worker,
             initargs=(os.getpid(), os.getcwd(), self.memory_limit),
-            context=_WorkerContext(),
+            context=WorkerContext(),
         )
         processes.schedule(os.getpid)  # pebble starts its workers with the first task
         return processes
@@ -334,7 +334,7 @@ class _WorkerProcess(SpawnProcess):
                 main.__spec__ = spec
 
 
-class _WorkerContext(SpawnContext):
+class WorkerContext(SpawnContext):
     """Spawn, with the process above."""
 
     Process = _WorkerProcess

@@ -8,6 +8,7 @@ import codecs
 import gzip
 import io
 import lzma
+import zipfile  # noqa: TID251 -- members are read, none written
 import zlib
 from pathlib import Path
 
@@ -15,7 +16,25 @@ from chemeleon_jax.errors import UserError, one_line
 from chemeleon_jax.runs import files
 
 PACKED = (".gz", ".bz2", ".xz")
-OPENERS = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\x00": lzma.open}
+
+
+def _only_member(file: io.BytesIO):
+    """The file in a ZIP archive that holds one, as pandas packs a table."""
+    archive = zipfile.ZipFile(file)
+    names = [n for n in archive.namelist() if not n.startswith("__MACOSX")]
+    if len(names) != 1:
+        raise ValueError(f"an archive of {len(names)} files, not of one")
+    return archive.open(names[0])
+
+
+OPENERS = {
+    b"\x1f\x8b": gzip.open,
+    b"BZh": bz2.open,
+    b"\xfd7zXZ\x00": lzma.open,
+    b"PK\x03\x04": _only_member,
+}
+DAMAGED = (OSError, EOFError, ValueError, RuntimeError, zlib.error)
+DAMAGED += (lzma.LZMAError, zipfile.BadZipFile)
 BYTE_ORDER_MARKS = {
     codecs.BOM_UTF8: "utf-8-sig",
     codecs.BOM_UTF32_LE: "utf-32",  # begins with the mark of UTF-16: before it
@@ -61,7 +80,7 @@ def read_content(path: str | Path) -> bytes:
 
 
 def unpack(content: bytes, name: str) -> bytes:
-    """What gzip, bzip2 or xz packed; other bytes as they are.
+    """What gzip, bzip2 or xz packed, or ZIP alone; other bytes as they are.
 
     Raises:
       UserError: `name` is damaged, holds more than any file of crystals does, or is
@@ -72,8 +91,9 @@ def unpack(content: bytes, name: str) -> bytes:
             try:
                 with opener(io.BytesIO(content)) as file:
                     content = file.read(files.MAX_UNPACKED + 1)
-            except (OSError, EOFError, ValueError, zlib.error, lzma.LZMAError) as error:
-                raise UserError(f"{name}: damaged ({one_line(error)})") from error
+            except DAMAGED as error:
+                reason = one_line(error)
+                raise UserError(f"{name}: packed, and damaged ({reason})") from error
             if len(content) > files.MAX_UNPACKED:
                 size = files.MAX_UNPACKED >> 30
                 raise UserError(f"{name}: unpacks to more than {size} GiB")

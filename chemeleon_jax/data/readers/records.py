@@ -68,20 +68,20 @@ def read_table(text: str, name: str) -> list[Item]:
     Raises:
       UserError: it is no CSV, or none of its columns holds crystals.
     """
-    rows = list(read_rows(text, name))
+    columns, rows = read_rows(text, name)
     if rows and not any(_find(row) for row in rows):
         raise UserError(
             f"{name}: no column holds crystals: expected 'cif' or 'structure', found "
-            f"{one_line(', '.join(map(str, rows[0])))[:200]}"
+            f"{one_line(', '.join(columns))[:200]}"
         )
     return _read_all([("", row) for row in rows], name, rows)
 
 
-def read_rows(text: str, name: str) -> Iterator[dict[str, str]]:
-    """The rows of a CSV file; its separator is the one that its header has most of.
+def read_rows(text: str, name: str) -> tuple[list[str], list[dict[str, str]]]:
+    """Columns and rows of a CSV file; its separator is what its header has most of.
 
     Raises:
-      UserError: it is no CSV.
+      UserError: it is no CSV, or two columns have one name.
     """
     csv.field_size_limit(2**31 - 1)  # a CIF can be longer than the default 128 kB
     header = text.partition("\n")[0]
@@ -90,12 +90,13 @@ def read_rows(text: str, name: str) -> Iterator[dict[str, str]]:
     reader = csv.DictReader(lines, delimiter=separator, strict=True)
     try:
         columns = [column for column in reader.fieldnames or () if column]
-        if len(set(columns)) < len(columns):
-            twice = next(c for c in columns if columns.count(c) > 1)
-            raise UserError(f"{name}: two columns are called {one_line(twice)!r}")
-        yield from reader
+        rows = list(reader)
     except csv.Error as error:
         raise UserError(f"{name}: not CSV ({error})") from error
+    if len(set(columns)) < len(columns):
+        twice = next(c for c in columns if columns.count(c) > 1)
+        raise UserError(f"{name}: two columns are called {one_line(twice)!r}")
+    return columns, rows
 
 
 # -------------------------------------------------------------------------- records
