@@ -38,7 +38,8 @@ def test_tables_that_went_wrong(tmp_path, name):
     expected = [sorted(f) for f in FORMULAS]
     for dataset in (load(CASES / name, tmp_path), load(CASES / name, tmp_path)):
         assert atoms(dataset) == expected  # the second time from the cache
-    assert len(load_reference(str(CASES / name))) == 6
+    copy = written(tmp_path / name, (CASES / name).read_bytes())
+    assert len(load_reference(str(copy))) == 6
 
 
 def test_packed_tables(tmp_path):
