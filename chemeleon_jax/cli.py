@@ -14,7 +14,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from chemeleon_jax.devices import distributed
-from chemeleon_jax.errors import UserError, exit_status, nearest
+from chemeleon_jax.errors import UserError, exit_status, nearest, one_line
 from chemeleon_jax.runs.files import cache_folder
 
 # The configs that come with the package. In a checkout this is a link to configs/.
@@ -110,7 +110,9 @@ def load_config(path: Path, preset: str = "") -> ConfigDict:
     except UserError:
         raise
     except Exception as error:
-        raise UserError(f"{path}{_line(error, path)}: {_describe(error)}") from error
+        message = error.msg if isinstance(error, SyntaxError) else error
+        what = f"{type(error).__name__}: {one_line(message)}"
+        raise UserError(f"{path}{_line(error, path)}: {what}") from error
     if not isinstance(config, ConfigDict):
         raise UserError(f"{path}: its get_config returned no ConfigDict: {config!r}")
     return config
@@ -118,25 +120,19 @@ def load_config(path: Path, preset: str = "") -> ConfigDict:
 
 def _line(error: Exception, path: Path) -> str:
     """Where a config file went wrong, as `, line 12`."""
-    if isinstance(error, SyntaxError):
-        return f", line {error.lineno}"
     frames = traceback.extract_tb(error.__traceback__)
-    lines = [f.lineno for f in frames if f.filename == str(path.resolve())]
+    places = [(frame.filename, frame.lineno) for frame in frames]
+    if isinstance(error, SyntaxError):
+        places.append((error.filename or "", error.lineno))
+    lines = [line for file, line in places if file == str(path.resolve()) and line]
     return f", line {lines[-1]}" if lines else ""
-
-
-def _describe(error: Exception) -> str:
-    message = (
-        error.msg if isinstance(error, SyntaxError) else " ".join(str(error).split())
-    )
-    return f"{type(error).__name__}: {message}"
 
 
 def _find(file: str, program: str) -> Path:
     """The config file of a path, or of the name of one of the package's."""
     if Path(file).is_file():
         return Path(file)
-    if file in _names(program) or file in _names(""):
+    if file in _names(""):
         return CONFIGS / f"{file}.py"
     raise UserError(f"'{file}': no such config file; {_hint(program)}")
 

@@ -374,6 +374,7 @@ def test_a_copied_config_needs_only_the_package(name, elsewhere):
         ("\n\nfrom configs.base import rl_config", "mine.py, line 3: ModuleNotFound"),
         ("def get_config():\n  return 1 / 0", "mine.py, line 2: ZeroDivisionError"),
         ("def get_config():\n  return 1", "returned no ConfigDict: 1"),
+        ("x = '\0'", "Error: source code string cannot"),
         (
             "from ml_collections import ConfigDict as get_config",
             "no config of train, it lacks config.rl",
