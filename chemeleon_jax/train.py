@@ -1,11 +1,23 @@
 """Program: fine-tune a crystal generator with GRPO.
 
-    python -m chemeleon_jax.train --config=configs/rl_dng.py
-    python -m chemeleon_jax.train --config=configs/rl_dng.py --workdir=runs/mine \
-        --config.rl.clip_ratio=2e-3
+    python -m chemeleon_jax.train --config=rl_dng
+    python -m chemeleon_jax.train --config=rl_dng:mp_20 --workdir=runs/mine --config.seed=1
 
 Sample groups of crystals, score them, push the policy towards the better ones of each
 group; again. The same command with the same --workdir continues a run.
+
+Fields that are changed most, as --config.FIELD=VALUE:
+
+    num_iterations, validate_every, checkpoint_every, seed
+    ldm_ckpt_path, vae_ckpt_path            the model to start from
+    data.batch_size, rl.num_group_samples   groups, and crystals of each
+    data.max_atoms                          larger crystals are not trained on
+    sampling.sampling_steps                 denoising steps of a crystal
+    optimizer.lr, rl.clip_ratio, rl.kl_weight
+    rl.memory_budget                        GB per device
+    reward.workers                          processes that score; 0: one per CPU
+    reward.components.energy.weight         of energy; others likewise, 0 for none
+    reward.components.custom.function       your own reward, as module:function
 """
 
 import contextlib

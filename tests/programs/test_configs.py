@@ -323,7 +323,8 @@ def test_help_lists_the_program_s_configs(program, own, other, monkeypatch, caps
 
 
 @pytest.mark.parametrize(
-    ("program", "configs"), [("pretrain", ["vae", "ldm", "predictor"])]
+    ("program", "configs"),
+    [("train", ["rl_dng"]), ("pretrain", ["vae", "ldm", "predictor"])],
 )
 def test_help_names_fields_that_there_are(program, configs):
     about = import_module(f"chemeleon_jax.{program}").__doc__
