@@ -1,7 +1,7 @@
 """Program: fine-tune a crystal generator with GRPO.
 
     python -m chemeleon_jax.train --config=rl_dng
-    python -m chemeleon_jax.train --config=rl_dng:mp_20 --workdir=runs/mine --config.seed=1
+    python -m chemeleon_jax.train --config=rl_dng:mp_20 --workdir=runs/mine
 
 Sample groups of crystals, score them, push the policy towards the better ones of each
 group; again. The same command with the same --workdir continues a run.
