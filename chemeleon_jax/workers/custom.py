@@ -5,6 +5,7 @@
 
 import functools
 import importlib.util
+import inspect
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -23,7 +24,9 @@ logger = logging.getLogger(__name__)
 BATCH_TIME_LIMIT = 60.0  # s, for a call with all crystals of a batch
 _FIRST_BLOCK = 4  # crystals tried alone before more are
 _MAX_TIMEOUTS = 3  # crystals that may hang before the rest is given up
-NOT_FINITE = "returned a value that is not finite"
+NOT_FINITE = "returned a value that is not finite in float32"
+LARGEST = 1e38  # the difference of two is still a float32
+LARGE = 1e15  # beyond, squares and sums of a batch overflow: normalised, all are alike
 MAX_FAULTS = 10  # crystals in a row without a value: the function itself is at fault
 
 
@@ -42,7 +45,7 @@ def load_function(name: str) -> Callable:
       ImportError: the module cannot be imported.
       OSError: there is no such file.
       AttributeError: the module has no such function.
-      TypeError: it is no function.
+      TypeError: it is no function of one argument.
     """
     module, colon, attribute = name.rpartition(":")
     if not (module and colon and attribute):
@@ -51,6 +54,16 @@ def load_function(name: str) -> Callable:
     function = getattr(load(module), attribute)
     if not callable(function):
         raise TypeError(f"{name!r} is not callable")
+    if isinstance(function, type):
+        raise TypeError(f"{name!r} is a class, not a function of a list of structures")
+    if inspect.iscoroutinefunction(function):
+        raise TypeError(f"{name!r} is asynchronous; write it without async")
+    try:
+        inspect.signature(function).bind([])
+    except ValueError:  # of functions in C, nothing is known
+        pass
+    except TypeError as error:
+        raise TypeError(f"{name!r} is no function of one list: {error}") from error
     return function
 
 
@@ -77,7 +90,9 @@ def call_function(call: tuple[str, list[Cell]]) -> np.ndarray:
     """
     name, cells = call
     result = load_function(name)([to_structure(cell) for cell in cells])
-    values = np.asarray(result, np.float64)
+    if np.iscomplexobj(result):
+        raise ValueError("returned complex numbers")
+    values = np.ma.filled(np.ma.asarray(result, np.float64), np.nan)  # masked: missing
     if values.shape != (len(cells),):
         raise ValueError(
             f"returned an array of shape {values.shape} for {len(cells)} structures; "
@@ -116,6 +131,7 @@ class CustomReward:
         """
         self.name, self.pool, self.time_limit = name, pool, time_limit
         self._said: set[int] = set()
+        self._said_large = False
         outcome = pool.call(check_function, name, time_limit=time_limit)
         if outcome.status != Status.OK:
             raise UserError(
@@ -180,13 +196,20 @@ class CustomReward:
         if outcome.status != Status.OK:
             return outcome
         (value,) = outcome.value
-        if np.isfinite(value):
+        if abs(value) <= LARGEST:
             return outcome._replace(value=value)
         return Outcome(Status.BAD_VALUE, message=NOT_FINITE)
 
     def _judge(self, cell: Cell, outcome: Outcome) -> tuple[float, int]:
         """Value and status of a crystal."""
         if outcome.status == Status.OK:
+            if abs(outcome.value) > LARGE and not self._said_large:
+                self._said_large = True
+                logger.warning(
+                    "custom reward %r gave %g for %s: beyond %g, normalised rewards of "
+                    "a batch may come out as zeros; scale them down",
+                    *(self.name, outcome.value, to_structure(cell).formula, LARGE),
+                )
             return outcome.value, Status.OK
         self._say(outcome.status, to_structure(cell).formula, outcome.message)
         return 0.0, outcome.status

@@ -53,6 +53,36 @@ def dies_for_three_sites(structures):
     return num_sites(structures)
 
 
+def overflows_for_three_sites(structures):
+    """Finite as float64, infinite as float32."""
+    return np.where(num_sites(structures) == 3, 1e39, num_sites(structures))
+
+
+def masked_for_three_sites(structures):
+    return np.ma.masked_equal(num_sites(structures), 3)
+
+
+def huge(structures):
+    return 1e30 * num_sites(structures)
+
+
+class ScorerClass:
+    def __init__(self, structures):
+        self.structures = structures
+
+
+async def asynchronous(structures):
+    return num_sites(structures)
+
+
+def two_arguments(structures, scale):
+    return scale * num_sites(structures)
+
+
+def complex_numbers(structures):
+    return 1j * num_sites(structures)
+
+
 def exits(structures):
     sys.exit(3)
 

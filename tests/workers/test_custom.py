@@ -48,6 +48,32 @@ def test_values_and_invalid_crystals(pool):
     ]
 
 
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("ScorerClass", "is a class, not a function"),
+        ("asynchronous", "is asynchronous"),
+        ("two_arguments", "no function of one list: missing a required argument"),
+    ],
+)
+def test_what_cannot_be_a_reward_is_refused_at_start_up(name, message, pool):
+    with pytest.raises(UserError, match=f"cannot be loaded: .*{message}"):
+        call(name, pool)
+
+
+def test_values_that_a_normalisation_would_lose_are_told_once(pool, caplog):
+    reward = CustomReward("custom_rewards:huge", pool, time_limit=3.0)
+    for _ in range(2):
+        values, status = reward(CELLS, VALID)
+        assert values[0] == 2e30 and status[0] == Status.OK
+    assert caplog.text.count("beyond 1e+15") == 1
+
+
+def test_complex_numbers_are_no_values(pool):
+    _, status = call("complex_numbers", pool)
+    assert set(status[VALID].tolist()) == {Status.RAISED}
+
+
 def test_a_function_sees_the_whole_batch(pool):
     values, _ = call("ranks", pool)  # by volume, so larger for fewer atoms
     assert values.tolist() == [3, 2, 4, 0, 0, 1]
@@ -58,6 +84,8 @@ def test_a_function_sees_the_whole_batch(pool):
     [
         ("raises_for_three_sites", Status.RAISED),
         ("nan_for_three_sites", Status.BAD_VALUE),
+        ("overflows_for_three_sites", Status.BAD_VALUE),
+        ("masked_for_three_sites", Status.BAD_VALUE),
         ("hangs_for_three_sites", Status.TIMED_OUT),
         ("dies_for_three_sites", Status.DIED),
         ("leaks_for_three_sites", Status.OUT_OF_MEMORY),
