@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import IntEnum
 from functools import cached_property
+from threading import Barrier
 from typing import Any
 
 import numpy as np
@@ -65,6 +66,11 @@ class Context:
     predictor: tuple[VAE, Predictor, Any] | None = None  # see features.py
     # Reduced cells of recent crystals, by content: kept for the next batch.
     recent_reduced: dict[Any, Outcome] = field(default_factory=dict)
+    barriers: dict[int, Barrier] = field(default_factory=dict)
+
+    def wait_for(self, devices: int) -> None:
+        """Returns when the callbacks of so many devices of this process are here."""
+        self.barriers.setdefault(devices, Barrier(devices)).wait()
 
 
 @dataclass(frozen=True, eq=False)

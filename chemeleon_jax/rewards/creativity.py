@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Any, NamedTuple
 
+import chex
 import numpy as np
 
 from chemeleon_jax.data.crystals import formula_key, formula_keys, take, to_numpy
@@ -160,6 +161,7 @@ def match_crystals(
       pool: worker processes.
       known: `match_references` of the same crystals, if it is done.
     """
+    chex.assert_shape(valid, (len(cells),))  # [B]
     known = known or match_references(cells, valid, references, pool)
     formulas = {i: formula_key(cells[i].atom_types) for i in np.flatnonzero(valid)}
     alike = by_formula(formulas)
@@ -305,6 +307,8 @@ def creativity(
     Returns:
       [B] values, [B] status, a `CreativityStatus`.
     """
+    flags = [matches.unique, matches.novel, matches.status]
+    chex.assert_shape(flags, (len(cells),))  # [B]
     values = (matches.unique & matches.novel).astype(np.float64)
     status = matches.status.copy()
     between = np.flatnonzero(matches.unique != matches.novel)

@@ -5,6 +5,7 @@ NumPy in float64: differences of kernel means cancel in float32.
 
 from dataclasses import dataclass
 
+import chex
 import numpy as np
 
 from chemeleon_jax.workers.outcome import Status
@@ -80,6 +81,7 @@ def leave_one_out_mmd(features: np.ndarray, references: KernelMean) -> np.ndarra
       [n]; positive where the crystal brings the two sets together. Zeros for n < 3,
       where nothing can be left out.
     """
+    chex.assert_rank(features, 2)  # [n, p]
     n = len(features)
     if n < 3:
         return np.zeros(n)
@@ -110,6 +112,8 @@ def diversity(
       [B] values, 0 where the status is not OK; [B] status.
     """
     features = np.asarray(features, np.float64)
+    chex.assert_rank(features, 2)  # [B, p]
+    chex.assert_shape(valid, (len(features),))  # [B]
     status = np.where(np.isfinite(features).all(-1), Status.OK, Status.BAD_VALUE)
     status = np.where(valid, status, Status.INVALID)
     values = np.zeros(len(features))
@@ -125,6 +129,8 @@ def composition_fractions(atom_types: np.ndarray, mask: np.ndarray) -> np.ndarra
     The mean of an embedding over a crystal's atoms is these shares times the embedding
     table: composition features of any width in 100 numbers.
     """
+    chex.assert_rank(atom_types, 2)  # [B, N]
+    chex.assert_equal_shape([atom_types, mask])
     counts = np.zeros((len(atom_types), NUM_ELEMENTS))
     known = mask & (atom_types > 0) & (atom_types < NUM_ELEMENTS)
     np.add.at(counts, (np.nonzero(known)[0], atom_types[known]), 1.0)

@@ -2,6 +2,7 @@
 
 from enum import IntEnum
 
+import chex
 import numpy as np
 
 from chemeleon_jax.potentials.types import Status
@@ -54,6 +55,8 @@ def judge_energies(hull, atom_types, energy, status, valid):
     Returns:
       [B] eV/atom, NaN where the status is not OK; [B] status, `EnergyStatus`.
     """
+    chex.assert_rank(atom_types, 2)  # [B, N]
+    chex.assert_shape([energy, status, valid], (len(atom_types),))  # [B]
     status = np.where(valid, status, EnergyStatus.INVALID)
     energy = np.where(status == EnergyStatus.OK, energy, np.nan)
     above = hull.e_above_hull(atom_types, energy)
@@ -93,6 +96,7 @@ def guard_energies(
     Returns:
       [B] status.
     """
+    chex.assert_shape([above, status], (len(cells),))  # [B]
     status = status.copy()
     for i in np.flatnonzero(status == EnergyStatus.OK):
         elements = set(cells[i].atom_types.tolist())

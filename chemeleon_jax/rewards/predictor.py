@@ -1,5 +1,6 @@
 """Reward of a predicted property."""
 
+import chex
 import numpy as np
 
 from chemeleon_jax.workers.outcome import Status
@@ -26,6 +27,8 @@ def property_reward(
       [B] values, 0 where the status is not OK; [B] status.
     """
     predicted = np.asarray(predicted, np.float64)
+    chex.assert_rank(predicted, 1)  # [B]
+    chex.assert_equal_shape([predicted, valid])
     status = np.where(np.isfinite(predicted), Status.OK, Status.BAD_VALUE)
     status = np.where(valid, status, Status.INVALID)
     y = np.where(status == Status.OK, predicted, 0.0)

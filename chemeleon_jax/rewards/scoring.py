@@ -108,9 +108,11 @@ def score_share(
     """
     batch = crystals.mask.shape[0]
     mesh = jax.sharding.get_abstract_mesh()
-    axes, device, devices = mesh.axis_names, jnp.int32(0), 1
+    axes, device, devices, process = mesh.axis_names, jnp.int32(0), 1, jnp.zeros(1)
     if not mesh.empty:
         device, devices = lax.axis_index(axes), mesh.size
+        own = jax.pure_callback(_process, jax.ShapeDtypeStruct((), jnp.int32))
+        process = lax.all_gather(own, axes)  # of each device
     # Equal shares, filled up with the first crystals.
     size = -(-batch // devices)
     mine = take(crystals, (device * size + jnp.arange(size)) % batch)
@@ -125,6 +127,7 @@ def score_share(
             blank(reward.terms, batch),
         ),
         device,
+        process,
         crystals,
         computed,
         recent,
@@ -137,21 +140,29 @@ def score_share(
 # ------------------------------------------------------------------------ on the host
 
 
-def _on_host(terms, context, devices, device, crystals, computed, recent):
+def _process() -> np.ndarray:
+    return np.int32(jax.process_index())
+
+
+def _on_host(terms, context, devices, device, process, *arrays):
     """The callback: NumPy in, NumPy out, no JAX call in between, and no raise."""
     # Even a comparison would be a JAX call of the arrays that JAX gives.
-    crystals, computed, recent = jax.tree.map(np.asarray, (crystals, computed, recent))
+    crystals, computed, recent = jax.tree.map(np.asarray, arrays)
+    device, process = int(device), np.asarray(process)
     analyse = partial(BatchAnalysis, context=context, recent=recent)
     # A fault outside of what is guarded below: no number, and the update is skipped.
     nothing = {
         name: np.full_like(zeros, np.nan if zeros.dtype == np.float32 else 0)
         for name, zeros in blank(terms, len(crystals.mask)).items()
     }
-    return _attempt(
-        lambda: find_share(terms, analyse, crystals, computed, int(device), devices),
+    found = _attempt(
+        lambda: find_share(terms, analyse, crystals, computed, device, devices),
         nothing,
         "rewards",
     )
+    # Devices of one process that wait 40 s for each other in a collective end it.
+    context.wait_for(int(np.sum(process == process[device])))
+    return found
 
 
 def find_share(

@@ -40,7 +40,7 @@ PROGRAMS = {"train": train, "pretrain": pretrain}
 # What runs are compared with: one device, which in `train` computes as many crystals at
 # once as each of four does. Float32 sums depend on that by more than on who adds up.
 ALONE = {
-    "train": {"cli.rl.memory_budget": 1.3e-4, "cli.rl.grad_accum": 4},
+    "train": {"config.rl.memory_budget": 1.3e-4, "config.rl.grad_accum": 4},
     "pretrain": {},
 }
 # Processes, devices of each, and what else the run is told.
@@ -49,7 +49,7 @@ LAYOUTS = {
         "1x4": (1, 4, {}),
         "2x2": (2, 2, {}),
         "4x1": (4, 1, {}),
-        "2x2 fsdp": (2, 2, {"cli.fsdp": 2}),
+        "2x2 fsdp": (2, 2, {"config.fsdp": 2}),
         "1x1 at once": (1, 1, {}),
     },
     "pretrain": {"1x2": (1, 2, {}), "2x1": (2, 1, {}), "2x2": (2, 2, {})},
@@ -61,16 +61,16 @@ BOUNDS = {"train": {}, "pretrain": {"params": 1e-4, "ema_params": 1e-4}}
 # energies count, also those far above the hull that random weights make.
 REWARDS = {
     "config": "configs/rl_dng.py",
-    "cli.rl.num_inner_batch": 2,
-    "cli.checkpoint_every": 2,
-    "cli.validate_every": 0,
-    "cli.reward.components.custom.function": "custom_rewards:ranks",
-    "cli.reward.components.creativity.min_elements": 1,
-    "cli.reward.components.energy.min_elements": 1,
-    "cli.reward.components.energy.min_hull_entries": 0,
-    "cli.reward.components.energy.clip_max": 100.0,
-    "cli.reward.components.energy.decay": 0.0,
-    "cli.rl.kl_weight": 1.0,
+    "config.rl.num_inner_batch": 2,
+    "config.checkpoint_every": 2,
+    "config.validate_every": 0,
+    "config.reward.components.custom.function": "custom_rewards:ranks",
+    "config.reward.components.creativity.min_elements": 1,
+    "config.reward.components.energy.min_elements": 1,
+    "config.reward.components.energy.min_hull_entries": 0,
+    "config.reward.components.energy.clip_max": 100.0,
+    "config.reward.components.energy.decay": 0.0,
+    "config.rl.kl_weight": 1.0,
 }
 
 
@@ -209,7 +209,7 @@ def main() -> None:
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         if arguments.kill:
-            quick = {"cli.reward.components.energy.weight": 0.0}
+            quick = {"config.reward.components.energy.weight": 0.0}
             program = run_config(Path(folder), 1000, **quick)
             for victim in (0, 1):
                 seconds, said = kill_one(program, "killed", victim)
