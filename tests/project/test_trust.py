@@ -3,6 +3,7 @@
 import contextlib
 import json
 import subprocess
+import sys
 
 import numpy as np
 import paths
@@ -24,7 +25,14 @@ ROOT = paths.ROOT
 
 def faults(source, where):
     """The rules that a file of the package would break, by ruff's own count."""
-    command = ["ruff", "check", "--select=S,TID251", "--output-format=json"]
+    command = [
+        sys.executable,
+        "-m",
+        "ruff",
+        "check",
+        "--select=S,TID251",
+        "--output-format=json",
+    ]
     result = subprocess.run(
         [*command, f"--stdin-filename={where}", "-"],
         input=source,
