@@ -280,7 +280,8 @@ def energies(params, crystals: CrystalBatch, *, capacity: Capacity | None = None
     Args:
       params: `load_params()`.
       crystals: `CrystalBatch` [B, N].
-      capacity: of the graph that is evaluated at once.
+      capacity: of the graph that is evaluated at once; by default what N asks for.
     """
-    model = GraphPotential(graph_energy, capacity or Capacity())
+    capacity = capacity or Capacity.for_width(crystals.mask.shape[1])
+    model = GraphPotential(graph_energy, capacity)
     return batches.energies(model, params, crystals)

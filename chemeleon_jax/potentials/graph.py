@@ -55,6 +55,17 @@ class Capacity(NamedTuple):
     bonds: int = 2048
     angles: int = 16384
 
+    @classmethod
+    def for_width(cls, width: int) -> "Capacity":
+        """The default, or what holds dense crystals of as many as `width` atoms.
+
+        An atom of copper has 78 neighbours within 6 Å, 12 bonds and 132 angles; the
+        default holds half as much again for each of 64 atoms.
+        """
+        scale = max(1, -(-width // 64))
+        default = cls()
+        return cls(default.crystals, *(scale * size for size in default.sizes))
+
     @property
     def sizes(self):
         """Room for atoms, edges, bonds and angles."""

@@ -73,7 +73,7 @@ def relax(
     width = max(-(-max(len(s) for s in structures) // 4) * 4, MIN_WIDTH)
     state = _empty_state(batch_size, width)
     limits = {"max_steps": max_steps, "max_force": max_force}
-    limits["capacity"] = capacity or Capacity()
+    limits["capacity"] = capacity or Capacity.for_width(width)
     in_row: dict[int, int] = {}
     results: dict[int, Relaxed] = {}
     waiting = list(reversed(range(len(structures))))

@@ -1,11 +1,15 @@
 """CHGNet against numbers recorded from its authors' package, and its batch logic."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import paths
 import pytest
+from pymatgen.core import Lattice, Structure
 
+from chemeleon_jax.data.crystals import from_structures
 from chemeleon_jax.data.lattice import lattice_matrix, lattice_parameters, volume
 from chemeleon_jax.data.types import CrystalBatch
 from chemeleon_jax.potentials import chgnet
@@ -15,6 +19,7 @@ from chemeleon_jax.potentials.types import Status
 
 FIXTURE = paths.FIXTURES / "chgnet_reference.npz"
 ROWS, WIDTH = 50, 20
+COPPER_CELL = Lattice([[0, 1.81, 1.81], [1.81, 0, 1.81], [1.81, 1.81, 0]])
 SMALL = Capacity(crystals=16, atoms=256, edges=4096, bonds=1024, angles=8192)
 
 
@@ -213,6 +218,21 @@ def test_graph_of_rock_salt():
     assert (graph.edge_first < SMALL.atoms - 1).sum() == 2 * (6 + 12 + 8 + 6) / 2
     assert (graph.bond_edge < SMALL.edges - 1).sum() == 2 * 6 / 2
     assert (graph.angle_left != SMALL.bonds - 1).sum() == 2 * 6 * 5
+
+
+def test_a_large_crystal_has_a_larger_graph():
+    """192 atoms of copper: 192 * 78 directed edges, too many for 64 atoms' graph."""
+    fcc = Structure(COPPER_CELL, ["Cu"], [[0, 0, 0]])
+    large = from_structures([fcc * (4, 6, 8), fcc])
+    energy, status = jax.jit(partial(chgnet.energies, chgnet.load_params()))(large)
+    assert status.tolist() == [Status.OK, Status.OK]
+    np.testing.assert_allclose(energy[0], energy[1], atol=1e-4)
+    assert Capacity.for_width(20) == Capacity.for_width(64) == Capacity()
+    assert Capacity.for_width(192).sizes == tuple(3 * n for n in Capacity().sizes)
+    cell = large.frac_coords[0], large.lattice[0]
+    _, _, sizes = Capacity.for_width(192).find(np.full(192, 29), *cell)
+    assert sizes == (192, 192 * 78 // 2, 192 * 12 // 2, 192 * 12 * 11)
+    assert sizes[-1] > Capacity().angles  # so that it was too dense
 
 
 def test_chunks_take_every_crystal_once():
