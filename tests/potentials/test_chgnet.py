@@ -229,7 +229,7 @@ def test_a_large_crystal_has_a_larger_graph():
     np.testing.assert_allclose(energy[0], energy[1], atol=1e-4)
     assert Capacity.for_width(20) == Capacity.for_width(64) == Capacity()
     assert Capacity.for_width(192).sizes == tuple(3 * n for n in Capacity().sizes)
-    cell = large.frac_coords[0], large.lattice[0]
+    cell = [np.array(x[0], np.float64) for x in (large.frac_coords, large.lattice)]
     _, _, sizes = Capacity.for_width(192).find(np.full(192, 29), *cell)
     assert sizes == (192, 192 * 78 // 2, 192 * 12 // 2, 192 * 12 * 11)
     assert sizes[-1] > Capacity().angles  # so that it was too dense
