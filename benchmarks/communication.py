@@ -23,8 +23,11 @@ from chemeleon_jax.devices.sharding import CRYSTALS, make_mesh, param_specs
 from chemeleon_jax.models.diffusion import make_schedule
 from chemeleon_jax.models.dit import DiT
 from chemeleon_jax.models.generator import Generator
-from chemeleon_jax.rl.objective import OWN_TRAJECTORY, make_optimizer
-from chemeleon_jax.train import improve_policy, init_state
+from chemeleon_jax.models.optimizer import make_optimizer
+from chemeleon_jax.rl.config import GRPOConfig
+from chemeleon_jax.rl.learner import init_state, train_step
+from chemeleon_jax.rl.objective import OWN_TRAJECTORY
+from chemeleon_jax.rl.sampler import Sampler
 
 _BYTES = {
     "pred": 1,
@@ -109,27 +112,23 @@ def compile_update(
         np.zeros((crystals, num_atoms), bool),
     )
     update = partial(
-        improve_policy,
+        train_step,
+        sampler=Sampler(
+            Generator(dit, None, None, {}, jnp.float32(1), num_atoms),
+            make_schedule("ddim", steps + 1),
+        ),
+        config=GRPOConfig(
+            clip_ratio=0.1, ema_decay=0.9, num_inner_batch=num_inner_batch
+        ),
         optimizer=optimizer,
-        model=Generator(dit, None, None, {}, jnp.float32(1), num_atoms),
-        schedule=make_schedule("ddim", steps + 1),
-        eta=1.0,
-        cfg_scale=None,
-        kl_target="old",
-        ema_decay=0.9,
-        num_inner_batch=num_inner_batch,
-        grad_accum=1,
-        clip_ratio=0.1,
-        kl_weight=1.0,
-        entropy_weight=0.0,
     )
     with jax.set_mesh(mesh):
         lowered = jax.jit(update).lower(
             state,
             placed(trajectory, OWN_TRAJECTORY.replace(condition=None)),
             placed(np.zeros(crystals, np.float32), CRYSTALS),
-            state.params,
-            placed(np.zeros(2, np.int32), P()),
+            reference_params=state.params,
+            timesteps=placed(np.zeros(2, np.int32), P()),
         )
         return lowered.compile()
 

@@ -25,7 +25,8 @@ from benchmarks.policy import (
 )
 from benchmarks.rollout import time_rollout
 from benchmarks.update import make_update, random_trajectory
-from chemeleon_jax.models.buckets import choose_parts
+from chemeleon_jax.models.buckets import choose_microbatches
+from chemeleon_jax.rl.sampler import make_sampler
 
 BATCH, STEPS = 64, 5  # of the rows that vary something else
 
@@ -34,19 +35,20 @@ def measure_one(size: str, counts: np.ndarray, steps: int, rate: float) -> dict:
     """Times of one rollout and one update, which has a step less to learn from."""
     model, policy = random_generator(size, int(counts.max()))
     work = useful_operations(model.dit, counts)
-    parts = choose_parts(len(counts), model, MEMORY_BUDGET)
-    rollout = time_rollout(model, policy, counts, 1, steps, parts)
+    sampler = make_sampler(model, sampling_steps=steps)
+    microbatches = choose_microbatches(len(counts), model, MEMORY_BUDGET)
+    rollout = time_rollout(sampler, policy, counts, 1, microbatches)
 
-    parts = choose_parts(len(counts) // 2, model, MEMORY_BUDGET)
-    update, optimizer = make_update(parts, steps)
+    microbatches = choose_microbatches(len(counts) // 2, model, MEMORY_BUDGET)
+    update, optimizer = make_update(microbatches)
     inputs = (
         policy,
         optimizer.init(policy),
         random_trajectory(counts, model.max_atoms, steps - 1),
         jnp.asarray(np.random.default_rng(1).normal(size=len(counts))),
     )
-    compiled = jax.jit(update).lower(*inputs, model=model).compile()
-    seconds = measure(lambda: compiled(*inputs, model=model), repeats=1)
+    compiled = jax.jit(update).lower(*inputs, sampler=sampler).compile()
+    seconds = measure(lambda: compiled(*inputs, sampler=sampler), repeats=1)
     memory = compiled.memory_analysis()
     row = {
         "crystals": len(counts),

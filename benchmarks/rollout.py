@@ -16,23 +16,20 @@ from benchmarks.policy import (
     useful_operations,
 )
 from chemeleon_jax import sample_group
-from chemeleon_jax.models.buckets import choose_parts
-from chemeleon_jax.models.diffusion import make_schedule
+from chemeleon_jax.models.buckets import choose_microbatches
+from chemeleon_jax.rl.sampler import make_sampler
 
 
 def time_rollout(
-    model, policy, counts, group_size: int, steps: int, parts: int, repeats: int = 2
+    sampler, policy, counts, group_size: int, microbatches: int, repeats: int = 2
 ) -> Seconds:
     """Of one call of `sample_group`, compiled, for groups of `counts` atoms."""
-    rollout = partial(
-        sample_group,
-        schedule=make_schedule("ddim", steps),
-        group_size=group_size,
-        parts=parts,
+    rollout = jax.jit(
+        partial(sample_group, group_size=group_size, num_microbatches=microbatches)
     )
-    key = jax.random.key(0)
-    call = jax.jit(lambda policy, model, n: rollout(policy, key, n, model=model))
-    return measure(call, policy, model, jnp.asarray(counts), repeats=repeats)
+    call = partial(rollout, sampler=sampler)
+    inputs = policy, jax.random.key(0), jnp.asarray(counts)
+    return measure(call, *inputs, repeats=repeats)
 
 
 def main() -> None:
@@ -46,14 +43,16 @@ def main() -> None:
     operations = useful_operations(model.dit, counts) * flags.group_size * flags.steps
     rate, rows = matmul_rate(), []
 
-    def add(name: str, parts: int):
+    sampler = make_sampler(model, sampling_steps=flags.steps)
+
+    def add(name: str, microbatches: int):
         seconds = time_rollout(
-            model, policy, counts, flags.group_size, flags.steps, parts, flags.repeats
+            sampler, policy, counts, flags.group_size, microbatches, flags.repeats
         )
         rows.append(
             {
                 "rollout": name,
-                "parts": parts,
+                "microbatches": microbatches,
                 "s": seconds.wall,
                 "CPU s": seconds.cpu,
                 "crystals/s at 50 steps": batch / busy(seconds) * flags.steps / 50,
@@ -65,7 +64,7 @@ def main() -> None:
 
     with all_padded():
         add(f"padded to {model.max_atoms}", 1)
-    add("by size", choose_parts(batch, model, MEMORY_BUDGET))
+    add("by size", choose_microbatches(batch, model, MEMORY_BUDGET))
     for row in rows[::-1]:
         row["speed-up"] = rows[0]["speed-up"] / row["speed-up"]
     print(f"{batch} crystals of {sorted(counts.tolist())} atoms, DiT-{flags.size}, ")

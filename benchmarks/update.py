@@ -19,9 +19,11 @@ from benchmarks.policy import (
     useful_operations,
 )
 from chemeleon_jax.data.types import Step, Trajectory
-from chemeleon_jax.models.buckets import choose_parts
-from chemeleon_jax.models.diffusion import make_schedule
-from chemeleon_jax.rl.objective import make_optimizer, update
+from chemeleon_jax.models.buckets import choose_microbatches
+from chemeleon_jax.models.optimizer import make_optimizer
+from chemeleon_jax.rl.config import GRPOConfig
+from chemeleon_jax.rl.learner import update
+from chemeleon_jax.rl.sampler import make_sampler
 
 
 def random_trajectory(counts: np.ndarray, max_atoms: int, steps: int) -> Trajectory:
@@ -30,30 +32,19 @@ def random_trajectory(counts: np.ndarray, max_atoms: int, steps: int) -> Traject
     mask = np.arange(max_atoms) < counts[:, None]
     shape = (steps, *mask.shape, 8)
     z, z_next = (rng.normal(size=shape).astype(np.float32) for _ in range(2))
-    index = np.arange(steps, 0, -1)
+    timesteps = np.arange(steps, 0, -1)
     log_prob = np.zeros(shape[:2], np.float32)
-    return jax.tree.map(jnp.asarray, Trajectory(Step(index, z, z_next, log_prob), mask))
+    trajectory = Trajectory(Step(timesteps, z, z_next, log_prob), mask)
+    return jax.tree.map(jnp.asarray, trajectory)
 
 
 def make_update(
-    parts: int, steps: int
+    microbatches: int,
 ) -> tuple[Callable, optax.GradientTransformation]:
-    """`update` of two optimiser steps, each in `parts`, and its optimiser.
-
-    Of trajectories with at most `steps` DDIM steps.
-    """
+    """`update` of two optimiser steps, each in `microbatches`, and its optimiser."""
     optimizer = make_optimizer(1e-5)
-    call = partial(
-        update,
-        optimizer=optimizer,
-        num_inner_batch=2,
-        grad_accum=parts,
-        clip_ratio=1e-3,
-        kl_weight=1.0,
-        entropy_weight=1e-5,
-        schedule=make_schedule("ddim", steps),
-    )
-    return call, optimizer
+    config = GRPOConfig(num_inner_batch=2, grad_accum=microbatches)
+    return partial(update, optimizer=optimizer, config=config), optimizer
 
 
 def main() -> None:
@@ -69,17 +60,19 @@ def main() -> None:
     operations = 3 * useful_operations(model.dit, counts) * flags.steps
     rate, rows = matmul_rate(), []
 
-    def add(name: str, parts: int):
-        call, optimizer = make_update(parts, 50)
+    sampler = make_sampler(model, sampling_steps=50)
+
+    def add(name: str, microbatches: int):
+        call, optimizer = make_update(microbatches)
         call, opt_state = jax.jit(call), optimizer.init(policy)
         seconds = measure(
-            lambda: call(policy, opt_state, trajectory, advantage, model=model),
+            lambda: call(policy, opt_state, trajectory, advantage, sampler=sampler),
             repeats=flags.repeats,
         )
         rows.append(
             {
                 "update": name,
-                "parts": parts,
+                "microbatches": microbatches,
                 "s": seconds.wall,
                 "CPU s": seconds.cpu,
                 "crystals/s at 49 steps": len(counts)
@@ -92,10 +85,10 @@ def main() -> None:
             }
         )
 
-    parts = choose_parts(len(counts) // 2, model, MEMORY_BUDGET)
+    microbatches = choose_microbatches(len(counts) // 2, model, MEMORY_BUDGET)
     with all_padded():
-        add(f"padded to {model.max_atoms}", parts)
-    add("by size", parts)
+        add(f"padded to {model.max_atoms}", microbatches)
+    add("by size", microbatches)
     for row in rows[::-1]:
         row["speed-up"] = rows[0]["speed-up"] / row["speed-up"]
     print(f"{len(counts)} crystals of {sorted(groups.tolist())} atoms, ")

@@ -16,7 +16,7 @@ _EXPORTS = {
     "sample_group": "chemeleon_jax.rl.sampler",
     "compute_rewards": "chemeleon_jax.rewards",
     "grpo_loss": "chemeleon_jax.rl.objective",
-    "update": "chemeleon_jax.rl.objective",
+    "train_step": "chemeleon_jax.rl.learner",
     "load_checkpoint": "chemeleon_jax.models.loading",
     "CrystalBatch": "chemeleon_jax.data.types",
     "Trajectory": "chemeleon_jax.data.types",

@@ -283,7 +283,7 @@ def judge_all(
     folder = out / "partial"
     if distributed.is_first():
         prepare_partial(items, judge, folder, protocol)
-    distributed.first_says(0)  # that it is prepared
+    distributed.broadcast_from_first(0)  # that it is prepared
     keys = [
         formula_key(i.structure.atomic_numbers) if i.structure else () for i in items
     ]
@@ -304,7 +304,7 @@ def judge_all(
                 found = judge_chunk(items[part], shares_formula, judge)
                 write_json(files[start], {"rows": found})
             progress.update()
-    distributed.first_says(0)  # that all chunks are there
+    distributed.broadcast_from_first(0)  # that all chunks are there
     if not distributed.is_first():
         return []
     rows = [row for file in files.values() for row in read_json(file)["rows"]]

@@ -23,8 +23,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-import optax
 from flax import struct
 
 from chemeleon_jax.cli import run
@@ -34,19 +32,22 @@ from chemeleon_jax.devices import distributed
 from chemeleon_jax.devices.sharding import make_mesh, replicate, shard_batch
 from chemeleon_jax.errors import UserError
 from chemeleon_jax.models import store
-from chemeleon_jax.pretraining.stages import (
-    STAGES,
-    Stage,
-    relevant_crystals,
-    start_from,
-    with_kept,
+from chemeleon_jax.models.optimizer import (
+    apply_gradient,
+    make_optimizer,
+    moving_average,
 )
+from chemeleon_jax.pretraining.ldm import ldm_stage
+from chemeleon_jax.pretraining.predictor import labelled_crystals, predictor_stage
+from chemeleon_jax.pretraining.stage import Stage, start_from, with_kept
+from chemeleon_jax.pretraining.vae import vae_stage
 from chemeleon_jax.runs.console import count_parameters, say_next, say_start
 from chemeleon_jax.runs.directory import work_directory, write_run_info
 from chemeleon_jax.runs.interruption import SaveOnSignal
 from chemeleon_jax.runs.states import RunCheckpoints
 from chemeleon_jax.runs.tracking import Tracker
 
+STAGES = {"vae": vae_stage, "ldm": ldm_stage, "predictor": predictor_stage}
 MAX_SKIPPED = 10  # steps in a row, before a run ends
 
 
@@ -62,23 +63,6 @@ class PretrainState:
     since_best: jax.Array  # []  validations since then
 
 
-def make_schedule(config) -> optax.Schedule:
-    """Learning rate: linear warm-up, then a cosine to zero at the last step."""
-    return optax.warmup_cosine_decay_schedule(
-        0.0, config.optimizer.lr, config.optimizer.warmup_steps, config.num_steps
-    )
-
-
-def make_optimizer(config) -> optax.GradientTransformation:
-    """AdamW that skips gradients that are not finite, and counts them."""
-    adamw = optax.chain(
-        optax.clip_by_global_norm(config.optimizer.max_grad_norm),
-        optax.adamw(make_schedule(config), weight_decay=config.optimizer.weight_decay),
-    )
-    # After so many in a row it would apply them all the same: never.
-    return optax.apply_if_finite(adamw, np.iinfo(np.int32).max)
-
-
 def make_train_step(stage: Stage, optimizer, ema_decay: float):
     """One optimiser step, compiled once per bucket of atom counts."""
 
@@ -89,22 +73,21 @@ def make_train_step(stage: Stage, optimizer, ema_decay: float):
         (loss, metrics), grads = value_and_grad(
             state.params, frozen, crystals, labels, key, True
         )
-        # A loss of NaN may have a finite gradient: such a step is skipped too.
-        grads = jax.tree.map(lambda g: jnp.where(jnp.isfinite(loss), g, jnp.nan), grads)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-        # A young average forgets its random start quickly (as in TensorFlow's EMA).
-        decay = jnp.minimum(ema_decay, (1 + state.step) / (10 + state.step))
-        ema_params = optax.incremental_update(params, state.ema_params, 1 - decay)
+        params, opt_state, applied = apply_gradient(
+            state.params, state.opt_state, grads, loss, optimizer
+        )
+        # The average of a training from nothing forgets its random start quickly.
+        ema_params = moving_average(
+            state.ema_params, params, state.step, ema_decay, warmup=10
+        )
         state = state.replace(
             step=state.step + 1,
             params=params,
             ema_params=ema_params,
             opt_state=opt_state,
         )
-        metrics |= {
+        metrics |= applied | {
             "loss": loss,
-            "grad_norm": optax.global_norm(grads),
             "skipped_updates": opt_state.total_notfinite,
             "skipped_in_a_row": opt_state.notfinite_count,
         }
@@ -137,7 +120,9 @@ def pretrain(config, workdir: str) -> None:
     """Train one stage; see the module's docstring."""
     # ------------------------------------------------------------ data, model, state
     mesh = make_mesh()
-    dataset = relevant_crystals(config, load_dataset(config.data.dataset))
+    dataset = load_dataset(config.data.dataset)
+    if config.stage == "predictor":
+        dataset = labelled_crystals(dataset, config.targets)
     train, validation = dataset.select("train"), dataset.select("validation")
     # Multiples of 8 crystals, so that 1, 2, 4 and 8 devices see the same batches.
     multiple_of = math.lcm(8, mesh.size)
@@ -146,7 +131,7 @@ def pretrain(config, workdir: str) -> None:
     held_out = BucketedBatches(validation, atoms // 8, multiple_of=multiple_of)
     key = jax.random.key(config.seed)
     stage = start_from(config.init_from, STAGES[config.stage](config, train, key))
-    optimizer = make_optimizer(config)
+    optimizer = make_optimizer(**config.optimizer, num_steps=config.num_steps)
     state = PretrainState(
         step=jnp.array(0),
         params=stage.params,

@@ -26,35 +26,36 @@ from chemeleon_jax.data.crystals import VALIDITY_REASONS, to_structures, validit
 from chemeleon_jax.data.dataset import MAX_ATOMS
 from chemeleon_jax.data.types import CrystalBatch
 from chemeleon_jax.devices import distributed
-from chemeleon_jax.devices.sharding import make_mesh
+from chemeleon_jax.devices.sharding import make_mesh, replicate
 from chemeleon_jax.errors import UserError, exit_status
 from chemeleon_jax.models.diffusion import make_schedule
 from chemeleon_jax.models.generator import combine_checkpoints, make_generator
 from chemeleon_jax.models.loading import load_checkpoint
 from chemeleon_jax.models.store import Checkpoint, params_digest
-from chemeleon_jax.rl.generation import generate
+from chemeleon_jax.rl.bulk import (
+    compile_sampling,
+    even_batch_size,
+    fitting_batch,
+    group_prompts,
+    sample_in_bulk,
+)
 from chemeleon_jax.rl.prompts import (
     atom_count_shares,
     condition_values,
+    condition_vectors_from_cli,
     draw_atom_counts,
-    encode_conditions,
     restrict_atom_counts,
 )
+from chemeleon_jax.rl.sampler import make_sampler
 from chemeleon_jax.runs.files import read_json, replacing, write_json
 
 WRITTEN = ("crystals.jsonl", "manifest.json", "cif", "base", "evaluation")
 DEFAULTS = {
     "sampler": "ddim",
-    "num_steps": 50,
+    "sampling_steps": 50,
     "eta": 1.0,
-    "guidance_scale": 2.0,
+    "cfg_scale": 2.0,
     "decoder_guidance": 6.0,
-}
-OF_RUN = {  # names in the config of a run
-    "sampler": "sampler",
-    "num_steps": "sampling_steps",
-    "eta": "eta",
-    "guidance_scale": "cfg_scale",
 }
 
 
@@ -83,10 +84,10 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     add("--composition", help="formula, such as LiMnO2")
     add("--chemical_system", help="elements, such as Li-Mn-O")
     add("--condition", action="append", default=[], metavar="NAME=VALUE")
-    add("--guidance_scale", type=float, help="of conditional sampling")
+    add("--cfg_scale", "--guidance_scale", type=float, help="of conditional sampling")
     add("--decoder_guidance", type=float, help="towards the elements; 0 for none")
     add("--sampler", choices=("ddim", "ddpm"))
-    add("--num_steps", type=int, help="of the sampler")
+    add("--sampling_steps", "--num_steps", type=int, help="of the sampler")
     add("--eta", type=float, help="noise of DDIM, 0 to 1")
     add("--batch_size", type=int, help="crystals at once; by default what fits")
     add(
@@ -115,7 +116,7 @@ def sample(args: argparse.Namespace) -> None:
         models[args.out / "base"] = load_checkpoint(Path(args.checkpoint, "model"))
     config = models[args.out].config
     specs = (config.get("condition") or {}).get("specs", ())
-    condition = encode_conditions(specs, by_kind, by_name)
+    condition = condition_vectors_from_cli(specs, by_kind, by_name)
     shares = restrict_atom_counts(
         count_shares(args.dataset, run, config),
         settings["num_atoms"],
@@ -124,23 +125,17 @@ def sample(args: argparse.Namespace) -> None:
     )
     key = jax.random.key(args.seed)
     num_atoms = draw_atom_counts(jax.random.fold_in(key, 0), args.num_samples, shares)
-    schedule = make_schedule(settings["sampler"], settings["num_steps"])
+    make_schedule(settings["sampler"], settings["sampling_steps"])  # or a UserError
     if args.overwrite and distributed.is_first():
         remove_old(args.out)
     for directory, checkpoint in models.items():
-        model, policy = make_generator(checkpoint, MAX_ATOMS)
-        crystals = generate(
-            policy,
+        crystals = crystals_of(
+            checkpoint,
             jax.random.fold_in(key, 1),
             num_atoms,
-            model=model,
-            schedule=schedule,
-            mesh=make_mesh(),
-            eta=settings["eta"],
-            cfg_scale=model.guidance(settings["guidance_scale"]),
-            decoder_scale=settings["decoder_guidance"] or None,
-            condition=condition,
-            batch_size=args.batch_size,
+            condition,
+            settings,
+            args.batch_size,
         )
         made_from = {
             "checkpoint": str(args.checkpoint),
@@ -152,6 +147,38 @@ def sample(args: argparse.Namespace) -> None:
         }
         if distributed.is_first():
             write_crystals(directory, crystals, made_from, cif=args.cif)
+
+
+def crystals_of(
+    checkpoint: Checkpoint,
+    key: jax.Array,
+    num_atoms: np.ndarray,
+    condition: dict[str, np.ndarray] | None,
+    settings: dict[str, Any],
+    batch_size: int | None,
+) -> CrystalBatch:
+    """Crystals of given atom counts [n], all under one condition {name: [1, in]}."""
+    mesh = make_mesh()
+    model, policy = replicate(make_generator(checkpoint, MAX_ATOMS), mesh)
+    sampler = make_sampler(
+        model,
+        sampler=settings["sampler"],
+        sampling_steps=settings["sampling_steps"],
+        eta=settings["eta"],
+        cfg_scale=settings["cfg_scale"],
+        decoder_scale=settings["decoder_guidance"] or None,
+    )
+    count, guided = len(num_atoms), sampler.cfg_scale is not None
+    if condition is not None:
+        condition = {name: np.repeat(x, count, 0) for name, x in condition.items()}
+    largest = batch_size or fitting_batch(model, guided, mesh.size)
+    return sample_in_bulk(
+        policy,
+        group_prompts(key, num_atoms, condition),
+        sample=compile_sampling(sampler, mesh, settings["precision"]),
+        batch_size=even_batch_size(count, largest, mesh.size),
+        progress=True,
+    )
 
 
 # ------------------------------------------------------------------- what to sample
@@ -223,7 +250,7 @@ def check_numbers(args: argparse.Namespace) -> None:
         ("batch_size", 1, 1e9),
         ("seed", 0, 2**63 - 1),
         ("eta", 0, 1),
-        ("guidance_scale", 0, 1e6),
+        ("cfg_scale", 0, 1e6),
         ("decoder_guidance", 0, 1e6),
     ):
         value = getattr(args, name)
@@ -245,18 +272,19 @@ def resolve_settings(
     Raises:
       UserError: guidance without a condition, or an unreadable number.
     """
-    settings = dict(DEFAULTS)
+    settings = DEFAULTS | {"precision": "default"}
     if run is not None:
-        settings |= {ours: run["sampling"][its] for ours, its in OF_RUN.items()}
+        settings |= run["sampling"]
+        settings["precision"] = run.get("precision", "default")
     given = {name: getattr(args, name) for name in DEFAULTS}
     settings |= {name: v for name, v in given.items() if v is not None}
     if not guided:
-        if args.guidance_scale is not None:
+        if args.cfg_scale is not None:
             raise UserError(
-                "--guidance_scale: nothing to guide to; give --composition, "
+                "--cfg_scale: nothing to guide to; give --composition, "
                 "--chemical_system or --condition too"
             )
-        settings["guidance_scale"] = None
+        settings["cfg_scale"] = None
     if not elements:
         if args.decoder_guidance is not None:
             raise UserError(

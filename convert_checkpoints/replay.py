@@ -1,18 +1,20 @@
 """Recorded sampling runs, replayed: trajectories, GRPO losses, gradients, updates."""
 
 import re
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from flax.traverse_util import unflatten_dict
 
 from chemeleon_jax.data.types import CrystalBatch, Step
-from chemeleon_jax.models import diffusion
 from chemeleon_jax.models.generator import Generator
-from chemeleon_jax.rl import objective, sampler
+from chemeleon_jax.models.optimizer import apply_gradient, make_optimizer
+from chemeleon_jax.rl.config import GRPOConfig
+from chemeleon_jax.rl.objective import grpo_loss
+from chemeleon_jax.rl.sampler import Condition, Sampler, make_sampler, roll_out
 from convert_checkpoints.comparison import FORWARD, GRADIENT, TRAJECTORY, Recording
 from convert_checkpoints.records import CheckpointError
 from convert_checkpoints.tables import DIT, Flat, convert_tensor
@@ -54,30 +56,28 @@ def compare_crystals(rec: Recording, prefix: str, batch: CrystalBatch, tolerance
 class Run(NamedTuple):
     """What the computations of one run share. All arrays, so that `jit` sees them."""
 
-    ldm: Generator
-    schedule: diffusion.Schedule
+    sampler: Sampler
     mask: jax.Array  # [B, N]
-    condition: dict[str, jax.Array] | None
-    eta: float
-
-    def gaussian(self, policy, z, index):
-        """Mean and std of one step, as `grpo_loss` has it."""
-        scale = CFG_SCALE if self.condition else None
-        denoiser = self.ldm.denoiser(policy, self.mask, self.condition, scale)
-        return diffusion.denoise_step(
-            denoiser, z, index, schedule=self.schedule, eta=self.eta
-        )
+    condition: Condition
 
 
-def check_runs(rec: Recording, name, ldm, policy, mask, vectors, clip_ratio) -> None:
+def check_runs(
+    rec: Recording, name, ldm: Generator, policy, mask, vectors, clip_ratio
+) -> None:
     """Every recorded run of one LDM."""
     moved = moved_policy(rec, f"{name}/moved_policy/")
     for folder in sorted({key.split("/")[1] for key in rec.keys(f"{name}/dd")}):
         match = re.fullmatch(r"(ddim|ddpm)(\d+)_eta([\d.]+)", folder)
         if match:
             prefix = f"{name}/{folder}/"
-            schedule = diffusion.make_schedule(match[1], int(match[2]))
-            run = Run(ldm, schedule, jnp.asarray(mask), vectors, float(match[3]))
+            sampler = make_sampler(
+                ldm,
+                sampler=match[1],
+                sampling_steps=int(match[2]),
+                eta=float(match[3]),
+                cfg_scale=CFG_SCALE,
+            )
+            run = Run(sampler, jnp.asarray(mask), vectors)
             log_probs, noise = check_trajectory(rec, prefix, run, policy)
             check_grpo(rec, prefix, run, moved, policy, log_probs, clip_ratio, noise)
 
@@ -105,27 +105,27 @@ def replay(run: Run, policy, z, noise, recorded):
       Latents [T + 1, B, N, L]; crystals of the last; mean, std and log-probability of
       the recorded steps.
     """
-    last = run.schedule.num_steps - 1
-    scale = CFG_SCALE if run.condition else None
-    z, steps = sampler.roll_out(
-        run.ldm.denoiser(policy, run.mask, run.condition, scale),
+    sampler, last = run.sampler, run.sampler.schedule.num_steps - 1
+    z, steps = roll_out(
+        policy,
         z,
-        lambda i: noise[last - i],
+        lambda timestep: noise[last - timestep],
         run.mask,
-        schedule=run.schedule,
-        eta=run.eta,
+        sampler=sampler,
+        condition=run.condition,
     )
     # A DDIM trajectory has one more step than those that drew noise.
     zs = jnp.concatenate([steps.z, steps.z_next[-1:], z[None]])[: last + 2]
 
     def step(_, inputs):
-        index, z, z_next = inputs
-        mean, std = run.gaussian(policy, z, index)
-        log_prob = diffusion.gaussian_log_prob(z_next, mean, std, run.mask)
-        return None, (mean, std, log_prob)
+        timestep, z, z_next = inputs
+        gaussian = sampler.step(policy, z, timestep, run.mask, run.condition)
+        log_prob = gaussian.log_prob(z_next, run.mask)
+        return None, (gaussian.mean, gaussian.std, log_prob)
 
     inputs = jnp.arange(last, -1, -1), recorded[:-1], recorded[1:]
-    return zs, run.ldm.decode(zs[-1], run.mask), jax.lax.scan(step, None, inputs)[1]
+    found = jax.lax.scan(step, None, inputs)[1]
+    return zs, sampler.model.decode(zs[-1], run.mask), found
 
 
 def check_moves(rec: Recording, names: list[str], weights: dict[str, Flat]) -> None:
@@ -158,7 +158,7 @@ def check_trajectory(rec, prefix, run: Run, policy) -> tuple[jax.Array, float]:
       Log-probabilities of the recorded steps [T, B], and what float32 leaves uncertain
       in a standardised latent: its digits, times the latent over the step's noise.
     """
-    rec.exact(f"{prefix}timestep_map", run.schedule.timesteps)
+    rec.exact(f"{prefix}timestep_map", run.sampler.schedule.model_timesteps)
     rec.exact(f"{prefix}mask", run.mask)
     z = pad(rec.input(f"{prefix}z_init_flat"), np.asarray(run.mask))
     noise, recorded = rec.input(f"{prefix}noise"), rec.input(f"{prefix}zs")
@@ -183,7 +183,7 @@ def check_noise(rec, prefix, run: Run, means, stds, uncertain) -> None:
     rec.compare(f"{prefix}z_init_flat", flat(zs[0], mask))
     noise = rec.input(f"{prefix}noise")
     drawn = (stds > 0) & mask[None, ..., None]
-    if run.schedule.sampler == "ddpm":
+    if run.sampler.schedule.sampler == "ddpm":
         drawn[-1] = False  # the last noise is drawn but not used
     implied = np.divide(zs[1:] - means, stds, where=drawn, out=noise.copy())
     tolerance = room(TRAJECTORY + uncertain / np.abs(noise).max())
@@ -200,14 +200,15 @@ def room(noise: float) -> tuple[float, str]:
     return min(noise, CAP), "float32: latents are large beside the step's noise"
 
 
-@jax.jit
-def update(run: Run, params, steps: Step, advantages, clip_ratio):
+@partial(jax.jit, static_argnames="clip_ratio")
+def update(run: Run, params, steps: Step, advantages, clip_ratio: float):
     """The original's loss over a trajectory, its gradient, and an optimiser step.
 
     Returns:
       Metrics of each step, the gradient, its norm, and the parameters after the step.
     """
-    loss_and_grad = jax.value_and_grad(objective.grpo_loss, has_aux=True)
+    loss_and_grad = jax.value_and_grad(grpo_loss, has_aux=True)
+    config = GRPOConfig(clip_ratio, KL_WEIGHT, entropy_weight=ENTROPY_WEIGHT)
 
     def add_step(total, step):
         (loss, metrics), grad = loss_and_grad(
@@ -215,33 +216,30 @@ def update(run: Run, params, steps: Step, advantages, clip_ratio):
             step,
             advantages,
             run.mask,
-            model=run.ldm,
-            schedule=run.schedule,
-            clip_ratio=clip_ratio,
-            kl_weight=KL_WEIGHT,
-            entropy_weight=ENTROPY_WEIGHT,
-            eta=run.eta,
-            cfg_scale=CFG_SCALE if run.condition else None,
+            sampler=run.sampler,
+            config=config,
             condition=run.condition,
         )
         return jax.tree.map(jnp.add, total, grad), metrics | {"loss": loss}
 
     zeros = jax.tree.map(jnp.zeros_like, params)
     total, metrics = jax.lax.scan(add_step, zeros, steps)
-    gradient = jax.tree.map(lambda g: g / run.schedule.num_steps, total)
-    optimizer = objective.make_optimizer(LEARNING_RATE)
-    updates, _ = optimizer.update(gradient, optimizer.init(params), params)
-    after = optax.apply_updates(params, updates)
-    return metrics, gradient, optax.global_norm(gradient), after
+    num_steps = run.sampler.schedule.num_steps
+    gradient = jax.tree.map(lambda g: g / num_steps, total)
+    optimizer = make_optimizer(LEARNING_RATE)
+    loss, opt_state = metrics["loss"].sum(), optimizer.init(params)
+    after, _, norm = apply_gradient(params, opt_state, gradient, loss, optimizer)
+    return metrics, gradient, norm["grad_norm"], after
 
 
 def check_grpo(rec, prefix, run, params, unmoved, log_probs, clip_ratio, noise) -> None:
     """Loss of the moved policy on a recorded trajectory, its gradient, one update."""
-    last = run.schedule.num_steps - 1
-    first = 1 if run.schedule.sampler == "ddim" else 0  # DDIM's last step: no density
+    schedule = run.sampler.schedule
+    last = schedule.num_steps - 1
+    first = schedule.num_steps - schedule.num_recorded  # DDIM's last: no density
     zs = jnp.asarray(rec.input(f"{prefix}zs"))[: last + 2 - first]
-    index = jnp.arange(last, first - 1, -1)
-    steps = Step(index, zs[:-1], zs[1:], log_probs[: len(index)])
+    timesteps = jnp.arange(last, first - 1, -1)
+    steps = Step(timesteps, zs[:-1], zs[1:], log_probs[: len(timesteps)])
     advantages = rec.input(f"{prefix}advantages")
     metrics, gradient, norm, after = update(run, params, steps, advantages, clip_ratio)
     compare_loss(rec, f"{prefix}loss/", metrics, last + 1, noise)

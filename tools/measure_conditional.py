@@ -11,18 +11,18 @@ real structure (pymatgen's `StructureMatcher` with its defaults). With
 import argparse
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from pymatgen.analysis.structure_matcher import StructureMatcher
 from pymatgen.core import Structure
 
-from chemeleon_jax import sample_group
 from chemeleon_jax.data.crystals import to_structures, validity
 from chemeleon_jax.data.dataset import MAX_ATOMS, load_dataset
-from chemeleon_jax.models.diffusion import make_schedule
+from chemeleon_jax.devices.sharding import make_mesh
 from chemeleon_jax.models.generator import combine_checkpoints, make_generator
 from chemeleon_jax.models.loading import load_checkpoint
-from chemeleon_jax.rl.prompts import condition_values, encode_conditions
+from chemeleon_jax.rl.bulk import compile_sampling, group_prompts, sample_in_bulk
+from chemeleon_jax.rl.prompts import condition_values, condition_vectors_from_cli
+from chemeleon_jax.rl.sampler import make_sampler
 from chemeleon_jax.sample import DEFAULTS
 
 BATCH = 10  # compositions at once
@@ -34,7 +34,7 @@ def ask(specs, structure: Structure, kind: str) -> dict[str, np.ndarray]:
         by_kind, by_name = condition_values(structure.formula, None, ())
     else:
         by_kind, by_name = condition_values(None, structure.chemical_system, ())
-    return encode_conditions(specs, by_kind, by_name)
+    return condition_vectors_from_cli(specs, by_kind, by_name)
 
 
 def main() -> None:
@@ -46,9 +46,12 @@ def main() -> None:
     parser.add_argument("--vae", default="mini:vae")
     parser.add_argument("--num_compositions", type=int, default=100)
     parser.add_argument("--num_samples", type=int, default=20, help="of each")
-    parser.add_argument("--num_steps", type=int, default=25, help="DDIM")
-    for name in ("guidance_scale", "decoder_guidance"):
-        parser.add_argument(f"--{name}", type=float, default=DEFAULTS[name])
+    parser.add_argument("--sampling_steps", type=int, default=25, help="DDIM")
+    for *names, default in (
+        ("--cfg_scale", "--guidance_scale", DEFAULTS["cfg_scale"]),
+        ("--decoder_guidance", DEFAULTS["decoder_guidance"]),
+    ):
+        parser.add_argument(*names, type=float, default=default)
     kinds = ("composition", "chemical_system")
     parser.add_argument("--ask", choices=kinds, default="composition")
     args = parser.parse_args()
@@ -57,26 +60,28 @@ def main() -> None:
         MAX_ATOMS,
     )
     wanted = distinct_compositions(args.num_compositions)
-    rollout = jax.jit(sample_group, static_argnames="group_size")
+    sampler = make_sampler(
+        model,
+        sampling_steps=args.sampling_steps,
+        cfg_scale=args.cfg_scale,
+        decoder_scale=args.decoder_guidance or None,
+    )
+    sample = compile_sampling(sampler, make_mesh(1))
     hits, found, valid = [], [], []
     for start in range(0, len(wanted), BATCH):
         asked = wanted[start : start + BATCH]
-        crystals, _ = rollout(
-            policy,
+        prompts = group_prompts(
             jax.random.fold_in(jax.random.key(0), start),
-            jnp.array([len(structure) for structure in asked]),
-            model=model,
-            schedule=make_schedule("ddim", args.num_steps),
-            group_size=args.num_samples,
-            eta=1.0,
-            cfg_scale=model.guidance(args.guidance_scale),
-            decoder_scale=args.decoder_guidance or None,
-            condition=jax.tree.map(
+            np.array([len(structure) for structure in asked]),
+            jax.tree.map(
                 lambda *vectors: np.concatenate(vectors),
                 *(ask(model.condition.specs, s, args.ask) for s in asked),
             ),
+            args.num_samples,
         )
-        crystals = jax.device_get(crystals)
+        crystals = sample_in_bulk(
+            policy, prompts, sample=sample, batch_size=BATCH * args.num_samples
+        )
         samples = to_structures(crystals)
         valid.extend(validity(crystals) == 0)
         for i, structure in enumerate(asked):

@@ -25,7 +25,7 @@ from chemeleon_jax.models.loading import load_checkpoint
 from chemeleon_jax.potentials.hull import load_hull
 from chemeleon_jax.potentials.loading import load_potential
 from chemeleon_jax.rewards.energy import METASTABLE
-from chemeleon_jax.rl.sampler import roll_out
+from chemeleon_jax.rl.sampler import Sampler, roll_out
 
 KEY = jax.random.key(0)
 SIZES = ((1, 5), (6, 10), (11, 15), (16, 20))  # atoms
@@ -39,14 +39,14 @@ def main() -> None:
     )
     parser.add_argument("ldm", help="an unconditional model")
     parser.add_argument("--vae", default="mini:vae")
-    parser.add_argument("--num_steps", type=int, default=50, help="DDIM, of all")
+    parser.add_argument("--sampling_steps", type=int, default=50, help="DDIM, of all")
     parser.add_argument("--timesteps", default="100,200,300,500,700,980")
     args = parser.parse_args()
     model, policy = make_generator(
         combine_checkpoints(load_checkpoint(args.ldm), load_checkpoint(args.vae)),
         MAX_ATOMS,
     )
-    schedule = make_schedule("ddim", args.num_steps)
+    schedule = make_schedule("ddim", args.sampling_steps)
     crystals = load_dataset("mp_mini").select("test").crystals
     potential = load_potential("chgnet")
     hull, energies = load_hull(potential), jax.jit(potential.energies)
@@ -59,8 +59,8 @@ def main() -> None:
             last = jax.tree.map(lambda table: table[:steps], schedule)
             noise = jax.random.normal(key, (steps + 1, *z.shape)) * mask[..., None]
             z = add_noise(last, z, noise[-1], jnp.full(len(mask), steps - 1))
-            denoiser = model.denoiser(policy, mask)
-            z, _ = roll_out(denoiser, z, lambda i: noise[i], mask, schedule=last)
+            sampler = Sampler(model, last)
+            z, _ = roll_out(policy, z, lambda i: noise[i], mask, sampler=sampler)
         return model.decode(z, mask)
 
     sizes = "".join(f"{f'{low}-{high} atoms':>18}" for low, high in SIZES)
@@ -68,7 +68,7 @@ def main() -> None:
     print(f"{'from timestep':>14}{'all':>18}{sizes}")
     timesteps = [int(t) for t in args.timesteps.split(",")]
     for t in [None, *timesteps]:
-        steps = 0 if t is None else int((schedule.timesteps <= t).sum())
+        steps = 0 if t is None else int((schedule.model_timesteps <= t).sum())
         above = []
         for start in range(0, len(crystals.mask), BATCH):
             part = take(crystals, np.arange(start, start + BATCH))

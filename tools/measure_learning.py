@@ -15,13 +15,15 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from chemeleon_jax import compute_rewards, sample_group
+from chemeleon_jax import compute_rewards
 from chemeleon_jax.data.dataset import MAX_ATOMS
-from chemeleon_jax.models.diffusion import make_schedule
+from chemeleon_jax.devices.sharding import make_mesh
 from chemeleon_jax.models.generator import make_generator
 from chemeleon_jax.models.loading import load_checkpoint
 from chemeleon_jax.rewards.loading import load_reward
+from chemeleon_jax.rl.bulk import compile_sampling, draw_prompts, sample_in_bulk
 from chemeleon_jax.rl.prompts import make_prompts
+from chemeleon_jax.rl.sampler import make_sampler
 from chemeleon_jax.runs.tracking import read_scalars
 
 BATCH = 64
@@ -32,26 +34,14 @@ def sample(config, checkpoint, num_samples: int):
     """Crystals of a checkpoint with a run's settings, and the reward to score them."""
     model, policy = make_generator(checkpoint, MAX_ATOMS)
     draw = make_prompts(model, config.data.dataset, MAX_ATOMS)
-    rollout = jax.jit(sample_group, static_argnames="group_size")
-    schedule = make_schedule(config.sampling.sampler, config.sampling.sampling_steps)
-    parts = []
-    for i in range(-(-num_samples // BATCH)):
-        key = jax.random.fold_in(jax.random.key(SEED), i)
-        num_atoms, condition = draw(jax.random.fold_in(key, 0), BATCH)
-        crystals, _ = rollout(
-            policy,
-            jax.random.fold_in(key, 1),
-            num_atoms,
-            model=model,
-            schedule=schedule,
-            group_size=1,
-            eta=config.sampling.eta,
-            cfg_scale=model.guidance(config.sampling.cfg_scale),
-            condition=condition,
-        )
-        parts.append(jax.device_get(crystals))
-    crystals = jax.tree.map(lambda *x: np.concatenate(x)[:num_samples], *parts)
-    return crystals, model
+    prompts = [
+        draw_prompts(draw, jax.random.fold_in(jax.random.key(SEED), i), BATCH)
+        for i in range(-(-num_samples // BATCH))
+    ]
+    prompts = jax.tree.map(lambda *x: jnp.concatenate(x)[:num_samples], *prompts)
+    sampler = make_sampler(model, **config.sampling)
+    sample = compile_sampling(sampler, make_mesh(1), config.precision)
+    return sample_in_bulk(policy, prompts, sample=sample, batch_size=BATCH), model
 
 
 def measure(config, checkpoint, num_samples: int) -> dict[str, np.ndarray]:

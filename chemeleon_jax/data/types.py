@@ -14,6 +14,7 @@ from typing import Any
 
 import chex
 import jax
+import jax.numpy as jnp
 from flax import struct
 
 from chemeleon_jax.data.lattice import lattice_matrix
@@ -50,12 +51,9 @@ class CrystalBatch:
 
 @struct.dataclass
 class Step:
-    """One denoising step, or T of them stacked on a leading axis.
+    """One denoising step, or S of them stacked on a leading axis."""
 
-    `index` counts in the respaced schedule, downwards: T-1 first, 0 last.
-    """
-
-    index: jax.Array  # []
+    timestep: jax.Array  # []  of the respaced schedule: T-1 first, 0 last
     z: jax.Array  # [B, N, L]  latent before the step
     z_next: jax.Array  # [B, N, L]  latent after it
     log_prob: jax.Array  # [B]  under the policy that took it, nats per coordinate
@@ -71,6 +69,19 @@ class Trajectory:
     steps: Step  # stacked: [S, ...]
     mask: jax.Array  # [B, N]
     condition: Any = None  # {name: [B, ...]} where the model is conditional
+
+    def at(self, timesteps: jax.Array) -> "Trajectory":
+        """The steps at some of its timesteps [M]."""
+        rows = jnp.searchsorted(-self.steps.timestep, -timesteps)  # they descend
+        return self.replace(steps=jax.tree.map(lambda x: x[rows], self.steps))
+
+    def crystals(self, rows: jax.Array, width: int | None = None) -> "Trajectory":
+        """The part of some crystals, of which none has more than `width` atoms."""
+        steps = self.steps
+        z, z_next = (x[:, rows, :width] for x in (steps.z, steps.z_next))
+        steps = Step(steps.timestep, z, z_next, steps.log_prob[:, rows])
+        condition = jax.tree.map(lambda x: x[rows], self.condition)
+        return Trajectory(steps, self.mask[rows, :width], condition)
 
 
 @struct.dataclass

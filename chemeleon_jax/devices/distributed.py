@@ -138,11 +138,13 @@ def gather(tree: Any) -> Any:
     return multihost_utils.process_allgather(tree)
 
 
-def first_says(number: int) -> int:
+def broadcast_from_first(number: int) -> int:
     """The first process' number; all wait for it."""
-    return int(gather(np.int32(number))[0])
+    if jax.process_count() == 1:
+        return number
+    return int(multihost_utils.broadcast_one_to_all(np.int32(number)))
 
 
-def greatest(number: int) -> int:
+def max_over_processes(number: int) -> int:
     """The greatest number that any process gives."""
     return int(gather(np.int32(number)).max())

@@ -59,7 +59,7 @@ def _connect(mesh: Mesh) -> None:
     On CPUs those that exchange something for the first time must come within 30 s of
     each other, and some processes compile faster than others.
     """
-    distributed.first_says(0)
+    distributed.broadcast_from_first(0)
     for axes in (*_AXES, _AXES):
         total = jax.shard_map(
             lambda x, axes=axes: lax.psum(x, axes),
@@ -195,7 +195,7 @@ def mean_gradient(gradient: Any, specs: Any) -> Any:
     return jax.tree.map(mean, gradient, specs)
 
 
-def everywhere(tree: Any) -> Any:
+def replicate_in_jit(tree: Any) -> Any:
     """Inside jit: a copy of small arrays on every device."""
     if jax.sharding.get_abstract_mesh().empty:
         return tree

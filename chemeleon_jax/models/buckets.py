@@ -1,14 +1,16 @@
 """Crystals of similar size go through the network together, and little is padded.
 
-Sorted by atom count, a batch is cut into equal parts, computed one after another, each
-at the smallest of a few widths that holds its largest crystal. The widths are branches
-of one compiled program: no batch compiles anything new, whatever its sizes.
+Sorted by atom count, a batch is cut into equal microbatches, computed one after
+another, each at the smallest of a few widths that holds its largest crystal. The
+widths are branches of one compiled program: no batch compiles anything new, whatever
+its sizes.
 """
 
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -55,37 +57,38 @@ def pad_atoms(x: jax.Array, width: int, axis: int = 1) -> jax.Array:
     return jnp.pad(x, missing)
 
 
-def parts_by_size(num_atoms: jax.Array, parts: int) -> jax.Array:
-    """Rows of the crystals of each part, sorted by atom count: [B] -> [parts, b]."""
-    return jnp.argsort(num_atoms).reshape(parts, -1)
+def microbatches_by_size(num_atoms: jax.Array, count: int) -> jax.Array:
+    """Rows of each microbatch's crystals, sorted by atom count: [B] -> [count, b]."""
+    chex.assert_shape(num_atoms, (None,), custom_message="num_atoms [B]")
+    return jnp.argsort(num_atoms).reshape(count, -1)
 
 
-def map_parts(
-    function: Callable[[Any], Any], crystals: Any, num_atoms: jax.Array, parts: int
+def map_microbatches(
+    function: Callable[[Any], Any], crystals: Any, num_atoms: jax.Array, count: int
 ) -> Any:
-    """`function` of every crystal, one part of similar sizes after another.
+    """`function` of every crystal, one microbatch of similar sizes after another.
 
     Args:
-      function: of a part; arrays [b, ...] to arrays [b, ...].
+      function: of a microbatch; arrays [b, ...] to arrays [b, ...].
       crystals: arrays [B, ...].
       num_atoms: [B].
-      parts: divides B.
+      count: of microbatches; divides B.
 
     Returns:
       Arrays [B, ...], crystals in their old order.
     """
-    rows = parts_by_size(num_atoms, parts)
+    rows = microbatches_by_size(num_atoms, count)
     results = lax.map(
-        lambda part: function(jax.tree.map(lambda x: x[part], crystals)), rows
+        lambda some: function(jax.tree.map(lambda x: x[some], crystals)), rows
     )
     old_order = jnp.argsort(rows.ravel())
     return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[old_order], results)
 
 
-def choose_parts(
+def choose_microbatches(
     crystals: int, model: Generator, memory_budget: float, devices: int = 1
 ) -> int:
-    """How many parts to cut crystals into: as few as memory, or a CPU, suggests.
+    """How many microbatches to cut crystals into: as few as memory, or a CPU, suggests.
 
     An accelerator is fastest with as many crystals at once as fit; a CPU is busy with
     a few, and wastes least where these are alike.
@@ -94,7 +97,7 @@ def choose_parts(
       crystals: to be cut; a multiple of `devices`.
       model: whose denoiser they go through.
       memory_budget: for what one gradient keeps, GB per device.
-      devices: that share each part equally.
+      devices: that share each microbatch equally.
     """
     dit = model.dit
     kept = _KEPT * dit.depth * dit.width * model.max_atoms  # bytes per crystal
@@ -102,4 +105,4 @@ def choose_parts(
     if jax.default_backend() == "cpu":
         at_most = min(at_most, _CPU_CRYSTALS)
     each = crystals // devices
-    return next(p for p in range(1, each + 1) if each % p == 0 and each // p <= at_most)
+    return next(n for n in range(1, each + 1) if each % n == 0 and each // n <= at_most)

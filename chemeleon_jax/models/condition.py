@@ -4,6 +4,7 @@ import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -74,6 +75,8 @@ def condition_vectors(
     Returns:
       {name: [B, in]}, and [B] True where all of a crystal's conditions are known.
     """
+    chex.assert_rank(crystals.mask, 2, custom_message="mask [B, N]")
+    chex.assert_equal_shape([crystals.atom_types, crystals.mask])
     types = jax.nn.one_hot(crystals.atom_types, COMPOSITION_WIDTH)
     counts = (types * crystals.mask[..., None]).sum(1)
     vectors, known = {}, jnp.ones(len(counts), bool)
@@ -108,6 +111,7 @@ def drop_conditions(
     Returns:
       {name: [B, in]}, NaN where dropped.
     """
+    chex.assert_rank(list(vectors.values()), 2, custom_message="conditions [B, in]")
     if len(vectors) == 1:
         return vectors
     keys = jax.random.split(key, len(vectors))
@@ -135,6 +139,8 @@ class ConditionEncoder(nn.Module):
         Returns:
           [B, D]
         """
+        chex.assert_rank(keep, 1, custom_message="keep [B]")
+        chex.assert_equal_shape_prefix([keep, *vectors.values()], 1)
         encoded = []
         for spec in self.specs:
             name, width = spec["name"], input_width(spec)

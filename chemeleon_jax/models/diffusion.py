@@ -6,6 +6,7 @@ variances and respacing are Nichol and Dhariwal (arXiv:2102.09672).
 
 from collections.abc import Callable
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -21,14 +22,63 @@ Denoiser = Callable[[jax.Array, jax.Array], jax.Array]
 
 
 @struct.dataclass
-class Schedule:
-    """A respaced noise schedule of T steps. Step 0 is the last one to be taken.
+class Gaussian:
+    """Independent normal distributions of the coordinates of latents."""
 
-    With a the cumulative product of alphas, and a' that of the next step to be taken (1
-    at step 0). Tables, because 1 - a would lose its digits in float32.
+    mean: jax.Array  # [B, N, L]
+    std: jax.Array  # [B, N, L]
+
+    def sample(self, noise: jax.Array, drawn: jax.Array | bool = True) -> jax.Array:
+        """Latents [B, N, L] from standard normal noise of that shape.
+
+        The mean where nothing is `drawn` [].
+        """
+        chex.assert_equal_shape([self.mean, noise])
+        return self.mean + self.std * noise * drawn
+
+    def log_prob(self, z: jax.Array, mask: jax.Array) -> jax.Array:
+        """Log-density of latents, averaged over real atoms and channels.
+
+        The average (not the sum) makes crystals of different size comparable: the ratio
+        of two policies is the geometric mean of the per-coordinate ratios, as in GSPO
+        (arXiv:2507.18071).
+
+        Args:
+          z: [B, N, L].
+          mask: [B, N].
+
+        Returns:
+          [B], in nats per coordinate.
+        """
+        chex.assert_equal_shape([self.mean, z])
+        distance = (z - self.mean) / self.std
+        log_density = -0.5 * (distance**2 + jnp.log(2 * jnp.pi * self.std**2))
+        return coordinate_mean(log_density, mask)
+
+    def kl(self, other: "Gaussian", mask: jax.Array) -> jax.Array:
+        """KL(self || other), averaged over real atoms and channels, [B]."""
+        chex.assert_equal_shape([self.mean, other.mean])
+        ratio = (self.std / other.std) ** 2
+        distance = ((self.mean - other.mean) / other.std) ** 2
+        return coordinate_mean(0.5 * (ratio + distance - 1 - jnp.log(ratio)), mask)
+
+
+def coordinate_mean(x: jax.Array, mask: jax.Array) -> jax.Array:
+    """Mean over real atoms and channels: x [B, N, L], mask [B, N] -> [B]."""
+    chex.assert_rank([x, mask], [3, 2], custom_message="x [B, N, L], mask [B, N]")
+    chex.assert_equal_shape_prefix([x, mask], 2)
+    return masked_mean(x, mask).mean(-1)
+
+
+@struct.dataclass
+class Schedule:
+    """A respaced noise schedule of T timesteps, taken from T - 1 down to 0.
+
+    With a the cumulative product of alphas, and a' that of the next timestep to be
+    taken (1 at timestep 0). Tables, because 1 - a would lose its digits in float32.
     """
 
-    timesteps: jax.Array  # [T] int, in the unrespaced schedule: what the model sees
+    model_timesteps: jax.Array  # [T] int, of the unrespaced schedule: the model's input
     signal: jax.Array  # [T]  sqrt(a)
     noise: jax.Array  # [T]  sqrt(1 - a)
     clean_from_z: jax.Array  # [T]  sqrt(1 / a)
@@ -36,7 +86,7 @@ class Schedule:
     mean_from_clean: jax.Array  # [T]  of the DDPM posterior
     mean_from_z: jax.Array  # [T]
     log_beta: jax.Array  # [T]
-    posterior_log_variance: jax.Array  # [T], step 0 has that of step 1
+    posterior_log_variance: jax.Array  # [T], timestep 0 has that of timestep 1
     cumprod_prev: jax.Array  # [T]  a'
     ddim_std: jax.Array  # [T]  of a DDIM step with eta 1
     sampler: str = struct.field(pytree_node=False, default="ddim")
@@ -44,25 +94,12 @@ class Schedule:
     @property
     def num_steps(self) -> int:
         """T."""
-        return len(self.timesteps)
+        return len(self.model_timesteps)
 
     @property
     def num_recorded(self) -> int:
         """S, the steps that have a density: DDIM's last has a point for one."""
         return self.num_steps - (1 if self.sampler == "ddim" else 0)
-
-
-def noise_level_weights(schedule: Schedule) -> jax.Array:
-    """Weights of a trajectory's steps in the policy gradient, [T], mean 1.
-
-    The gradient of a step's log-probability grows with one over its std, so that the
-    last steps, which change least, would drown all others. The weight is the std
-    (TempFlow-GRPO, arXiv:2508.04324).
-    """
-    std = jnp.exp(0.5 * schedule.posterior_log_variance)
-    if schedule.sampler == "ddim":
-        std = schedule.ddim_std
-    return std * schedule.num_recorded / std[-schedule.num_recorded :].sum()
 
 
 def linear_betas(num_timesteps: int = NUM_TIMESTEPS) -> np.ndarray:
@@ -120,7 +157,7 @@ def make_schedule(sampler: str = "ddim", steps: int = 50) -> Schedule:
         "ddim_std": _ddim_std(a.astype(np.float32), a_prev.astype(np.float32)),
     }
     return Schedule(
-        timesteps=jnp.asarray(timesteps, jnp.int32),
+        model_timesteps=jnp.asarray(timesteps, jnp.int32),
         sampler=sampler,
         **{name: jnp.asarray(x, jnp.float32) for name, x in tables.items()},
     )
@@ -135,9 +172,9 @@ def _ddim_std(a: np.ndarray, a_prev: np.ndarray) -> np.ndarray:
     return np.sqrt((1 - a_prev) / (1 - a)) * np.sqrt(1 - a / a_prev)
 
 
-def _per_crystal(table: jax.Array, index: jax.Array) -> jax.Array:
-    """table[index] for index [] or [B], shaped to broadcast against [B, N, L]."""
-    return jnp.reshape(table[index], (-1, 1, 1))
+def _per_crystal(table: jax.Array, timestep: jax.Array) -> jax.Array:
+    """table[timestep] for timestep [] or [B], shaped to broadcast against [B, N, L]."""
+    return jnp.reshape(table[timestep], (-1, 1, 1))
 
 
 def split_output(output: jax.Array, num_atoms: int):
@@ -148,33 +185,33 @@ def split_output(output: jax.Array, num_atoms: int):
 
 
 def predict_clean(
-    schedule: Schedule, z: jax.Array, eps: jax.Array, index: jax.Array
+    schedule: Schedule, z: jax.Array, eps: jax.Array, timestep: jax.Array
 ) -> jax.Array:
     """The clean latent that the noise prediction implies; never clipped."""
-    from_z = _per_crystal(schedule.clean_from_z, index)
-    return from_z * z - _per_crystal(schedule.clean_from_eps, index) * eps
+    from_z = _per_crystal(schedule.clean_from_z, timestep)
+    return from_z * z - _per_crystal(schedule.clean_from_eps, timestep) * eps
 
 
 def posterior_mean(
-    schedule: Schedule, z: jax.Array, z_clean: jax.Array, index: jax.Array
+    schedule: Schedule, z: jax.Array, z_clean: jax.Array, timestep: jax.Array
 ) -> jax.Array:
     """Mean of q(z_{t-1} | z_t, z_0), Ho et al. eq. 7."""
-    from_clean = _per_crystal(schedule.mean_from_clean, index)
-    return from_clean * z_clean + _per_crystal(schedule.mean_from_z, index) * z
+    from_clean = _per_crystal(schedule.mean_from_clean, timestep)
+    return from_clean * z_clean + _per_crystal(schedule.mean_from_z, timestep) * z
 
 
 def model_log_variance(
-    schedule: Schedule, values: jax.Array | None, index: jax.Array
+    schedule: Schedule, values: jax.Array | None, timestep: jax.Array
 ) -> jax.Array:
     """Log-variance of a DDPM step, [B or 1, N or 1, L or 1].
 
     Learned: interpolates in log space between beta and the posterior variance (Nichol
     and Dhariwal, eq. 15). Fixed: beta, but the posterior variance at step 0.
     """
-    low = _per_crystal(schedule.posterior_log_variance, index)
-    high = _per_crystal(schedule.log_beta, index)
+    low = _per_crystal(schedule.posterior_log_variance, timestep)
+    high = _per_crystal(schedule.log_beta, timestep)
     if values is None:
-        return jnp.where(jnp.reshape(index, (-1, 1, 1)) == 0, low, high)
+        return jnp.where(jnp.reshape(timestep, (-1, 1, 1)) == 0, low, high)
     fraction = (values + 1) / 2
     return fraction * high + (1 - fraction) * low
 
@@ -182,77 +219,49 @@ def model_log_variance(
 def denoise_step(
     denoiser: Denoiser,
     z: jax.Array,
-    index: jax.Array,
+    timestep: jax.Array,
     *,
     schedule: Schedule,
-    eta: float = 1.0,
-) -> tuple[jax.Array, jax.Array]:
-    """The Gaussian that one reverse step draws from. Rollout and loss both call this.
+    eta: jax.Array | float = 1.0,
+) -> Gaussian:
+    """The Gaussian that one reverse step draws from.
 
     Args:
       denoiser: `model.denoiser(params, mask, condition)`.
       z: [B, N, L] latents before the step.
-      index: [] step of the schedule, T-1 .. 0.
+      timestep: [] of the schedule, T-1 .. 0.
       schedule: names the sampler too.
       eta: of DDIM; 0 is deterministic, 1 has DDPM's noise.
 
     Returns:
-      mean and std, both [B, N, L]. DDIM's std is 0 at step 0.
+      Of the latents after the step. DDIM's std is 0 at timestep 0.
     """
-    t = schedule.timesteps[index][None]
+    chex.assert_rank([z, timestep], [3, 0], custom_message="z [B, N, L], timestep []")
+    t = schedule.model_timesteps[timestep][None]
     eps, values = split_output(denoiser(z, t), z.shape[1])
-    z_clean = predict_clean(schedule, z, eps, index)
+    z_clean = predict_clean(schedule, z, eps, timestep)
     if schedule.sampler == "ddpm":
-        mean = posterior_mean(schedule, z, z_clean, index)
-        std = jnp.exp(0.5 * model_log_variance(schedule, values, index))
+        mean = posterior_mean(schedule, z, z_clean, timestep)
+        std = jnp.exp(0.5 * model_log_variance(schedule, values, timestep))
     else:
-        a_prev, std = schedule.cumprod_prev[index], eta * schedule.ddim_std[index]
+        a_prev, std = schedule.cumprod_prev[timestep], eta * schedule.ddim_std[timestep]
         mean = jnp.sqrt(a_prev) * z_clean + jnp.sqrt(1 - a_prev - std**2) * eps
-    return mean, jnp.broadcast_to(std, z.shape)
-
-
-def gaussian_log_prob(
-    z: jax.Array, mean: jax.Array, std: jax.Array, mask: jax.Array
-) -> jax.Array:
-    """Log-density of N(mean, std^2), averaged over real atoms and channels.
-
-    The average (not the sum) makes crystals of different size comparable: the ratio of
-    two policies is the geometric mean of the per-coordinate ratios, as in GSPO
-    (arXiv:2507.18071).
-
-    Returns:
-      [B], in nats per coordinate.
-    """
-    log_density = -0.5 * (((z - mean) / std) ** 2 + jnp.log(2 * jnp.pi * std**2))
-    return masked_mean(log_density, mask).mean(-1)
-
-
-def gaussian_kl(
-    mean: jax.Array,
-    std: jax.Array,
-    other_mean: jax.Array,
-    other_std: jax.Array,
-    mask: jax.Array,
-) -> jax.Array:
-    """KL(N(mean, std^2) || N(other)), averaged over real atoms and channels, [B]."""
-    ratio = (std / other_std) ** 2
-    distance = ((mean - other_mean) / other_std) ** 2
-    return masked_mean(0.5 * (ratio + distance - 1 - jnp.log(ratio)), mask).mean(-1)
+    return Gaussian(mean, jnp.broadcast_to(std, z.shape))
 
 
 def add_noise(
-    schedule: Schedule, z: jax.Array, noise: jax.Array, index: jax.Array
+    schedule: Schedule, z: jax.Array, noise: jax.Array, timestep: jax.Array
 ) -> jax.Array:
-    """z_t from clean latents: q(z_t | z_0) at steps index [B]."""
-    signal = _per_crystal(schedule.signal, index)
-    return signal * z + _per_crystal(schedule.noise, index) * noise
+    """z_t from clean latents: q(z_t | z_0) at timesteps [B]."""
+    signal = _per_crystal(schedule.signal, timestep)
+    return signal * z + _per_crystal(schedule.noise, timestep) * noise
 
 
 def ldm_loss(
     denoiser: Denoiser,
     z: jax.Array,
     noise: jax.Array,
-    index: jax.Array,
+    timestep: jax.Array,
     mask: jax.Array,
     *,
     schedule: Schedule,
@@ -263,7 +272,7 @@ def ldm_loss(
       denoiser: of the model in training.
       z: [B, N, L] clean latents, already divided by the latent std.
       noise: [B, N, L] standard normal.
-      index: [B] steps of the schedule.
+      timestep: [B] of the schedule.
       mask: [B, N].
       schedule: `make_schedule("ddpm", 1000)`.
 
@@ -272,30 +281,32 @@ def ldm_loss(
       which trains the variance only; 0 for fixed variances) and their sum `loss`, each
       [B].
     """
-    z_noisy = add_noise(schedule, z, noise, index)
-    output = denoiser(z_noisy, schedule.timesteps[index])
+    chex.assert_rank([z, timestep], [3, 1], custom_message="z [B, N, L], timestep [B]")
+    chex.assert_equal_shape_prefix([z, noise, mask], 2)
+    z_noisy = add_noise(schedule, z, noise, timestep)
+    output = denoiser(z_noisy, schedule.model_timesteps[timestep])
     eps, values = split_output(output, z.shape[1])
-    terms = {"mse": masked_mean((noise - eps) ** 2, mask).mean(-1)}
+    terms = {"mse": coordinate_mean((noise - eps) ** 2, mask)}
     terms["vb"] = jnp.zeros_like(terms["mse"])
     if values is not None:
         eps = jax.lax.stop_gradient(eps)
-        bound = variational_bound(schedule, z, z_noisy, eps, values, index, mask)
+        bound = variational_bound(schedule, z, z_noisy, eps, values, timestep, mask)
         terms["vb"] = bound * schedule.num_steps / 1000
     return terms | {"loss": terms["mse"] + terms["vb"]}
 
 
-def variational_bound(schedule, z, z_noisy, eps, values, index, mask) -> jax.Array:
+def variational_bound(schedule, z, z_noisy, eps, values, timestep, mask) -> jax.Array:
     """Bits per coordinate of one step: KL to the true posterior; at step 0 the decoder.
 
     The decoder's likelihood is the standard normal density of the standardised latent,
     without the standard deviation in front that would make it a density of the latent:
     Chemeleon2's, which its models were trained with.
     """
-    true_mean = posterior_mean(schedule, z_noisy, z, index)
-    z_clean = predict_clean(schedule, z_noisy, eps, index)
-    mean = posterior_mean(schedule, z_noisy, z_clean, index)
-    logvar = model_log_variance(schedule, values, index)
-    true_logvar = _per_crystal(schedule.posterior_log_variance, index)
+    true_mean = posterior_mean(schedule, z_noisy, z, timestep)
+    z_clean = predict_clean(schedule, z_noisy, eps, timestep)
+    mean = posterior_mean(schedule, z_noisy, z_clean, timestep)
+    logvar = model_log_variance(schedule, values, timestep)
+    true_logvar = _per_crystal(schedule.posterior_log_variance, timestep)
     kl = 0.5 * (
         logvar
         - true_logvar
@@ -305,6 +316,6 @@ def variational_bound(schedule, z, z_noisy, eps, values, index, mask) -> jax.Arr
     )
     decoder_nll = 0.5 * ((z - mean) ** 2 * jnp.exp(-logvar) + jnp.log(2 * jnp.pi))
     kl, decoder_nll = (
-        masked_mean(term, mask).mean(-1) / jnp.log(2.0) for term in (kl, decoder_nll)
+        coordinate_mean(term, mask) / jnp.log(2.0) for term in (kl, decoder_nll)
     )
-    return jnp.where(index == 0, decoder_nll, kl)
+    return jnp.where(timestep == 0, decoder_nll, kl)

@@ -2,6 +2,7 @@
 
 from functools import partial
 
+import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -92,6 +93,10 @@ class DiT(nn.Module):
           the layer's [B, N, 2L] is *reshaped*, not split, so row 2i + h is half h of
           atom i.
         """
+        chex.assert_rank(
+            [z, t, mask], [3, 1, 2], custom_message="z [B, N, L], t [B], mask [B, N]"
+        )
+        chex.assert_equal_shape_prefix([z, mask], 2)
         x = nn.Dense(self.width, name="latent")(z)
         x = x + index_embedding(atom_index(mask), self.width)
         c = Mlp(self.width, self.width, "silu", name="timestep")(timestep_embedding(t))

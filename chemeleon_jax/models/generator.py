@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 from flax import struct
@@ -38,7 +39,7 @@ class Generator:
     latent_std: jax.Array  # []  latents are divided by it before diffusion
     max_atoms: int = struct.field(pytree_node=False, default=20)
 
-    def guidance(self, scale: float | None) -> float | None:
+    def effective_cfg_scale(self, scale: float | None) -> float | None:
         """The `cfg_scale`, or None where it would change nothing and cost half."""
         return scale if self.condition and scale != 1.0 else None
 
@@ -61,6 +62,8 @@ class Generator:
           decoder_scale: guidance by the decoder (see `guidance`), towards the elements
             in `vectors`. None is none.
         """
+        chex.assert_rank(mask, 2, custom_message="mask [B, N]")
+        chex.assert_equal_shape_prefix([mask, *(vectors or {}).values()], 1)
         denoise = self._denoiser(params, mask, vectors, cfg_scale)
         if vectors is None or decoder_scale is None:
             return denoise
@@ -126,6 +129,8 @@ class Generator:
 
     def decode_heads(self, z: jax.Array, mask: jax.Array) -> Decoded:
         """What the decoder makes of diffusion latents z [B, N, L]."""
+        chex.assert_rank([z, mask], [3, 2], custom_message="z [B, N, L], mask [B, N]")
+        chex.assert_equal_shape_prefix([z, mask], 2)
         return self.vae.apply(
             {"params": self.frozen["vae"]}, z * self.latent_std, mask, method="decode"
         )

@@ -9,6 +9,7 @@ guidance (arXiv:2105.05233) needs, and nothing has to be trained for it.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 from optax.assignment import hungarian_algorithm
@@ -32,6 +33,8 @@ def allowed_elements(
       [B, N, 100] bool: whether an atom in this place may be of this element. Places
       beyond the atoms, and those of crystals not asked for elements, take any.
     """
+    chex.assert_rank(mask, 2, custom_message="mask [B, N]")
+    chex.assert_equal_shape_prefix([mask, *vectors.values()], 1)
     allowed = jnp.ones((*mask.shape, COMPOSITION_WIDTH), bool)
     # In this order: a composition says more than the system that it implies.
     for kind, places in (
@@ -78,6 +81,9 @@ def elements_log_prob(
     Returns:
       [B], in nats, summed over atoms; 0 where nothing is asked for.
     """
+    chex.assert_rank([atom_logits, mask], [3, 2], custom_message="logits [B, N, 100]")
+    chex.assert_equal_shape([atom_logits, allowed])
+    chex.assert_equal_shape_prefix([atom_logits, mask], 2)
     log_p = jax.nn.log_softmax(atom_logits)
     # [B, atoms, places]
     cost = -jax.nn.logsumexp(log_p[:, :, None], axis=-1, where=allowed[:, None])

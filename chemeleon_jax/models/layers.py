@@ -1,5 +1,6 @@
 """What the VAE, the denoiser and the predictor are made of. Axes: see `types.py`."""
 
+import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -43,6 +44,8 @@ def atom_index(mask: jax.Array) -> jax.Array:
 
 def masked_mean(x: jax.Array, mask: jax.Array) -> jax.Array:
     """Mean over real atoms: [B, N, ...] -> [B, ...]."""
+    chex.assert_rank(mask, 2, custom_message="mask [B, N]")
+    chex.assert_equal_shape_prefix([x, mask], 2)
     weight = mask.reshape(mask.shape + (1,) * (x.ndim - mask.ndim)).astype(x.dtype)
     return (x * weight).sum(1) / weight.sum(1)
 

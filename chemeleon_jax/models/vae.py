@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -169,6 +170,7 @@ def to_crystals(decoded: Decoded, mask: jax.Array) -> CrystalBatch:
 
     Class 0 of the atom types, "masked", is read as hydrogen, as Chemeleon2 does.
     """
+    chex.assert_equal_shape_prefix([decoded.atom_logits, mask], 2)
     atom_types = jnp.maximum(jnp.argmax(decoded.atom_logits, -1), 1)
     scale = jnp.cbrt(mask.sum(-1, keepdims=True).astype(jnp.float32))
     return CrystalBatch(
@@ -212,6 +214,9 @@ def vae_loss(
       The weighted sum, and each term unweighted.
     """
     mask = crystals.mask
+    chex.assert_rank(mask, 2, custom_message="mask [B, N]")
+    chex.assert_equal_shape_prefix([decoded.atom_logits, mask, posterior.mean], 2)
+    chex.assert_equal_shape([decoded.frac_coords, crystals.frac_coords])
     atoms = mask.sum()
     log_p = jax.nn.log_softmax(decoded.atom_logits)
     picked = jnp.take_along_axis(log_p, crystals.atom_types[..., None], -1)[..., 0]

@@ -5,6 +5,7 @@ setting of the Chemeleon2 paper (arXiv:2511.07158) on the released models, for a
 `compat` is `mp_20` with nothing that the paper's own code does not do.
 """
 
+import dataclasses
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -73,9 +74,6 @@ def _paper(models: str) -> ConfigDict:
     # fit into memory_budget, GB per device (and on a CPU at least one per 32 crystals).
     config.rl.grad_accum = 0
     config.rl.memory_budget = 8.0
-    # Parts of the rollout: while the devices sample one, the host compares the crystals
-    # of the one before with the known ones. Same result. docs/performance.md
-    config.rl.rollout_parts = 1
     # Steps of each trajectory that are trained on, docs/performance.md: so many random
     # ones; or a window outside of which sampling is deterministic, and how many
     # iterations it stays before it moves on. 0 and 0: all.
@@ -136,12 +134,55 @@ def _mini() -> ConfigDict:
     return config
 
 
+# ------------------------------------------------------------- what functions take
+
+
+@dataclasses.dataclass(frozen=True)
+class GRPOConfig:
+    """How a policy learns from trajectories; fields as in `config.rl`.
+
+    Raises:
+      UserError: a value is out of range. It names the field.
+    """
+
+    clip_ratio: float = 1e-3  # the ratio of policies counts within 1 -+ this
+    kl_weight: float = 1.0
+    kl_target: str = "old"  # the policy that sampled; reference: the original one
+    entropy_weight: float = 1e-5
+    step_weight: str = "none"  # of steps in the gradient; std: that of their noise
+    num_inner_batch: int = 1  # minibatches, an optimiser step each
+    grad_accum: int = 1  # microbatches of each, one after another
+    ema_decay: float = 0.0  # of the moving average of policies
+
+    def __post_init__(self):
+        """Checks every value."""
+        for field, holds, rule in (
+            ("clip_ratio", lambda x: x > 0, "above 0"),
+            ("kl_weight", lambda x: x >= 0, "0 or more"),
+            ("kl_target", KL_TARGETS.__contains__, f"one of {KL_TARGETS}"),
+            ("entropy_weight", lambda x: x >= 0, "0 or more"),
+            ("step_weight", STEP_WEIGHTS.__contains__, f"one of {STEP_WEIGHTS}"),
+            ("num_inner_batch", lambda x: x >= 1, "at least 1"),
+            ("grad_accum", lambda x: x >= 1, "at least 1"),
+            ("ema_decay", lambda x: 0 <= x < 1, "from 0 to below 1"),
+        ):
+            require({"rl": vars(self)}, f"rl.{field}", holds, rule)
+
+
+KL_TARGETS = ("old", "reference")
+STEP_WEIGHTS = ("none", "std")
+
+
+def grpo_config(rl: ConfigDict, grad_accum: int) -> GRPOConfig:
+    """What of `config.rl` the update needs; `grad_accum`: where that leaves it open."""
+    fields = {field.name: rl[field.name] for field in dataclasses.fields(GRPOConfig)}
+    return GRPOConfig(**fields | {"grad_accum": rl.grad_accum or grad_accum})
+
+
 # -------------------------------------------------------------------------- checks
 
 _CHOICES = {
     "precision": ("default", "float32", "bfloat16"),
-    "rl.kl_target": ("old", "reference"),
-    "rl.step_weight": ("none", "std"),
     "sampling.sampler": ("ddim", "ddpm"),
 }
 _AT_LEAST_ONE = (
@@ -150,8 +191,6 @@ _AT_LEAST_ONE = (
     "max_skipped",
     "validation_samples",
     "rl.num_group_samples",
-    "rl.num_inner_batch",
-    "rl.rollout_parts",
     "rl.window_iterations",
     "data.batch_size",
     "data.max_atoms",
@@ -164,14 +203,11 @@ _NOT_NEGATIVE = (
     "rl.grad_accum",
     "rl.num_train_steps",
     "rl.window",
-    "rl.kl_weight",
-    "rl.entropy_weight",
     "sampling.cfg_scale",
     "optimizer.weight_decay",
 )
 _POSITIVE = (
     "rl.memory_budget",
-    "rl.clip_ratio",
     "alarms.kl_div",
     "alarms.ratio_max",
     "optimizer.lr",
@@ -193,8 +229,8 @@ def check_rl(config: Any, num_devices: int) -> None:
         require(config, field, lambda x: x >= 0, "0 or more")
     for field in _POSITIVE:
         require(config, field, lambda x: x > 0, "above 0")
+    grpo_config(config.rl, 1)
     require(config, "rl.num_group_samples", lambda x: x >= 2, "at least 2, a group")
-    require(config, "rl.ema_decay", lambda x: 0 <= x < 1, "from 0 to below 1")
     require(config, "sampling.eta", lambda x: 0 < x <= 1, "above 0, at most 1")
     require(
         config, "sampling.sampling_steps", lambda x: 2 <= x <= 1000, "from 2 to 1000"
@@ -207,19 +243,6 @@ def check_rl(config: Any, num_devices: int) -> None:
         config.rl.num_inner_batch,
         max(config.rl.grad_accum, 1),
         num_devices,
-    )
-    _check_rollout_parts(config, num_devices)
-
-
-def _check_rollout_parts(config: Any, num_devices: int) -> None:
-    steps, crystals = config.rl.num_inner_batch, config.data.batch_size
-    crystals *= config.rl.num_group_samples
-    require(
-        config,
-        "rl.rollout_parts",
-        lambda x: max(x, steps) % min(x, steps) == 0 == crystals % (x * num_devices),
-        f"a multiple or a divisor of config.rl.num_inner_batch = {steps}, and times "
-        f"the number of devices, {num_devices}, divide the {crystals} crystals",
     )
 
 

@@ -99,7 +99,7 @@ def condition_values(
     return by_kind, by_name
 
 
-def encode_conditions(
+def condition_vectors_from_cli(
     specs: Sequence[Mapping[str, Any]],
     by_kind: Mapping[str, str],
     by_name: Mapping[str, str],

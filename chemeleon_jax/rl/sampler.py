@@ -4,8 +4,10 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
+from flax import struct
 from jax import lax
 
 from chemeleon_jax.data.types import CrystalBatch, Step, Trajectory
@@ -15,14 +17,86 @@ from chemeleon_jax.devices.sharding import (
     over_devices,
     param_specs,
 )
-from chemeleon_jax.models.buckets import at_width, map_parts, network_widths, pad_atoms
+from chemeleon_jax.models.buckets import (
+    at_width,
+    map_microbatches,
+    network_widths,
+    pad_atoms,
+)
 from chemeleon_jax.models.diffusion import (
-    Denoiser,
+    Gaussian,
     Schedule,
     denoise_step,
-    gaussian_log_prob,
+    make_schedule,
 )
 from chemeleon_jax.models.generator import Generator
+
+Condition = dict[str, jax.Array] | None  # preprocessed conditions, {name: [B, in]}
+
+
+@struct.dataclass
+class Sampler:
+    """How latents become crystals, but for the policy's own parameters.
+
+    A pytree: an argument of jitted functions, whose arrays are no constants in them.
+    """
+
+    model: Generator  # everything that RL does not train
+    schedule: Schedule  # of T timesteps; names DDIM or DDPM
+    eta: jax.Array | float = 1.0  # noise of DDIM; RL needs it above 0
+    cfg_scale: jax.Array | float | None = None  # classifier-free guidance; None: none
+    decoder_scale: jax.Array | float | None = None  # guidance by the decoder; likewise
+
+    def step(
+        self,
+        params: Any,
+        z: jax.Array,
+        timestep: jax.Array,
+        mask: jax.Array,
+        condition: Condition = None,
+    ) -> Gaussian:
+        """What one reverse step draws from. Rollout and loss both call this.
+
+        Args:
+          params: of the policy.
+          z: [B, N, L] latents before the step.
+          timestep: [] of the schedule, T-1 .. 0.
+          mask: [B, N].
+          condition: preprocessed conditions of each crystal, {name: [B, in]}.
+        """
+        chex.assert_equal_shape_prefix([z, mask], 2)
+        denoiser = self.model.denoiser(
+            params, mask, condition, self.cfg_scale, self.decoder_scale
+        )
+        return denoise_step(denoiser, z, timestep, schedule=self.schedule, eta=self.eta)
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """The widths that crystals may be padded to; see `buckets`."""
+        return network_widths(self.model, self.schedule)
+
+
+def make_sampler(
+    model: Generator,
+    *,
+    sampler: str = "ddim",
+    sampling_steps: int = 50,
+    eta: float = 1.0,
+    cfg_scale: float | None = None,
+    decoder_scale: float | None = None,
+) -> Sampler:
+    """A sampler from what the `sampling` section of a config says.
+
+    Raises:
+      UserError: there is no such sampler, or it cannot take that many steps.
+    """
+    return Sampler(
+        model,
+        make_schedule(sampler, sampling_steps),
+        eta,
+        model.effective_cfg_scale(cfg_scale),
+        decoder_scale,
+    )
 
 
 def crystal_noise(
@@ -40,6 +114,7 @@ def crystal_noise(
       mask: [B, N].
       channels: L.
     """
+    chex.assert_equal_shape_prefix([keys, mask], 1)
     shape = (mask.shape[1], channels)
     noise = jax.vmap(lambda k: jax.random.normal(jax.random.fold_in(k, draw), shape))
     return noise(keys) * mask[..., None]
@@ -55,14 +130,10 @@ def sample_group(
     key: jax.Array,
     num_atoms: jax.Array,
     *,
-    model: Generator,
-    schedule: Schedule,
+    sampler: Sampler,
     group_size: int,
-    eta: float = 1.0,
-    cfg_scale: float | None = None,
-    decoder_scale: float | None = None,
-    condition: dict[str, jax.Array] | None = None,
-    parts: int = 1,
+    condition: Condition = None,
+    num_microbatches: int = 1,
 ) -> tuple[CrystalBatch, Trajectory]:
     """Sample groups of crystals, and remember how.
 
@@ -70,31 +141,32 @@ def sample_group(
       params: of the policy (the DiT).
       key: of this rollout, whose crystal b draws from `fold_in(key, b)`; or [B] keys,
         one for each crystal.
-      num_atoms: [G] atoms of each group's crystals, at most `model.max_atoms`.
-      model: everything that is not trained here.
-      schedule: with T steps, names the sampler.
+      num_atoms: [G] atoms of each group's crystals, at most `sampler.model.max_atoms`.
+      sampler: everything that is not trained here.
       group_size: K.
-      eta: noise of the DDIM sampler; 1 in RL.
-      cfg_scale: classifier-free guidance scale; None for none.
-      decoder_scale: of guidance by the decoder; None, as in RL, for none.
       condition: preprocessed conditions of each group, {name: [G, in]}.
-      parts: that a device's crystals are sampled in, one after another; see `buckets`.
-        Crystals do not depend on it.
+      num_microbatches: that a device's crystals are sampled in, one after another; see
+        `buckets`. Crystals do not depend on it.
 
     Returns:
       B = G * K crystals, groups contiguous, and their trajectory. The last step of DDIM
       is taken but not part of it: without noise it has no log-probability. Under a mesh
       each device has its rows of both; B must be a multiple of the devices.
     """
+    chex.assert_shape(num_atoms, (None,), custom_message="num_atoms [G]")
+    for vectors in (condition or {}).values():
+        chex.assert_rank(vectors, 2, custom_message="condition [G, in]")
+        chex.assert_equal_shape_prefix([num_atoms, vectors], 1)
     counts = jnp.repeat(num_atoms, group_size)
     keys = key if key.ndim else crystal_keys(key, jnp.arange(len(counts)))
+    chex.assert_equal_shape([keys, counts])
     condition = repeat_condition(condition, group_size)
 
     specs = param_specs(params)
-    widths = network_widths(model, schedule)
+    model, schedule = sampler.model, sampler.schedule
 
-    def sample_part(params, part):
-        keys, counts, condition = part
+    def sample_some(params, some):
+        keys, counts, condition = some
         mask = jnp.arange(model.max_atoms)[None] < counts[:, None]
         # Noise and decoder are the same at every width, and cost little beside T steps
         # of the network: outside of the branches, they are compiled once.
@@ -104,14 +176,13 @@ def sample_group(
         )
 
         def sample(width):
-            narrow = mask[:, :width]
             z, steps = roll_out(
-                model.denoiser(params, narrow, condition, cfg_scale, decoder_scale),
+                params,
                 noise[-1, :, :width],
-                lambda draw: noise[draw, :, :width],
-                narrow,
-                schedule=schedule,
-                eta=eta,
+                lambda timestep: noise[timestep, :, :width],
+                mask[:, :width],
+                sampler=sampler,
+                condition=condition,
             )
             z_past, z_next = (
                 pad_atoms(jnp.moveaxis(x, 0, 1), model.max_atoms, axis=2)
@@ -119,56 +190,59 @@ def sample_group(
             )
             return pad_atoms(z, model.max_atoms), z_past, z_next, steps.log_prob.T
 
-        z, *steps = at_width(sample, counts, widths)
+        z, *steps = at_width(sample, counts, sampler.widths)
         return model.decode(z, mask), *steps
 
     def sample_own(params, crystals):
         params = gather_params(params, specs)
-        return map_parts(partial(sample_part, params), crystals, crystals[1], parts)
+        return map_microbatches(
+            partial(sample_some, params), crystals, crystals[1], num_microbatches
+        )
 
     crystals, z, z_next, log_prob = over_devices(
         sample_own, in_specs=(specs, CRYSTALS), out_specs=CRYSTALS
     )(params, (keys, counts, condition))
     z, z_next, log_prob = (jnp.moveaxis(x, 1, 0) for x in (z, z_next, log_prob))
-    index = jnp.arange(schedule.num_steps)[::-1][: schedule.num_recorded]
-    steps = Step(index, z, z_next, log_prob)
+    timesteps = jnp.arange(schedule.num_steps)[::-1][: schedule.num_recorded]
+    steps = Step(timesteps, z, z_next, log_prob)
     return crystals, Trajectory(steps, crystals.mask, condition)
 
 
 def roll_out(
-    denoiser: Denoiser,
+    params: Any,
     z: jax.Array,
     noise: Callable[[jax.Array], jax.Array],
     mask: jax.Array,
     *,
-    schedule: Schedule,
-    eta: float = 1.0,
+    sampler: Sampler,
+    condition: Condition = None,
 ) -> tuple[jax.Array, Step]:
     """Take all T steps from a given latent.
 
     Args:
-      denoiser: see `Generator.denoiser`.
+      params: of the policy.
       z: [B, N, L] initial latent, zero on padding.
-      noise: index of a step [] -> [B, N, L], zero on padding.
+      noise: timestep [] -> [B, N, L], zero on padding.
       mask: [B, N].
-      schedule: with T steps.
-      eta: noise of the DDIM sampler.
+      sampler: with T steps.
+      condition: of each crystal, {name: [B, in]}.
 
     Returns:
       The final latent, and the steps that have a density, stacked in sampling order.
     """
+    chex.assert_rank([z, mask], [3, 2], custom_message="z [B, N, L], mask [B, N]")
 
-    def take_step(z, index):
-        mean, std = denoise_step(denoiser, z, index, schedule=schedule, eta=eta)
-        z_next = mean + std * noise(index) * (index > 0)  # step 0 draws no noise
-        log_prob = gaussian_log_prob(z_next, mean, std, mask)
-        return z_next, Step(index, z, z_next, log_prob)
+    def take_step(z, timestep):
+        gaussian = sampler.step(params, z, timestep, mask, condition)
+        z_next = gaussian.sample(noise(timestep), timestep > 0)  # none at the last
+        return z_next, Step(timestep, z, z_next, gaussian.log_prob(z_next, mask))
 
+    schedule = sampler.schedule
     z, steps = lax.scan(take_step, z, jnp.arange(schedule.num_steps)[::-1])
     return z, jax.tree.map(lambda x: x[: schedule.num_recorded], steps)
 
 
-def repeat_condition(condition, group_size: int):
+def repeat_condition(condition: Condition, group_size: int) -> Condition:
     """Conditions of groups {name: [G, in]} as those of crystals {name: [B, in]}."""
     if condition is None:
         return None

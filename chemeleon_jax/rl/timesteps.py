@@ -1,56 +1,57 @@
-"""Which steps of a trajectory are trained on: all, a random few, or a moving window.
+"""Which timesteps are trained on: all, a random few, or a moving window.
 
-Fewer steps make an update cheaper by as much. Both choices keep the gradient's scale,
-see `objective.trajectory_gradient`.
+Fewer of them make an update cheaper by as much. Both choices keep the gradient's scale,
+see `learner.trajectory_gradient`.
 """
 
 import jax
 import jax.numpy as jnp
 
-from chemeleon_jax.data.types import Trajectory
 from chemeleon_jax.models.diffusion import Schedule
 
 
-def choose_steps(
+def select_timesteps(
     key: jax.Array,
     iteration: int,
-    recorded: int,
+    schedule: Schedule,
     *,
     num_train_steps: int,
     window: int,
     window_iterations: int,
 ) -> jax.Array | None:
-    """Places in a trajectory of S = `recorded` steps that an iteration trains on.
+    """Timesteps that an iteration trains on, descending; None for all.
 
-    `num_train_steps` random ones, or a `window`; None for all, where both are 0.
+    `num_train_steps` random ones, or a `window`; all, where both are 0.
     """
     if window:
-        return window_steps(iteration, recorded, window, window_iterations)
-    return random_steps(key, recorded, num_train_steps) if num_train_steps else None
+        return window_timesteps(iteration, schedule, window, window_iterations)
+    return random_timesteps(key, schedule, num_train_steps) if num_train_steps else None
 
 
-def random_steps(key: jax.Array, recorded: int, count: int) -> jax.Array:
-    """A random few of a trajectory's steps, one from each of equal stretches.
+def random_timesteps(key: jax.Array, schedule: Schedule, count: int) -> jax.Array:
+    """A random few of a trajectory's timesteps, one from each of equal stretches.
 
     DanceGRPO (arXiv:2505.07818) trains on a random subset; stretches spread it over
     early and late steps.
 
     Args:
       key: of this iteration.
-      recorded: S.
+      schedule: whose trajectories have S steps.
       count: at most S.
 
     Returns:
-      [count] places in the trajectory, ascending, each step as likely as any other.
+      [count] timesteps, descending, each step as likely as any other.
     """
+    recorded = schedule.num_recorded
     edges = jnp.arange(count) + jax.random.uniform(key, (count,))
-    return jnp.minimum((edges * recorded / count).astype(int), recorded - 1)
+    places = jnp.minimum((edges * recorded / count).astype(int), recorded - 1)
+    return schedule.num_steps - 1 - places
 
 
-def window_steps(
-    iteration: jax.Array | int, recorded: int, width: int, iterations_per_step: int
+def window_timesteps(
+    iteration: jax.Array | int, schedule: Schedule, width: int, iterations_per_step: int
 ) -> jax.Array:
-    """The steps of a window that moves along the trajectory, from its start.
+    """The timesteps of a window that moves along the trajectory, from its start.
 
     MixGRPO (arXiv:2507.21802): steps inside are stochastic and trained on, those
     outside deterministic. Every few iterations the window moves by a step, and from the
@@ -58,27 +59,22 @@ def window_steps(
 
     Args:
       iteration: [] iterations done.
-      recorded: S.
+      schedule: whose trajectories have S steps.
       width: of the window, at most S.
       iterations_per_step: that the window stays where it is.
 
     Returns:
-      [width] places in the trajectory, ascending.
+      [width] timesteps, descending.
     """
-    start = iteration // iterations_per_step % (recorded - width + 1)
-    return start + jnp.arange(width)
+    positions = schedule.num_recorded - width + 1
+    start = iteration // iterations_per_step % positions
+    return schedule.num_steps - 1 - (start + jnp.arange(width))
 
 
-def stochastic_at(schedule: Schedule, places: jax.Array) -> Schedule:
-    """A DDIM schedule without noise but at some places of its trajectory.
+def stochastic_at(schedule: Schedule, timesteps: jax.Array) -> Schedule:
+    """A DDIM schedule without noise but at some timesteps.
 
-    Steps elsewhere have no density: `take_steps` must leave them out.
+    The others have no density: `Trajectory.at` must leave them out.
     """
-    index = schedule.num_steps - 1 - places  # trajectories start at step T - 1
-    kept = jnp.zeros(schedule.num_steps, bool).at[index].set(True)
+    kept = jnp.zeros(schedule.num_steps, bool).at[timesteps].set(True)
     return schedule.replace(ddim_std=jnp.where(kept, schedule.ddim_std, 0.0))
-
-
-def take_steps(trajectory: Trajectory, places: jax.Array) -> Trajectory:
-    """The steps at some places [M] of a trajectory."""
-    return trajectory.replace(steps=jax.tree.map(lambda x: x[places], trajectory.steps))

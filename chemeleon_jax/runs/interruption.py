@@ -54,7 +54,7 @@ class SaveOnSignal:
           Interrupted: a signal has come.
         """
         self._finished = step, state
-        received = distributed.greatest(self._signal or 0)
+        received = distributed.max_over_processes(self._signal or 0)
         if received:
             self._save(step, state)
             self._say(received, step)

@@ -71,7 +71,7 @@ class RunCheckpoints:
         with self._saving:
             scratch = self._directory / f".writing-{step}"
             try:
-                if self._first_says(lambda: step == self.latest_step):
+                if self._ask_first(lambda: step == self.latest_step):
                     return
                 if distributed.is_first():
                     scratch.mkdir()  # not its parents: a vanished run stays away
@@ -93,9 +93,9 @@ class RunCheckpoints:
                 self._delete_old()
             _forget_shards(state)
 
-    def _first_says(self, find: Callable[[], int]) -> int:
+    def _ask_first(self, find: Callable[[], int]) -> int:
         """What the first process finds on disk, on all of them."""
-        return distributed.first_says(find() if distributed.is_first() else 0)
+        return distributed.broadcast_from_first(find() if distributed.is_first() else 0)
 
     def _delete_old(self) -> None:
         steps = sorted(list_steps(self._directory))
@@ -116,7 +116,7 @@ class RunCheckpoints:
         Raises:
           UserError: all are damaged, or the state has another structure.
         """
-        step = self._first_says(self._find_intact)
+        step = self._ask_first(self._find_intact)
         return None if step < 0 else self._restore(step, target)
 
     def _find_intact(self) -> int:

@@ -9,7 +9,7 @@ import optax
 import paths
 import pytest
 
-from chemeleon_jax.rl.objective import make_optimizer
+from chemeleon_jax.models.optimizer import make_optimizer
 from convert_checkpoints import CheckpointError
 from convert_checkpoints.comparison import Recording
 from convert_checkpoints.verify import main, verify

@@ -54,7 +54,7 @@ def test_a_process_number_that_is_none(monkeypatch):
 
 
 def test_alone_nothing_is_exchanged():
-    assert distributed.first_says(7) == distributed.greatest(7) == 7
+    assert distributed.broadcast_from_first(7) == distributed.max_over_processes(7) == 7
     assert distributed.gather({"x": np.ones(3)})["x"].shape == (1, 3)
 
 

@@ -1,21 +1,24 @@
 from functools import partial
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
 
-from chemeleon_jax import sample_group, update
+from chemeleon_jax import sample_group
 from chemeleon_jax.models import buckets
 from chemeleon_jax.models.buckets import (
     at_width,
-    choose_parts,
-    map_parts,
+    choose_microbatches,
+    map_microbatches,
     network_widths,
 )
 from chemeleon_jax.models.diffusion import make_schedule
-from chemeleon_jax.rl.objective import make_optimizer
+from chemeleon_jax.models.optimizer import make_optimizer
+from chemeleon_jax.rl.config import GRPOConfig
+from chemeleon_jax.rl.learner import update
 
 SCHEDULE = make_schedule("ddim", 5)
 NUM_ATOMS = jnp.array([5, 2, 6, 3, 4, 1])
@@ -45,43 +48,44 @@ def test_the_narrowest_width_that_holds_them(largest, width):
     assert chosen == width
 
 
-def test_parts_hold_crystals_of_similar_size_and_order_is_restored():
+def test_microbatches_hold_crystals_of_similar_size_and_order_is_restored():
     sizes = []
 
     def function(crystals):
         jax.debug.callback(lambda n: sizes.append(n.tolist()), crystals)
         return crystals * 10
 
-    result = map_parts(function, NUM_ATOMS, NUM_ATOMS, parts=3)
+    result = map_microbatches(function, NUM_ATOMS, NUM_ATOMS, 3)
     jax.effects_barrier()
     np.testing.assert_array_equal(result, NUM_ATOMS * 10)
     assert sorted(sorted(part) for part in sizes) == [[1, 2], [3, 4], [5, 6]]
 
 
-def test_parts_fit_the_budget_and_the_devices():
+def test_microbatches_fit_the_budget_and_the_devices():
     model, _ = tiny.generator()  # 96 * 2 * 16 * 6 = 18,432 bytes per crystal
-    assert choose_parts(160, model, memory_budget=8.0) == 5  # of 32, on a CPU
-    assert choose_parts(160, model, memory_budget=8.0, devices=4) == 2  # of 4 * 20
-    assert choose_parts(160, model, memory_budget=2e-5) == 160
-    assert choose_parts(10, model, memory_budget=1e-9) == 10
-    assert choose_parts(6 * 7, model, memory_budget=5.6e-5) == 14  # of 3
+    assert choose_microbatches(160, model, memory_budget=8.0) == 5  # of 32, on a CPU
+    assert (
+        choose_microbatches(160, model, memory_budget=8.0, devices=4) == 2
+    )  # of 4 * 20
+    assert choose_microbatches(160, model, memory_budget=2e-5) == 160
+    assert choose_microbatches(10, model, memory_budget=1e-9) == 10
+    assert choose_microbatches(6 * 7, model, memory_budget=5.6e-5) == 14  # of 3
 
 
-def test_neither_crystals_nor_the_update_depend_on_the_parts():
-    """Nor on the padding, which parts of similar sizes save."""
-    model, policy = tiny.generator()
+def test_neither_crystals_nor_the_update_depend_on_microbatches():
+    """Nor on the padding, which crystals of similar sizes save."""
+    sampler, policy = tiny.sampler()
     optimizer = make_optimizer(1e-3)
 
     @partial(jax.jit, static_argnums=0)
-    def iteration(parts):
+    def iteration(count):
         crystals, trajectory = sample_group(
             policy,
             jax.random.key(2),
             NUM_ATOMS,
-            model=model,
-            schedule=SCHEDULE,
+            sampler=sampler,
             group_size=1,
-            parts=parts,
+            num_microbatches=count,
         )
         improved, _, metrics = update(
             policy,
@@ -89,27 +93,22 @@ def test_neither_crystals_nor_the_update_depend_on_the_parts():
             trajectory,
             jnp.array([1.0, -0.5, 2.0, -1.0, 0.3, -2.0]),
             optimizer=optimizer,
-            model=model,
-            schedule=SCHEDULE,
-            grad_accum=parts,
-            clip_ratio=0.1,
-            kl_weight=1.0,
-            entropy_weight=0.0,
+            sampler=sampler,
+            config=GRPOConfig(clip_ratio=0.1, entropy_weight=0.0, grad_accum=count),
         )
         return crystals, trajectory.steps, improved, metrics
 
     whole, cut = iteration(1), iteration(3)
-    jax.tree.map(partial(np.testing.assert_allclose, atol=2e-5), whole[:3], cut[:3])
+    chex.assert_trees_all_close(whole[:3], cut[:3], atol=2e-5, rtol=1e-7)
     for name in ("ratio", "ratio_max", "grad_norm", "neg_log_prob", "clip_fraction"):
         np.testing.assert_allclose(whole[3][name], cut[3][name], rtol=1e-4)
     np.testing.assert_allclose(cut[3]["ratio_first"], 1.0, atol=1e-6)
 
 
 def test_other_sizes_compile_nothing():
-    model, policy = tiny.generator()
-    rollout = jax.jit(partial(sample_group, group_size=1, parts=3))
-    settings = {"model": model, "schedule": SCHEDULE}
-    first = rollout(policy, jax.random.key(0), NUM_ATOMS, **settings)
+    sampler, policy = tiny.sampler()
+    rollout = jax.jit(partial(sample_group, group_size=1, num_microbatches=3))
+    first = rollout(policy, jax.random.key(0), NUM_ATOMS, sampler=sampler)
     key, smaller = jax.random.key(1), jnp.minimum(NUM_ATOMS, 3)
     jax.block_until_ready((first, key, smaller))
     compiled = []
@@ -120,7 +119,7 @@ def test_other_sizes_compile_nothing():
 
     jax.monitoring.register_event_duration_secs_listener(listen)
     try:
-        crystals, _ = rollout(policy, key, smaller, **settings)
+        crystals, _ = rollout(policy, key, smaller, sampler=sampler)
         assert not compiled
         jax.jit(lambda x: x - 1)(smaller)  # what would have been heard
         assert compiled

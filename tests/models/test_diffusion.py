@@ -4,10 +4,9 @@ import numpy as np
 import pytest
 
 from chemeleon_jax.models.diffusion import (
+    Gaussian,
     add_noise,
     denoise_step,
-    gaussian_kl,
-    gaussian_log_prob,
     ldm_loss,
     make_schedule,
     respaced_timesteps,
@@ -52,21 +51,20 @@ def test_ddim_step_with_eta_one_has_the_posterior_variance():
 def test_ddim_recovers_the_clean_latent_from_the_true_noise():
     schedule = make_schedule("ddim", 10)
     z, noise = jax.random.normal(jax.random.key(0), (2, 3, 4, 5))
-    index = jnp.array(7)
     noisy = add_noise(schedule, z, noise, jnp.full(3, 7))
-    mean, std = denoise_step(
-        lambda z, t: noise, noisy, index, schedule=schedule, eta=0.0
+    step = denoise_step(
+        lambda z, t: noise, noisy, jnp.array(7), schedule=schedule, eta=0.0
     )
     expected = add_noise(schedule, z, noise, jnp.full(3, 6))
-    np.testing.assert_allclose(mean, expected, atol=1e-5)
-    assert not std.any()
+    np.testing.assert_allclose(step.mean, expected, atol=1e-5)
+    assert not step.std.any()
 
 
 def test_ddpm_fixed_variance_is_beta_except_at_the_end():
     schedule = make_schedule("ddpm", 10)
     z = jnp.zeros((1, 2, 3))
     stds = [
-        denoise_step(lambda z, t: z, z, jnp.array(i), schedule=schedule)[1][0, 0, 0]
+        denoise_step(lambda z, t: z, z, jnp.array(i), schedule=schedule).std[0, 0, 0]
         for i in range(10)
     ]
     betas = jnp.exp(schedule.log_beta)
@@ -78,12 +76,13 @@ def test_ddpm_fixed_variance_is_beta_except_at_the_end():
 def test_log_prob_and_kl_by_hand():
     mask = jnp.array([[True, False]])
     z = jnp.array([[[1.5], [100.0]]])
-    mean, std = jnp.array([[[0.5], [0.0]]]), jnp.ones((1, 2, 1))
+    gaussian = Gaussian(jnp.array([[[0.5], [0.0]]]), jnp.ones((1, 2, 1)))
     # -0.5 (1 + ln 2 pi), the padded atom not counted
-    log_prob = gaussian_log_prob(z, mean, std, mask)
+    log_prob = gaussian.log_prob(z, mask)
     np.testing.assert_allclose(log_prob, [-1.4189385], rtol=1e-6)
     # 0.5 (1/4 + 1/4 - 1 + ln 4) for N(0.5, 1) against N(1.5, 2^2)
-    kl = gaussian_kl(mean, std, mean + 1, 2 * std, mask)
+    other = Gaussian(gaussian.mean + 1, 2 * gaussian.std)
+    kl = gaussian.kl(other, mask)
     np.testing.assert_allclose(kl, [0.5 * (0.5 - 1 + np.log(4))], rtol=1e-6)
 
 
@@ -104,11 +103,23 @@ def test_the_bound_trains_the_variance_and_not_epsilon():
 
     def bound(eps, values):
         output = jnp.concatenate([eps, values], 1)
-        index = jnp.array([0, 10, 900])
-        return ldm_loss(lambda z, t: output, z, noise, index, mask, schedule=schedule)[
-            "vb"
-        ].sum()
+        timestep = jnp.array([0, 10, 900])
+        terms = ldm_loss(
+            lambda z, t: output, z, noise, timestep, mask, schedule=schedule
+        )
+        return terms["vb"].sum()
 
     eps_grad, value_grad = jax.grad(bound, (0, 1))(noise + 0.1, jnp.zeros_like(z))
     assert not eps_grad.any()
     assert value_grad.any()
+
+
+def test_shapes_that_do_not_fit_are_named():
+    """A mask of other crystals would broadcast."""
+    gaussian = Gaussian(jnp.zeros((3, 4, 5)), jnp.ones((3, 4, 5)))
+    with pytest.raises(AssertionError, match="shape"):
+        gaussian.log_prob(jnp.zeros((3, 4, 5)), jnp.ones((1, 4), bool))
+    with pytest.raises(AssertionError, match=r"mask \[B, N\]"):
+        gaussian.log_prob(jnp.zeros((3, 4, 5)), jnp.ones((3, 4, 1), bool))
+    with pytest.raises(AssertionError, match="shape"):
+        gaussian.kl(Gaussian(jnp.zeros((1, 4, 5)), jnp.ones((1, 4, 5))), jnp.ones(3))

@@ -10,7 +10,8 @@ from chemeleon_jax.devices.sharding import make_mesh
 from chemeleon_jax.models.condition import make_condition_encoder, preprocess
 from chemeleon_jax.models.diffusion import make_schedule, predict_clean
 from chemeleon_jax.models.guidance import allowed_elements, elements_log_prob
-from chemeleon_jax.rl.generation import generate
+from chemeleon_jax.rl.bulk import compile_sampling, group_prompts, sample_in_bulk
+from chemeleon_jax.rl.sampler import make_sampler
 
 SPECS = [
     {"name": "formula", "kind": "composition"},
@@ -150,12 +151,17 @@ def test_predicted_clean_latents_move_along_the_gradient(learn_sigma):
 def test_neither_batches_nor_devices_change_a_guided_crystal():
     model, policy = conditional()
     asked = vectors(["NaCl2"], ["Na-Cl"])
-    given = {"schedule": make_schedule("ddim", 4), "model": model, "condition": asked}
-    given |= {"decoder_scale": 6.0, "cfg_scale": 2.0}
-    num_atoms, key = np.array([3, 6, 3, 6, 3]), jax.random.key(0)
+    asked = {name: np.repeat(x, 5, 0) for name, x in asked.items()}
+    prompts = group_prompts(jax.random.key(0), np.array([3, 6, 3, 6, 3]), asked)
+    sampler = make_sampler(model, sampling_steps=4, cfg_scale=2.0, decoder_scale=6.0)
     one, four = (
-        generate(policy, key, num_atoms, mesh=make_mesh(n), batch_size=size, **given)
-        for n, size in ((1, 2), (4, 4))
+        sample_in_bulk(
+            policy,
+            prompts,
+            sample=compile_sampling(sampler, make_mesh(devices)),
+            batch_size=batch_size,
+        )
+        for devices, batch_size in ((1, 2), (4, 4))
     )
     np.testing.assert_array_equal(one.atom_types, four.atom_types)
     np.testing.assert_allclose(one.frac_coords, four.frac_coords, atol=1e-4)

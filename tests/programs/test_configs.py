@@ -73,7 +73,6 @@ def test_the_paper_s_setting():
         "num_inner_batch": 2,
         "grad_accum": 0,
         "memory_budget": 8.0,
-        "rollout_parts": 1,
         "num_train_steps": 0,
         "window": 0,
         "window_iterations": 25,
@@ -234,8 +233,6 @@ def test_a_wrong_argument_is_named(argument, message):
         ("seed", "-1", "0 or more"),
         ("rl.num_train_steps", "900", "the steps that have a density"),
         ("rl.window", "900", "the steps that have a density"),
-        ("rl.rollout_parts", "3", "a multiple or a divisor of"),
-        ("rl.rollout_parts", "128", "divide the 192 crystals"),
     ],
 )
 def test_a_value_out_of_range_is_named(field, value, rule):

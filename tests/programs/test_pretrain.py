@@ -1,5 +1,6 @@
 import json
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,15 +12,13 @@ from chemeleon_jax.data.dataset import load_dataset, save_npz
 from chemeleon_jax.errors import UserError
 from chemeleon_jax.models import store
 from chemeleon_jax.models.loading import load_checkpoint
-from chemeleon_jax.pretrain import pretrain
-from chemeleon_jax.pretraining.stages import (
-    STAGES,
+from chemeleon_jax.pretrain import STAGES, pretrain
+from chemeleon_jax.pretraining.ldm import (
     TIMESTEP_QUANTILES,
-    Stage,
     ldm_stage,
     measure_latent_std,
-    start_from,
 )
+from chemeleon_jax.pretraining.stage import Stage, start_from
 from chemeleon_jax.runs.states import RunCheckpoints, read_subtree
 from chemeleon_jax.runs.tracking import read_scalars
 
@@ -279,12 +278,9 @@ def test_a_training_cut_off_ends_where_it_would_have_ended(
         pretrain(config(folder, "vae"), str(halves))
     assert json.loads((halves / "config.json").read_text())["training"]["step"] == 2
     pretrain(config(folder, "vae"), str(halves))
-    for a, b in zip(
-        jax.tree.leaves(load_checkpoint(whole).params),
-        jax.tree.leaves(load_checkpoint(halves).params),
-        strict=True,
-    ):
-        np.testing.assert_array_equal(a, b)
+    chex.assert_trees_all_equal(
+        load_checkpoint(whole).params, load_checkpoint(halves).params
+    )
 
 
 def test_early_stopping(folder, tmp_path):

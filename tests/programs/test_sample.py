@@ -11,11 +11,15 @@ from chemeleon_jax.data.types import TrainState
 from chemeleon_jax.devices.sharding import make_mesh
 from chemeleon_jax.models import store
 from chemeleon_jax.models.condition import input_width, make_condition_encoder
-from chemeleon_jax.models.diffusion import make_schedule
 from chemeleon_jax.models.dit import DiT
 from chemeleon_jax.models.loading import load_checkpoint
 from chemeleon_jax.models.store import Checkpoint
-from chemeleon_jax.rl.generation import batches, generate
+from chemeleon_jax.rl.bulk import (
+    compile_sampling,
+    even_batch_size,
+    group_prompts,
+    sample_in_bulk,
+)
 from chemeleon_jax.rl.sampler import sample_group
 from chemeleon_jax.runs.directory import work_directory, write_run_info
 from chemeleon_jax.runs.states import RunCheckpoints
@@ -30,39 +34,33 @@ SPECS = (
 )
 
 
-def generated(devices, **changes):
-    model, policy = tiny.generator()
-    given = {"schedule": make_schedule("ddim", 4), "mesh": make_mesh(devices)}
-    return generate(policy, KEY, NUM_ATOMS, model=model, **given | changes)
+def generated(devices, batch_size):
+    sampler, policy = tiny.sampler(4)
+    return sample_in_bulk(
+        policy,
+        group_prompts(KEY, NUM_ATOMS, None),
+        sample=compile_sampling(sampler, make_mesh(devices)),
+        batch_size=even_batch_size(len(NUM_ATOMS), batch_size, devices),
+    )
 
 
 def test_neither_batches_nor_buckets_nor_devices_change_a_crystal():
-    model, policy = tiny.generator()
+    sampler, policy = tiny.sampler(4)
     keys = jax.vmap(jax.random.fold_in, (None, 0))(KEY, jnp.arange(len(NUM_ATOMS)))
     plain, _ = jax.jit(sample_group, static_argnames="group_size")(
         policy,
         keys,
         jnp.asarray(NUM_ATOMS),
-        model=model,
-        schedule=make_schedule("ddim", 4),
+        sampler=sampler,
         group_size=1,
     )
-    for crystals in (generated(1, batch_size=3), generated(4)):
+    for crystals in (generated(1, 3), generated(4, 32)):
         for name in ("atom_types", "mask"):
             np.testing.assert_array_equal(getattr(crystals, name), getattr(plain, name))
         for name in ("frac_coords", "lengths", "angles"):
             np.testing.assert_allclose(
                 getattr(crystals, name), getattr(plain, name), rtol=1e-5, atol=1e-5
             )
-
-
-def test_batches_hold_each_crystal_once_and_large_ones_first():
-    found = list(batches(NUM_ATOMS, 5, 1))
-    assert [rows.tolist() for rows, _ in found] == [[3, 1, 7, 5], [6, 2, 0, 4]]
-    assert {size for _, size in found} == {4}
-    sizes = {n: next(batches(np.ones(n), 8, 4))[1] for n in (1, 8, 9, 17)}
-    assert sizes == {1: 4, 8: 8, 9: 8, 17: 8}
-    assert next(batches(np.ones(9), 1, 4))[1] == 4
 
 
 # ------------------------------------------------------------------- the program
@@ -124,7 +122,7 @@ def test_files_hold_every_crystal_and_how_it_was_made(models, tmp_path):
     assert [line["index"] for line in found] == [0, 1, 2, 3]
     assert {line["num_atoms"] for line in found} <= {2, 4}  # the model's own histogram
     manifest = json.loads((tmp_path / "manifest.json").read_text())
-    assert manifest["seed"] == 3 and manifest["settings"]["num_steps"] == 2
+    assert manifest["seed"] == 3 and manifest["settings"]["sampling_steps"] == 2
     assert manifest["validity"] == [line["reason"] for line in found]
     assert manifest["checkpoint_sha256"] == store.params_digest(
         load_checkpoint(models / "plain").params
@@ -168,7 +166,7 @@ def test_conditions_change_the_crystals(models, tmp_path):
     assert len(texts) == len(asked)
     manifest = json.loads((tmp_path / "formula" / "manifest.json").read_text())
     assert manifest["settings"]["conditions"]["composition"] == "Na1Cl1"
-    assert manifest["settings"]["guidance_scale"] == 2.0
+    assert manifest["settings"]["cfg_scale"] == 2.0
     assert manifest["settings"]["decoder_guidance"] == DEFAULTS["decoder_guidance"]
     manifest = json.loads((tmp_path / "gap" / "manifest.json").read_text())
     assert manifest["settings"]["decoder_guidance"] is None  # no elements in it
@@ -246,7 +244,41 @@ def test_a_run_is_sampled_as_it_was_trained(models, tmp_path):
         json.loads((d / "manifest.json").read_text()) for d in (out, out / "base")
     )
     assert tuned["settings"] == base["settings"]
-    assert (tuned["settings"]["sampler"], tuned["settings"]["num_steps"]) == ("ddim", 4)
+    assert (tuned["settings"]["sampler"], tuned["settings"]["sampling_steps"]) == (
+        "ddim",
+        4,
+    )
     assert base["checkpoint_sha256"] == store.params_digest(start.params)
     assert tuned["checkpoint_sha256"] != base["checkpoint_sha256"]
     assert lines(out) != lines(out / "base")
+
+
+def test_a_run_s_precision_is_that_of_its_samples(models, tmp_path, monkeypatch):
+    """bfloat16 rounds, and the manifest says so."""
+    start = load_checkpoint(models / "plain")
+    sampling = {"sampler": "ddim", "sampling_steps": 4, "eta": 1.0, "cfg_scale": 2.0}
+    config = {"sampling": sampling, "data": {"dataset": "mp_mini"}}
+    policy = {"dit": start.params["dit"]}
+    state = TrainState(jnp.array(1), policy, {}, policy, jnp.array(0))
+    asked = []
+
+    def compile_and_note(sampler, mesh, precision):
+        asked.append(precision)
+        return compile_sampling(sampler, mesh, precision)
+
+    monkeypatch.setattr("chemeleon_jax.sample.compile_sampling", compile_and_note)
+    for precision in ("float32", "bfloat16"):
+        workdir = tmp_path / precision
+        with work_directory(workdir), RunCheckpoints(workdir) as saved:
+            digest = store.params_digest(start.params)
+            write_run_info(
+                workdir, config | {"precision": precision}, start.config, digest
+            )
+            store.save_start(workdir, start)
+            saved.save(1, state, score=1.0)
+        out = workdir / "samples"
+        flags = [f"--checkpoint={workdir}", f"--out={out}", "--num_samples=3"]
+        assert main([*flags, "--num_atoms=4"]) == 0
+        manifest = json.loads((out / "manifest.json").read_text())
+        assert manifest["settings"]["precision"] == precision
+    assert asked == ["float32", "bfloat16"]

@@ -12,10 +12,11 @@ from pymatgen.core import Structure
 from chemeleon_jax.errors import UserError
 from chemeleon_jax.models import store
 from chemeleon_jax.models.loading import load_checkpoint
+from chemeleon_jax.models.optimizer import moving_average
 from chemeleon_jax.rewards.recent import load_recent
 from chemeleon_jax.runs.states import RunCheckpoints
 from chemeleon_jax.runs.tracking import read_scalars
-from chemeleon_jax.train import average, train
+from chemeleon_jax.train import train
 
 
 @pytest.fixture(scope="module")
@@ -88,8 +89,8 @@ def test_the_promised_tags_are_written(run):
 
 def test_the_large_programs_compile_once(run, compiled):
     """The update too, which compiles before there is anything to learn from."""
-    assert compiled.count("jit(sample_in_order)") == 1
-    assert compiled.count("jit(improve_policy)") == 1
+    assert compiled.count("jit(sample_on_mesh)") == 1
+    assert compiled.count("jit(train_step)") == 1
 
 
 def test_a_run_holds_what_it_was_and_what_it_made(run):
@@ -123,9 +124,9 @@ def test_the_average_starts_short():
     ema = jnp.zeros(1)
     for iteration, by_hand in enumerate((1.5, 3.3, 5.58)):
         policy = jnp.full(1, 3.0 * iteration + 3)
-        ema = average(ema, policy, jnp.array(iteration), 0.6)
+        ema = moving_average(ema, policy, jnp.array(iteration), 0.6, 2)
         np.testing.assert_allclose(ema, by_hand, rtol=1e-6)
-    none = average(ema, policy, jnp.array(50), 0.0)
+    none = moving_average(ema, policy, jnp.array(50), 0.0, 2)
     np.testing.assert_array_equal(none, policy)
 
 

@@ -2,19 +2,14 @@ import io
 from types import SimpleNamespace
 
 import numpy as np
+from crystal_sets import salt
 from PIL import Image
-from pymatgen.core import Lattice, Structure
 
 from chemeleon_jax.data.crystals import from_structures
 from chemeleon_jax.report import pictures
 from chemeleon_jax.report.pictures import log_validation
 from chemeleon_jax.runs import tracking
 from chemeleon_jax.runs.tracking import Tracker, read_scalars
-
-
-def salt(anion, length):
-    sites = [[0, 0, 0], [0.5, 0.5, 0.5]]
-    return Structure(Lattice.cubic(length), ["Cs", anion], sites)
 
 
 def found():

@@ -1,5 +1,6 @@
 from functools import cache, partial
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,40 +8,25 @@ import optax
 import pytest
 import tiny
 
-from chemeleon_jax import sample_group, update
-from chemeleon_jax.data.types import Trajectory
+from chemeleon_jax import sample_group
 from chemeleon_jax.devices.sharding import make_mesh, replicate, shard_batch
-from chemeleon_jax.models.diffusion import (
-    denoise_step,
-    gaussian_log_prob,
-    make_schedule,
-)
-from chemeleon_jax.rl.objective import (
-    grpo_loss,
-    make_optimizer,
-    reference_kl,
-    trajectory_gradient,
-)
-from chemeleon_jax.rl.timesteps import take_steps
+from chemeleon_jax.models.optimizer import make_optimizer
+from chemeleon_jax.rl.config import GRPOConfig
+from chemeleon_jax.rl.learner import trajectory_gradient, update
+from chemeleon_jax.rl.objective import grpo_loss, reference_kl
 
-SCHEDULE = make_schedule("ddim", 5)
-WEIGHTS = {"clip_ratio": 0.1, "kl_weight": 1.0, "entropy_weight": 0.0}
+CONFIG = GRPOConfig(clip_ratio=0.1, entropy_weight=0.0)
 ADVANTAGE = jnp.array([1.0, -0.5, 2.0, -1.0])
 
 
 @cache
 def rolled_out(steps=5):
-    model, policy = tiny.generator()
+    sampler, policy = tiny.sampler(steps)
     rollout = jax.jit(sample_group, static_argnames="group_size")
     _, trajectory = rollout(
-        policy,
-        jax.random.key(5),
-        jnp.array([3, 5]),
-        model=model,
-        schedule=make_schedule("ddim", steps),
-        group_size=2,
+        policy, jax.random.key(5), jnp.array([3, 5]), sampler=sampler, group_size=2
     )
-    return model, policy, trajectory
+    return sampler, policy, trajectory
 
 
 def first_step(trajectory):
@@ -54,10 +40,9 @@ def loss_of_first_step(policy, step, advantage, mask, reference_params=None):
         step,
         advantage,
         mask,
-        model=rolled_out()[0],
-        schedule=SCHEDULE,
+        sampler=rolled_out()[0],
+        config=CONFIG,
         reference_params=reference_params,
-        **WEIGHTS,
     )
 
 
@@ -67,10 +52,8 @@ def gradient(policy, trajectory, advantage, step_weight="none"):
         policy,
         trajectory,
         advantage,
-        model=rolled_out()[0],
-        schedule=SCHEDULE,
-        step_weight=step_weight,
-        **WEIGHTS,
+        sampler=rolled_out()[0],
+        config=GRPOConfig(clip_ratio=0.1, entropy_weight=0.0, step_weight=step_weight),
     )
 
 
@@ -92,18 +75,17 @@ def test_loss_of_an_unchanged_policy_is_minus_the_mean_advantage():
 
 def test_gradient_is_that_of_the_weighted_log_probability():
     """With ratio 1 GRPO is REINFORCE: -mean(A d log p), the KL's gradient is zero."""
-    model, policy, trajectory = rolled_out()
+    sampler, policy, trajectory = rolled_out()
     step, mask = first_step(trajectory), trajectory.mask
 
     def reinforce(policy):
-        denoiser = model.denoiser(policy, mask)
-        mean, std = denoise_step(denoiser, step.z, step.index, schedule=SCHEDULE)
-        return -(ADVANTAGE * gaussian_log_prob(step.z_next, mean, std, mask)).mean()
+        gaussian = sampler.step(policy, step.z, step.timestep, mask)
+        return -(ADVANTAGE * gaussian.log_prob(step.z_next, mask)).mean()
 
     expected = jax.jit(jax.grad(reinforce))(policy)
     loss = lambda p: loss_of_first_step(p, step, ADVANTAGE, mask)[0]  # noqa: E731
     found = jax.jit(jax.grad(loss))(policy)
-    jax.tree.map(partial(np.testing.assert_allclose, atol=2e-6), found, expected)
+    assert_close(found, expected, atol=2e-6)
     assert max(jnp.abs(g).max() for g in jax.tree.leaves(found)) > 1e-3
 
 
@@ -124,16 +106,14 @@ def test_what_is_clipped_has_no_gradient():
 
 
 def test_kl_to_the_reference_is_zero_at_the_reference_and_pulls_back_to_it():
-    model, policy, trajectory = rolled_out()
+    sampler, policy, trajectory = rolled_out()
     moved = tiny.stir(policy, scale=0.01)
     step, mask = first_step(trajectory), trajectory.mask
     at_home = loss_of_first_step(policy, step, ADVANTAGE, mask, policy)[1]["kl_div"]
     away = loss_of_first_step(moved, step, ADVANTAGE, mask, policy)[1]["kl_div"]
     np.testing.assert_allclose(at_home, 0.0, atol=1e-7)
     assert away > 1e-6
-    measured = reference_kl(
-        moved, policy, trajectory, model=model, schedule=SCHEDULE, num_steps=4
-    )
+    measured = reference_kl(moved, policy, trajectory, sampler=sampler, num_steps=4)
     mean = np.mean(
         [
             loss_of_first_step(
@@ -154,21 +134,23 @@ def test_single_steps_have_the_whole_gradient_on_average():
     _, policy, trajectory = rolled_out()
     whole, _ = gradient(policy, trajectory, ADVANTAGE)
     single = [
-        gradient(policy, take_steps(trajectory, jnp.array([i])), ADVANTAGE)[0]
-        for i in range(4)
+        gradient(policy, trajectory.at(jnp.array([timestep])), ADVANTAGE)[0]
+        for timestep in (4, 3, 2, 1)
     ]
     mean = jax.tree.map(lambda *g: sum(g) / 4, *single)
-    jax.tree.map(partial(np.testing.assert_allclose, atol=2e-6), mean, whole)
+    assert_close(mean, whole, atol=2e-6)
 
 
 def test_steps_count_by_their_noise():
     """Weights std / mean std: the last step's 1 / std no longer drowns the others."""
     _, policy, trajectory = rolled_out()
     single = [
-        gradient(policy, take_steps(trajectory, jnp.array([i])), ADVANTAGE)[0]
-        for i in range(4)
+        gradient(policy, trajectory.at(jnp.array([timestep])), ADVANTAGE)[0]
+        for timestep in (4, 3, 2, 1)
     ]
-    std = np.asarray(SCHEDULE.ddim_std)[[4, 3, 2, 1]]  # in the order of sampling
+    std = np.asarray(rolled_out()[0].schedule.ddim_std)[
+        [4, 3, 2, 1]
+    ]  # in the order of sampling
     weights = std / std.mean()
     assert weights[3] < 0.05
     expected = jax.tree.map(lambda *g: sum(map(np.multiply, weights, g)) / 4, *single)
@@ -176,23 +158,18 @@ def test_steps_count_by_their_noise():
     assert_close(found, expected, atol=2e-6)
 
 
-def improve(trajectory, advantage, *, model=None, policy=None, **kwargs):
-    model = model or rolled_out()[0]
+def improve(trajectory, advantage, *, sampler=None, policy=None, **fields):
+    sampler = sampler or rolled_out()[0]
     policy = policy or rolled_out()[1]
     optimizer = make_optimizer(1e-3)
-    step = jax.jit(partial(update, optimizer=optimizer, **WEIGHTS, **kwargs))
-    return step(
-        policy,
-        optimizer.init(policy),
-        trajectory,
-        advantage,
-        model=model,
-        schedule=SCHEDULE,
-    )
+    config = GRPOConfig(clip_ratio=0.1, entropy_weight=0.0, **fields)
+    step = jax.jit(partial(update, optimizer=optimizer, config=config))
+    opt_state = optimizer.init(policy)
+    return step(policy, opt_state, trajectory, advantage, sampler=sampler)
 
 
 def assert_close(a, b, atol=1e-5):
-    jax.tree.map(partial(np.testing.assert_allclose, atol=atol), a, b)
+    chex.assert_trees_all_close(a, b, atol=atol, rtol=1e-7)
 
 
 def test_accumulated_gradient_is_the_whole_one():
@@ -210,12 +187,7 @@ def test_inner_batches_are_one_step_after_another():
     policy = rolled_out()[1]
     state = optimizer.init(policy)
     for part in (slice(0, 2), slice(2, 4)):
-        steps = trajectory.steps.replace(
-            z=trajectory.steps.z[:, part],
-            z_next=trajectory.steps.z_next[:, part],
-            log_prob=trajectory.steps.log_prob[:, part],
-        )
-        half = Trajectory(steps, trajectory.mask[part])
+        half = trajectory.crystals(np.arange(4)[part])
         grad, _ = gradient(policy, half, ADVANTAGE[part])
         updates, state = optimizer.update(grad, state, policy)
         policy = jax.tree.map(jnp.add, policy, updates)
@@ -241,17 +213,18 @@ def test_an_update_that_is_not_finite_changes_nothing():
         trajectory, jnp.full(4, jnp.nan), num_inner_batch=2
     )
     assert int(metrics["skipped_updates"]) == 2
-    jax.tree.map(np.testing.assert_array_equal, kept, policy)
+    chex.assert_trees_all_equal(kept, policy)
     fresh = make_optimizer(1e-3).init(policy)
-    jax.tree.map(np.testing.assert_array_equal, opt_state, fresh)
+    chex.assert_trees_all_equal(opt_state.inner_state, fresh.inner_state)
+    assert int(opt_state.notfinite_count) == 2
 
 
 @pytest.mark.parametrize(("devices", "fsdp"), [(2, 1), (4, 2)])
 def test_the_same_update_on_any_number_of_devices(devices, fsdp):
-    model, policy, trajectory = rolled_out()
+    sampler, policy, trajectory = rolled_out()
     alone, _, _ = improve(trajectory, ADVANTAGE)
     mesh = make_mesh(devices, fsdp=fsdp)
-    model, policy = replicate((model, policy), mesh)
+    sampler, policy = replicate((sampler, policy), mesh)
     steps = trajectory.steps
     over_crystals = jax.tree.map(
         lambda x: jnp.moveaxis(x, 1, 0), (steps.z, steps.z_next)
@@ -261,32 +234,30 @@ def test_the_same_update_on_any_number_of_devices(devices, fsdp):
     trajectory, advantage = replicate((trajectory, ADVANTAGE), mesh)
     trajectory = trajectory.replace(steps=trajectory.steps.replace(z=z, z_next=z_next))
     with jax.set_mesh(mesh):
-        sharded, _, _ = improve(trajectory, advantage, model=model, policy=policy)
+        sharded, _, _ = improve(trajectory, advantage, sampler=sampler, policy=policy)
     assert_close(alone, sharded)
 
 
 def test_memory_does_not_grow_with_the_number_of_steps():
     """Of a network that is wider than its latents, as all but the tiniest are."""
-    model, policy = tiny.generator(width=64)
     optimizer = make_optimizer(1e-3)
 
     def peak(steps):
-        schedule = make_schedule("ddim", steps)
-        shape = jax.eval_shape(
-            partial(sample_group, group_size=64, model=model, schedule=schedule),
+        sampler, policy = tiny.sampler(steps, width=64)
+        _, trajectory = jax.eval_shape(
+            partial(sample_group, group_size=64, sampler=sampler),
             policy,
             jax.random.key(0),
             jnp.zeros(2, int),
         )
         compiled = (
-            jax.jit(partial(update, optimizer=optimizer, **WEIGHTS))
+            jax.jit(partial(update, optimizer=optimizer, config=CONFIG))
             .lower(
                 policy,
                 optimizer.init(policy),
-                shape[1],
+                trajectory,
                 jnp.zeros(128),
-                model=model,
-                schedule=schedule,
+                sampler=sampler,
             )
             .compile()
         )

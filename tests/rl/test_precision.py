@@ -1,31 +1,24 @@
-import functools
 import re
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import tiny
 
 from chemeleon_jax import sample_group
-from chemeleon_jax.models.diffusion import make_schedule
-from chemeleon_jax.rl.experience import matmul_precision
-from configs.rl_dng import get_config
+from chemeleon_jax.devices.compilation import on_mesh
+from chemeleon_jax.devices.sharding import make_mesh
 
 DOT = re.compile(r"stablehlo\.dot_general.*")
 
 
 def products(precision: str) -> list[str]:
     """The matrix products of a rollout, as the compiler gets them."""
-    config = get_config()
-    config.precision = precision
-    model, policy = tiny.generator()
-    with matmul_precision(config):
-        rollout = functools.partial(sample_group, group_size=2, model=model)
-        lowered = jax.jit(rollout).lower(
-            policy,
-            jax.random.key(0),
-            jnp.array([3]),
-            schedule=make_schedule("ddim", 5),
-        )
+    sampler, policy = tiny.sampler()
+    rollout = jax.jit(partial(sample_group, group_size=2))
+    lower = on_mesh(rollout.lower, make_mesh(1), precision)
+    key, num_atoms = jax.random.key(0), jnp.array([3])
+    lowered = lower(policy, key, num_atoms, sampler=sampler)
     return DOT.findall(lowered.as_text())
 
 

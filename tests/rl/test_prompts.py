@@ -11,8 +11,8 @@ from chemeleon_jax.errors import UserError
 from chemeleon_jax.rl.prompts import (
     atom_count_shares,
     condition_values,
+    condition_vectors_from_cli,
     draw_atom_counts,
-    encode_conditions,
     make_prompts,
     parse_composition,
     restrict_atom_counts,
@@ -104,7 +104,7 @@ def test_a_data_set_without_small_crystals_is_named(tmp_path):
 
 
 def encode(specs, composition=None, chemical_system=None, named=()):
-    return encode_conditions(
+    return condition_vectors_from_cli(
         specs, *condition_values(composition, chemical_system, named)
     )
 

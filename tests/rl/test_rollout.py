@@ -8,28 +8,14 @@ import tiny
 
 from chemeleon_jax import sample_group
 from chemeleon_jax.devices.sharding import make_mesh, replicate
-from chemeleon_jax.models.diffusion import (
-    denoise_step,
-    gaussian_log_prob,
-    make_schedule,
-)
 
 KEY = jax.random.key(3)
-SCHEDULE = make_schedule("ddim", 10)
 
 
-def sample(num_atoms, *, group_size=2, max_atoms=6, schedule=SCHEDULE, eta=1.0):
-    model, policy = tiny.generator(max_atoms=max_atoms)
+def sample(num_atoms, **kwargs):
+    sampler, policy = tiny.sampler(10, **kwargs)
     rollout = jax.jit(sample_group, static_argnames="group_size")
-    return rollout(
-        policy,
-        KEY,
-        jnp.asarray(num_atoms),
-        model=model,
-        schedule=schedule,
-        group_size=group_size,
-        eta=eta,
-    )
+    return rollout(policy, KEY, jnp.asarray(num_atoms), sampler=sampler, group_size=2)
 
 
 def test_shapes_and_atom_counts():
@@ -37,7 +23,7 @@ def test_shapes_and_atom_counts():
     np.testing.assert_array_equal(crystals.num_atoms, [2, 2, 5, 5])
     # The step with sigma = 0 is taken but not part of the trajectory.
     assert trajectory.steps.z.shape == (9, 4, 6, 4)
-    np.testing.assert_array_equal(trajectory.steps.index, np.arange(9, 0, -1))
+    np.testing.assert_array_equal(trajectory.steps.timestep, np.arange(9, 0, -1))
     assert not crystals.atom_types[~np.asarray(crystals.mask)].any()
     assert not np.allclose(crystals.lengths[0], crystals.lengths[1])
 
@@ -53,18 +39,16 @@ def test_a_crystal_does_not_depend_on_padding_or_company():
         )
 
 
-@pytest.mark.parametrize("sampler", ["ddim", "ddpm"])
-def test_rescoring_gives_the_stored_log_probabilities(sampler):
-    schedule = make_schedule(sampler, 10)
-    _, trajectory = sample([2, 5], schedule=schedule)
-    model, policy = tiny.generator()
+@pytest.mark.parametrize("name", ["ddim", "ddpm"])
+def test_rescoring_gives_the_stored_log_probabilities(name):
+    _, trajectory = sample([2, 5], name=name)
+    sampler, policy = tiny.sampler(10, name)
     mask = trajectory.mask
 
     @jax.jit
     def rescore(step):
-        denoiser = model.denoiser(policy, mask)
-        mean, std = denoise_step(denoiser, step.z, step.index, schedule=schedule)
-        return gaussian_log_prob(step.z_next, mean, std, mask)
+        gaussian = sampler.step(policy, step.z, step.timestep, mask)
+        return gaussian.log_prob(step.z_next, mask)
 
     rescored = jax.lax.map(rescore, trajectory.steps)
     assert np.isfinite(rescored).all()
@@ -80,12 +64,10 @@ def test_without_noise_sampling_is_a_function_of_the_first_latent():
 def test_the_same_crystals_on_any_number_of_devices(devices, fsdp):
     alone, _ = sample([2, 5])
     mesh = make_mesh(devices, fsdp=fsdp)
-    model, policy = replicate(tiny.generator(), mesh)
+    sampler, policy = replicate(tiny.sampler(10), mesh)
     rollout = jax.jit(partial(sample_group, group_size=2))
     with jax.set_mesh(mesh):
-        sharded, trajectory = rollout(
-            policy, KEY, jnp.array([2, 5]), model=model, schedule=SCHEDULE
-        )
+        sharded, trajectory = rollout(policy, KEY, jnp.array([2, 5]), sampler=sampler)
     assert len(trajectory.steps.z.sharding.device_set) == devices
     assert trajectory.steps.z.addressable_shards[0].data.shape[1] == 4 // devices
     np.testing.assert_allclose(alone.lengths, sharded.lengths, atol=1e-5)

@@ -1,17 +1,16 @@
 """The score that chooses the best policy."""
 
-import importlib
+from functools import partial
 
 import jax
 import numpy as np
 import pytest
-from test_pictures import salt
+from crystal_sets import salt
 
 from chemeleon_jax.data.crystals import from_structures, take
 from chemeleon_jax.data.dataset import load_dataset
-from chemeleon_jax.devices.sharding import make_mesh
-from chemeleon_jax.rewards import make_reward
-from chemeleon_jax.rl.experience import make_validate
+from chemeleon_jax.rewards import compute_rewards, make_reward
+from chemeleon_jax.rl.bulk import draw_prompts, sample_in_bulk
 from chemeleon_jax.workers.pool import WorkerPool
 
 SALTS = from_structures([salt("Cl", 4.12), salt("Br", 4.29), salt("I", 4.57)])
@@ -37,26 +36,23 @@ def reward():
 @pytest.mark.parametrize("groups, group_size", [(2, 2), (3, 4)])
 def test_the_score_does_not_depend_on_the_training_batch(reward, groups, group_size):
     """Ten crystals of three kinds are one set, however many are sampled at once."""
-    config = importlib.import_module("configs.rl_dng").get_config("mini")
-    config.update(
-        {
-            "validation_samples": 10,
-            "data": {"batch_size": groups},
-            "rl": {"num_group_samples": group_size},
-        }
-    )
     sizes = []
 
-    def rollout(params, prompts):
+    def sample(params, prompts):
         sizes.append(len(prompts.keys))
-        return take(SALTS, np.array([kind(key) for key in prompts.keys])), None, []
+        return take(SALTS, np.array([kind(key) for key in prompts.keys]))
 
-    def draw_prompts(key, count):
+    def draw(key, count):
         return np.full(count, 2), None
 
-    crystals, rewards = make_validate(
-        config, draw_prompts, reward, rollout, make_mesh(1)
-    )(None)
+    crystals = sample_in_bulk(
+        None,
+        draw_prompts(draw, jax.random.key(1), 10),
+        sample=sample,
+        batch_size=groups * group_size,
+    )
+    score = partial(compute_rewards, group_size=10, with_energies=True)
+    rewards = jax.jit(score)(crystals, reward=reward)
     assert set(sizes) == {groups * group_size}
     kinds = [kind(jax.random.fold_in(VALIDATION_KEY, i)) for i in range(10)]
     np.testing.assert_array_equal(crystals.atom_types, take(SALTS, kinds).atom_types)

@@ -19,6 +19,12 @@ def disguised(structure: Structure, rng, *, supercell=True) -> Structure:
     )
 
 
+def salt(anion: str, length: float) -> Structure:
+    """A salt of caesium in the structure of CsCl; `length` in Å."""
+    sites = [[0, 0, 0], [0.5, 0.5, 0.5]]
+    return Structure(Lattice.cubic(length), ["Cs", anion], sites)
+
+
 def distorted(structure: Structure, rng, amount: float) -> Structure:
     """A crystal moved and strained at random; by much, it is another one."""
     strain = np.eye(3) + amount / 3 * rng.normal(size=(3, 3))

@@ -15,6 +15,7 @@ from chemeleon_jax.models.dit import DiT
 from chemeleon_jax.models.generator import make_generator
 from chemeleon_jax.models.store import Checkpoint
 from chemeleon_jax.models.vae import make_vae
+from chemeleon_jax.rl.sampler import Sampler, make_sampler
 
 TRANSFORMER = {"width": 16, "layers": 1, "heads": 2, "mlp_width": 32}
 VAE = {"encoder": TRANSFORMER, "decoder": TRANSFORMER, "latent_channels": 4}
@@ -104,3 +105,10 @@ def generator(learn_sigma=False, max_atoms=MAX_ATOMS, width=DIT["width"]):
     ldm, vae = ldm_checkpoint(learn_sigma, width), vae_checkpoint()
     both = Checkpoint(ldm.params | vae.params, ldm.config | {"vae": VAE})
     return make_generator(both, max_atoms)
+
+
+def sampler(steps=5, name="ddim", eta=1.0, **kwargs) -> tuple[Sampler, dict]:
+    """A sampler and its policy; `kwargs` of `generator`."""
+    model, policy = generator(**kwargs)
+    made = make_sampler(model, sampler=name, sampling_steps=steps, eta=eta)
+    return made, policy

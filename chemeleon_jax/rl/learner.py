@@ -1,0 +1,328 @@
+"""`train_step`: what turns rewards into a better policy."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+import optax
+from jax import lax
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from chemeleon_jax.data.types import TrainState, Trajectory
+from chemeleon_jax.devices.sharding import (
+    CRYSTALS,
+    device_extremes,
+    device_mean,
+    gather_params,
+    mean_gradient,
+    over_devices,
+    param_specs,
+)
+from chemeleon_jax.models.buckets import at_width, microbatches_by_size
+from chemeleon_jax.models.optimizer import apply_gradient, moving_average
+from chemeleon_jax.rl.config import GRPOConfig
+from chemeleon_jax.rl.objective import (
+    OWN_TRAJECTORY,
+    grpo_loss,
+    noise_level_weights,
+    reference_kl,
+)
+from chemeleon_jax.rl.sampler import Sampler
+
+KL_EVERY = 12  # steps of a trajectory per one at which the KL to the original is taken
+
+
+def init_state(policy: Any, optimizer: optax.GradientTransformation) -> TrainState:
+    """The state before the first iteration."""
+    return TrainState(
+        iteration=jnp.array(0),
+        params=policy,
+        opt_state=optimizer.init(policy),
+        ema_params=jax.tree.map(jnp.array, policy),
+        skipped=jnp.array(0),
+    )
+
+
+def compile_train_step(
+    state: TrainState,
+    trajectory: Trajectory,
+    advantage: jax.Array,
+    *,
+    config: GRPOConfig,
+    optimizer: optax.GradientTransformation,
+    **inputs,
+) -> jax.stages.Compiled:
+    """`train_step` of these inputs' shapes, compiled; takes 20 s where they are large.
+
+    Args:
+      state: any, in its place on the mesh that is set; the step leaves it there. It is
+        not donated: a signal during the step saves it.
+      trajectory: any, or its shapes and places.
+      advantage: any.
+      config: of `train_step`, and no argument of the compiled step.
+      optimizer: likewise.
+      **inputs: its other keywords, and the compiled step's.
+    """
+    mesh = jax.sharding.get_mesh()
+    places = jax.tree.map(lambda x: x.sharding, state), NamedSharding(mesh, P())
+    step = functools.partial(train_step, config=config, optimizer=optimizer)
+    jitted = jax.jit(step, out_shardings=places)
+    return jitted.lower(state, trajectory, advantage, **inputs).compile()
+
+
+def train_step(
+    state: TrainState,
+    trajectory: Trajectory,
+    advantage: jax.Array,
+    *,
+    sampler: Sampler,
+    config: GRPOConfig,
+    optimizer: optax.GradientTransformation,
+    reference_params: Any,
+    timesteps: jax.Array | None = None,
+) -> tuple[TrainState, dict[str, jax.Array]]:
+    """One iteration's updates, the average of policies, and the KL from the original.
+
+    The metric `kl_div` is the loss's own where the loss needs it. Else it is that of
+    the policy that sampled, at a twelfth of the trajectory's steps, which is cheap.
+
+    Args:
+      state: before the iteration.
+      trajectory: of B crystals.
+      advantage: [B].
+      sampler: that of the rollout.
+      config: see `GRPOConfig`.
+      optimizer: see `make_optimizer`.
+      reference_params: of the original policy.
+      timesteps: those that are trained on [M], descending; all by default.
+
+    Returns:
+      The state after it, and metrics: see `update`, and `skipped_in_a_row`, iterations
+      in a row with an update that was skipped.
+    """
+    if timesteps is not None:
+        trajectory = trajectory.at(timesteps)
+    in_loss = config.kl_target == "reference"
+    measured = {}
+    if not in_loss:
+        measured["kl_div"] = reference_kl(
+            state.params,
+            reference_params,
+            trajectory,
+            sampler=sampler,
+            num_steps=max(len(trajectory.steps.timestep) // KL_EVERY, 1),
+            num_microbatches=config.num_inner_batch * config.grad_accum,
+        )
+    params, opt_state, metrics = update(
+        state.params,
+        state.opt_state,
+        trajectory,
+        advantage,
+        sampler=sampler,
+        config=config,
+        optimizer=optimizer,
+        reference_params=reference_params if in_loss else None,
+    )
+    state = state.replace(
+        iteration=state.iteration + 1,
+        params=params,
+        opt_state=opt_state,
+        # A short run's average is then not just the policy that it started from.
+        ema_params=moving_average(
+            state.ema_params, params, state.iteration, config.ema_decay, warmup=2
+        ),
+        skipped=jnp.where(metrics["skipped_updates"] > 0, state.skipped + 1, 0),
+    )
+    return state, metrics | measured | {"skipped_in_a_row": state.skipped}
+
+
+def update(
+    params: Any,
+    opt_state: Any,
+    trajectory: Trajectory,
+    advantage: jax.Array,
+    *,
+    sampler: Sampler,
+    config: GRPOConfig,
+    optimizer: optax.GradientTransformation,
+    reference_params: Any = None,
+) -> tuple[Any, Any, dict[str, jax.Array]]:
+    """One iteration's optimiser steps.
+
+    The crystals are split into `config.num_inner_batch` equal minibatches, in order,
+    and each is one step, so the later ones see a policy that has already moved. Under a
+    mesh each device splits its own (`sharding.device_order` makes the minibatches the
+    same), and the devices exchange one gradient per step. A step whose loss or gradient
+    is not finite is skipped: it changes neither parameters nor the moments of AdamW.
+
+    Args:
+      params: of the policy.
+      opt_state: of the optimizer.
+      trajectory: of B crystals.
+      advantage: [B].
+      sampler: that of the rollout.
+      config: see `GRPOConfig`.
+      optimizer: see `make_optimizer`.
+      reference_params: of the original policy; see `grpo_loss`.
+
+    Returns:
+      New parameters and optimiser state; means of the metrics over the minibatches, and
+      `skipped_updates`, how many were skipped.
+    """
+    chex.assert_rank(
+        [advantage, trajectory.mask, trajectory.steps.z],
+        [1, 2, 4],
+        custom_message="advantage [B], mask [B, N], z [S, B, N, L]",
+    )
+    chex.assert_equal_shape_prefix([advantage, trajectory.mask], 1)
+    gradient_of = make_gradient(
+        params, sampler=sampler, config=config, reference_params=reference_params
+    )
+
+    def inner_step(carry, minibatch):
+        params, opt_state = carry
+        gradient, metrics = gradient_of(params, trajectory, advantage, minibatch)
+        params, opt_state, own = apply_gradient(
+            params, opt_state, gradient, metrics["loss"], optimizer
+        )
+        own["skipped_updates"] = ~opt_state.last_finite
+        return (params, opt_state), metrics | own
+
+    (params, opt_state), metrics = lax.scan(
+        inner_step, (params, opt_state), jnp.arange(config.num_inner_batch)
+    )
+    first_ratio = metrics["ratio"][0]
+    means = {name: value.mean() for name, value in metrics.items()}
+    means["ratio_max"] = metrics["ratio_max"].max()
+    means["ratio_min"] = metrics["ratio_min"].min()
+    means["skipped_updates"] = metrics["skipped_updates"].sum()
+    return params, opt_state, means | {"ratio_first": first_ratio}
+
+
+def make_gradient(
+    params: Any, *, sampler: Sampler, config: GRPOConfig, reference_params: Any = None
+) -> Callable[..., tuple[Any, dict[str, jax.Array]]]:
+    """The gradient of one minibatch, each device's own, then their mean.
+
+    Args:
+      params: of the policy, or their shapes.
+      sampler: that of the rollout.
+      config: see `GRPOConfig`.
+      reference_params: of the original policy; see `grpo_loss`.
+
+    Returns:
+      (params, trajectory, advantage, number of the minibatch) -> gradient, metrics.
+    """
+    specs = param_specs(params)
+
+    def own_gradient(params, reference, trajectory, advantage, minibatch):
+        rows = jnp.arange(len(advantage)).reshape(config.num_inner_batch, -1)[minibatch]
+        params, reference = (
+            None if p is None else gather_params(p, specs) for p in (params, reference)
+        )
+        gradient, metrics = trajectory_gradient(
+            params,
+            trajectory.crystals(rows),
+            advantage[rows],
+            sampler=sampler,
+            config=config,
+            reference_params=reference,
+        )
+        extremes = metrics.pop("ratio_min"), metrics.pop("ratio_max")
+        extremes = device_extremes(*extremes)
+        metrics = device_mean(metrics)
+        metrics |= {"ratio_min": extremes[0], "ratio_max": extremes[1]}
+        return mean_gradient(gradient, specs), metrics
+
+    compute = over_devices(
+        own_gradient,
+        in_specs=(
+            specs,
+            None if reference_params is None else specs,
+            OWN_TRAJECTORY,
+            CRYSTALS,
+            P(),
+        ),
+        out_specs=(specs, P()),
+    )
+    return lambda params, *rest: compute(params, reference_params, *rest)
+
+
+def trajectory_gradient(
+    params: Any,
+    trajectory: Trajectory,
+    advantage: jax.Array,
+    *,
+    sampler: Sampler,
+    config: GRPOConfig,
+    reference_params: Any = None,
+) -> tuple[Any, dict[str, jax.Array]]:
+    """Gradient of the loss over a trajectory, in memory that does not grow with it.
+
+    Differentiating inside the scan keeps one step's activations alive; differentiating
+    the scan itself would keep all of them. The loss is summed over the steps and
+    divided by T, the length of the schedule; where the trajectory holds a choice of the
+    S steps (`timesteps`), these count for all. `config.step_weight` is in the loss too.
+
+    Args:
+      params: of the policy.
+      trajectory: of B crystals, scored in `config.grad_accum` microbatches, one after
+        another: the gradient is the same, the memory that much smaller, and so is the
+        padding (`buckets`).
+      advantage: [B].
+      sampler: that of the rollout.
+      config: see `GRPOConfig`.
+      reference_params: of the original policy; see `grpo_loss`.
+
+    Returns:
+      The gradient; the loss, and means of the metrics over steps (extremes for
+      `ratio_min` and `ratio_max`).
+    """
+    chex.assert_equal_shape_prefix([advantage, trajectory.mask], 1)
+    loss_and_grad = jax.value_and_grad(grpo_loss, has_aux=True)
+    schedule = sampler.schedule
+    weights = jnp.ones(schedule.num_steps)
+    if config.step_weight == "std":
+        weights = noise_level_weights(schedule)
+    num_atoms = trajectory.mask.sum(-1)
+
+    def add_microbatch(total, rows):
+        def add_steps(width):
+            some = trajectory.crystals(rows, width)
+
+            def add_step(total, step):
+                (loss, metrics), grad = loss_and_grad(
+                    params,
+                    step,
+                    advantage[rows],
+                    some.mask,
+                    sampler=sampler,
+                    config=config,
+                    condition=some.condition,
+                    reference_params=reference_params,
+                )
+                weight = weights[step.timestep]
+                total = jax.tree.map(lambda t, g: t + weight * g, total, grad)
+                return total, metrics | {"loss": weight * loss}
+
+            return lax.scan(add_step, total, some.steps)
+
+        return at_width(add_steps, num_atoms[rows], sampler.widths)
+
+    microbatches = microbatches_by_size(num_atoms, config.grad_accum)
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    total, metrics = lax.scan(add_microbatch, zeros, microbatches)
+    chosen = len(trajectory.steps.timestep) / schedule.num_recorded
+    scale = 1 / (schedule.num_steps * chosen * config.grad_accum)
+    gradient = jax.tree.map(lambda g: g * scale, total)
+    loss = metrics.pop("loss").sum() * scale
+    extremes = {
+        "ratio_max": metrics.pop("ratio_max").max(),
+        "ratio_min": metrics.pop("ratio_min").min(),
+    }
+    means = {name: value.mean() for name, value in metrics.items()}
+    return gradient, means | extremes | {"loss": loss}
