@@ -63,7 +63,13 @@ from chemeleon_jax.potentials.loading import load_potential
 from chemeleon_jax.rewards.creativity import index_references
 from chemeleon_jax.rewards.energy import FAR_BELOW, METASTABLE
 from chemeleon_jax.runs.directory import work_directory
-from chemeleon_jax.runs.files import digest, read_json, replacing, write_json
+from chemeleon_jax.runs.files import (
+    digest,
+    read_json,
+    replacing,
+    user_path,
+    write_json,
+)
 from chemeleon_jax.workers import calculators
 from chemeleon_jax.workers.calculators import Relaxed
 from chemeleon_jax.workers.pool import WorkerPool
@@ -91,10 +97,10 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("crystals", nargs="+", type=Path, metavar="CRYSTALS")
+    add("crystals", nargs="+", type=user_path, metavar="CRYSTALS")
     add("--reference", default="mp_mini", help="known crystals: mp_mini, DIR or FILE")
     add("--potential", default="chgnet", help="chgnet, ase:module:callable or none")
-    add("--hull", type=Path, help="entries of the same potential, .csv or .npz")
+    add("--hull", type=user_path, help="entries of the same potential, .csv or .npz")
     add("--relax", action="store_true", help="relax positions and cells first")
     add("--relax_steps", type=int, default=relax.MAX_STEPS)
     add("--max_force", type=float, default=relax.MAX_FORCE, help="eV/Å, to stop at")
@@ -105,7 +111,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         help="s, for a crystal, with an ASE potential",
     )
     add("--vae", default="mini:vae", help="whose features are compared")
-    add("--out", type=Path, help="instead of the folder of each set of crystals")
+    add("--out", type=user_path, help="instead of the folder of each set of crystals")
     add("--workers", type=int, help="processes; by default as many as CPUs")
     add(
         "--distributed",

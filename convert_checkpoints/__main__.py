@@ -2,9 +2,11 @@
 
 import argparse
 import math
+from functools import partial
 from typing import Any
 
 from chemeleon_jax.errors import exit_status, run_program
+from chemeleon_jax.runs.files import user_path
 
 PARTS = ("encoder", "decoder", "dit")
 
@@ -52,10 +54,9 @@ def _run(argv: list[str] | None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m convert_checkpoints", description=__doc__
     )
-    parser.add_argument(
-        "files", nargs="+", metavar="FILE", help=".ckpt or .safetensors"
-    )
-    parser.add_argument("--out", required=True, metavar="DIR", help="model directory")
+    add = partial(parser.add_argument, type=user_path)
+    add("files", nargs="+", metavar="FILE", help=".ckpt or .safetensors")
+    add("--out", required=True, metavar="DIR", help="model directory")
     parser.add_argument("--weights", choices=("raw", "ema"), default="raw")
     parser.add_argument(
         "--heads",

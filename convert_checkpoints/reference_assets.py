@@ -25,7 +25,13 @@ from pymatgen.core import Element
 from chemeleon_jax.data import crystals, dataset
 from chemeleon_jax.errors import UserError, exit_status
 from chemeleon_jax.potentials.hull import NUM_ELEMENTS, Hull, save_hull
-from chemeleon_jax.runs.files import MAX_UNPACKED, digest, gunzip, replacing
+from chemeleon_jax.runs.files import (
+    MAX_UNPACKED,
+    digest,
+    gunzip,
+    replacing,
+    user_path,
+)
 from convert_checkpoints import opcodes
 from convert_checkpoints.records import CheckpointError, Record
 
@@ -195,8 +201,8 @@ def main(argv: list[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("name", choices=sorted(ARCHIVES))
-    parser.add_argument("--out", required=True, type=Path, metavar="DIR")
-    parser.add_argument("--archive", type=Path, metavar="FILE", help="a local copy")
+    parser.add_argument("--out", required=True, type=user_path, metavar="DIR")
+    parser.add_argument("--archive", type=user_path, metavar="FILE", help="if here")
     return exit_status(fetch_assets, parser.parse_args(argv))
 
 

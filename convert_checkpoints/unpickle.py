@@ -18,6 +18,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from chemeleon_jax.runs.files import impostor
 from convert_checkpoints import opcodes
 from convert_checkpoints.records import CheckpointError, Global, Record
 
@@ -59,7 +60,10 @@ def read_checkpoint(path: str | os.PathLike) -> dict:
     path = Path(path)
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):
-            raise CheckpointError(f"{path}: not a regular file")
+            raise CheckpointError("not a regular file")
+        with open(path, "rb") as file:
+            if problem := impostor(file.read(200)):
+                raise CheckpointError(problem)
         if path.name.endswith(".safetensors.index.json"):
             return _read_sharded(path)
         if path.suffix == ".safetensors":

@@ -1,5 +1,8 @@
 """What each crystal is like: one row per crystal, chunk by chunk."""
 
+import contextlib
+import os
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -181,7 +184,22 @@ def _find_space_groups(cells, rows, context: EvaluationContext) -> None:
 
 def space_group(cell: Cell) -> str:
     """International symbol, by spglib. Runs in a worker."""
-    return to_structure(cell).get_space_group_info(SYMMETRY_TOLERANCE)[0]
+    with without_c_messages():
+        return to_structure(cell).get_space_group_info(SYMMETRY_TOLERANCE)[0]
+
+
+@contextlib.contextmanager
+def without_c_messages():
+    """Keeps what a library in C prints of a crystal off the terminal of all."""
+    sys.stderr.flush()
+    with open(os.devnull, "w") as nowhere:
+        terminal = os.dup(2)
+        os.dup2(nowhere.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(terminal, 2)
+            os.close(terminal)
 
 
 def _find_known(cells, shares_formula, rows, context: EvaluationContext) -> None:

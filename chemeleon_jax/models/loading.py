@@ -7,7 +7,7 @@ from chemeleon_jax.errors import UserError
 from chemeleon_jax.models import hub
 from chemeleon_jax.models.condition import without_conditions
 from chemeleon_jax.models.store import Checkpoint, load_model, load_run
-from chemeleon_jax.runs.files import digest
+from chemeleon_jax.runs.files import digest, user_path
 
 MINI = Path(str(files("chemeleon_jax"))) / "assets" / "mini"
 # SHA-256 of each config.json, which holds that of the parameters. Trained anew, a model
@@ -44,13 +44,13 @@ def load_checkpoint(name, *, weights: str = "ema", step: str = "latest") -> Chec
         return _load_mini(rest)
     if kind == "hub":
         return load_model(hub.fetch(rest))
-    path = Path(name)
+    path = user_path(name)
     if path.suffix == ".ckpt":
         raise UserError(
             f"{path}: a PyTorch checkpoint; convert it first: "
             f"python -m convert_checkpoints {path} --out converted/"
         )
-    run = Path(str(name).removesuffix("@best"))
+    run = Path(str(path).removesuffix("@best"))
     if (run / "checkpoints").is_dir():
         return load_run(run, weights, "best" if run != path else step)
     return load_model(path)

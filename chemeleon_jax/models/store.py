@@ -20,7 +20,7 @@ from safetensors.numpy import load_file, save
 from chemeleon_jax.devices import distributed
 from chemeleon_jax.errors import UserError
 from chemeleon_jax.runs import states
-from chemeleon_jax.runs.files import digest, replacing, write_json
+from chemeleon_jax.runs.files import digest, impostor, replacing, write_json
 
 ENCODER_PARTS = "encode_atoms", "moments"  # of a VAE's parameters
 
@@ -72,6 +72,9 @@ def load_model(directory: Path) -> Checkpoint:
                 f"{file}: no such file, so '{directory}' is no model directory; give "
                 "the path of a converted model or of a run, mini:NAME, or hub:NAME"
             )
+        with open(file, "rb") as stream:
+            if problem := impostor(stream.read(200)):
+                raise UserError(f"{file}: {problem}")
     try:
         config = json.loads(config_file.read_text())
         config["kind"]

@@ -13,9 +13,10 @@ import argparse
 import sys
 from pathlib import Path
 
-from chemeleon_jax.errors import UserError, exit_status
+from chemeleon_jax.errors import UserError, exit_status, run_program
 from chemeleon_jax.report.page import make_page
 from chemeleon_jax.report.runs import load_run
+from chemeleon_jax.runs.files import user_path
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
@@ -27,15 +28,15 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("runs", nargs="+", type=Path, metavar="RUN", help="directory of an RL run")
+    add("runs", nargs="+", type=user_path, metavar="RUN", help="directory of an RL run")
     add(
         "--samples",
         action="append",
-        type=Path,
+        type=user_path,
         metavar="DIR",
         help="evaluated crystals of a RUN, in their order; by default RUN/samples",
     )
-    add("--out", type=Path, help="page to write; by default report.html in the RUN")
+    add("--out", type=user_path, help="the page; by default RUN/report.html")
     add("--num_crystals", type=int, default=12, help="in the gallery, of each set")
     return parser.parse_args(argv)
 
@@ -67,4 +68,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

@@ -58,6 +58,16 @@ def user_path(path: str | os.PathLike) -> Path:
         raise UserError(f"{path}: {error}") from error
 
 
+def impostor(content: bytes) -> str:
+    """What lies in the place of a file that was never fetched; empty if it is there."""
+    start = content[:200].lstrip().lower()
+    if start.startswith(b"version https://git-lfs"):
+        return "a Git LFS pointer, not the file itself: run `git lfs pull`"
+    if start.startswith((b"<!doctype html", b"<html")):
+        return "an HTML page, not the file itself: download the raw file"
+    return ""
+
+
 def from_cache(path: Path, read: Callable[[Path], Any]) -> Any:
     """What an earlier run has cached, or None: a damaged file is made anew."""
     try:

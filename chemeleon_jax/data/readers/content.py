@@ -14,6 +14,7 @@ from pathlib import Path
 
 from chemeleon_jax.errors import UserError, one_line
 from chemeleon_jax.runs import files
+from chemeleon_jax.runs.files import impostor
 
 PACKED = (".gz", ".bz2", ".xz")
 
@@ -101,16 +102,6 @@ def unpack(content: bytes, name: str) -> bytes:
     if problem := impostor(content):
         raise UserError(f"{name}: {problem}")
     return content
-
-
-def impostor(content: bytes) -> str:
-    """What lies in the place of a file that was never fetched; empty if it is there."""
-    start = content[:200].lstrip().lower()
-    if start.startswith(b"version https://git-lfs"):
-        return "a Git LFS pointer, not the file itself: run `git lfs pull`"
-    if start.startswith((b"<!doctype html", b"<html")):
-        return "an HTML page, not the file itself: download the raw file"
-    return ""
 
 
 def to_text(content: bytes, name: str) -> str:

@@ -166,7 +166,7 @@ def _read_archive(path: Path) -> list[Item]:
     """
     try:
         with open(path, "rb") as file:
-            if problem := content.impostor(file.read(200)):
+            if problem := files.impostor(file.read(200)):
                 raise UserError(f"{path}: {problem}")
         with zipfile.ZipFile(path) as archive:
             names = [e.filename for e in archive.infolist() if _is_member(e)]
