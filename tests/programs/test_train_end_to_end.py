@@ -1,6 +1,9 @@
 """The main job on tiny models: few crystals, few steps, all the parts."""
 
+import contextlib
 import importlib
+import io
+import re
 
 import jax
 import jax.numpy as jnp
@@ -53,7 +56,13 @@ def compiled():
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory, models, compiled):
+def said():
+    """What the run below prints."""
+    return io.StringIO()
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, models, compiled, said):
     """A finished run of the main job."""
     workdir = tmp_path_factory.mktemp("dng")
 
@@ -63,7 +72,8 @@ def run(tmp_path_factory, models, compiled):
 
     jax.monitoring.register_event_duration_secs_listener(listen)
     try:
-        train(config("rl_dng", models), str(workdir))
+        with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+            train(config("rl_dng", models), str(workdir))
     finally:
         jax.monitoring.unregister_event_duration_listener(listen)
     return workdir
@@ -85,6 +95,30 @@ def test_the_promised_tags_are_written(run):
     # The policy moves away from the original, from nothing.
     kl = curves["train/kl_div"][1]
     assert kl[0] < 1e-7 < kl[-1]
+
+
+def test_the_run_says_what_it_is_how_it_goes_and_what_comes_next(run, said, models):
+    lines = said.getvalue().splitlines()
+    first = next(i for i, line in enumerate(lines) if line.startswith("iteration 1/3"))
+    about = "\n".join(lines[:first])
+    for words in (
+        models["ldm_ckpt_path"],
+        "8 per iteration: 2 groups of 4, 5 ddim steps",
+        "3 energy + 2 creativity",
+        f"{run}, iterations: 3",
+        f"tensorboard --logdir {run.parent}",
+        "compiling; the first iteration takes",
+    ):
+        assert words in about
+    assert re.search("reward.* valid.* unique.* metastable.* MSUN.* KL", lines[first])
+    assert "left" in said.getvalue()
+    assert lines[-4:] == [
+        f"{run} holds the policy. Next:",
+        f"  python -m chemeleon_jax.sample --checkpoint={run} --base "
+        f"--out={run}/samples",
+        f"  python -m chemeleon_jax.evaluate {run}/samples",
+        f"  python -m chemeleon_jax.report {run}",
+    ]
 
 
 def test_the_large_programs_compile_once(run, compiled):
