@@ -1,10 +1,10 @@
-"""Builds the embedded data of chemeleon_jax from four packages of the Python index.
+"""Builds the embedded data of chemeleon_jax from five packages of the Python index.
 
 Users never need this. Nothing of the packages is installed, imported or run; the same
 packages give the same arrays. The models in assets/mini are trained, not built here.
 
   pip download --no-deps -d packages fairchem-data-oc==0.0.1 chgnet==0.4.2
-  pip download --no-deps -d packages matcalc==0.3.3
+  pip download --no-deps -d packages matcalc==0.3.3 sevenn==0.13.0
   pip download --no-deps -d packages --no-binary matminer matminer==0.3.7
   python -m tools.build_assets --packages packages   # some five minutes on two cores
 
@@ -18,7 +18,8 @@ from pathlib import Path
 
 from tools.build_chgnet import build_chgnet
 from tools.build_crystals import build_crystals
-from tools.build_hull import build_hull
+from tools.build_hull import build_elements, build_hulls
+from tools.build_sevennet import EMBEDDED, build_sevennet
 
 
 def main() -> None:
@@ -31,7 +32,9 @@ def main() -> None:
     build_crystals(args.packages, crystals)
     print(f'MP_MINI_SHA256 = "{hashlib.sha256(crystals.read_bytes()).hexdigest()}"')
     build_chgnet(args.packages, args.out / "chgnet.safetensors")
-    build_hull(args.packages, args.out / "hull.npz")
+    build_sevennet(EMBEDDED, args.packages, args.out / f"{EMBEDDED}.safetensors")
+    build_elements(args.packages, args.out / "elements.npz")
+    build_hulls(args.out)
 
 
 if __name__ == "__main__":

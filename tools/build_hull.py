@@ -1,9 +1,10 @@
-"""How chemeleon_jax/assets/hull.npz was made: CHGNet energies of all embedded crystals.
+"""How the hulls in chemeleon_jax/assets were made: energies of all embedded crystals.
 
 Pure elements come in addition from the `matcalc` 0.3.3 wheel (BSD; PBE ground states of
-89 elements from MatPES). Their structures alone are used: every energy is CHGNet's own.
+89 elements from MatPES). Their structures alone are used: every energy is that of the
+potential whose hull it is.
 
-Run by `tools.build_assets` after the crystals and the weights; 2 minutes on 2 cores.
+Run by `tools.build_assets` after the crystals and the weights; 5 minutes on 2 cores.
 """
 
 import gzip
@@ -19,48 +20,61 @@ from scipy.stats import spearmanr
 from chemeleon_jax.data.crystals import from_structures
 from chemeleon_jax.data.dataset import load_dataset
 from chemeleon_jax.potentials.hull import (
+    HULLS,
     Hull,
-    composition_counts,
-    evaluate,
+    element_crystals,
+    evaluate_entries,
     save_hull,
 )
 from chemeleon_jax.potentials.loading import load_potential
-from chemeleon_jax.potentials.types import Status
 
 WHEEL = "matcalc-0.3.3-py3-none-any.whl"
 ELEMENTS = "matcalc/elemental_refs/MatPES-PBE-Element-Refs.json.gz"
 DECIMALS = 5  # of an energy: what another machine agrees on, but for a rounding
 
 
-def element_structures(packages: Path) -> list[Structure]:
-    """The ground state of each element, from the wheel in folder `packages`."""
+def build_elements(packages: Path, out: Path) -> None:
+    """Write the ground state of each element, from the wheel in folder `packages`."""
     with zipfile.ZipFile(packages / WHEEL) as wheel:
         records = json.loads(gzip.decompress(wheel.read(ELEMENTS)))
-    return [Structure.from_dict(records[e]["structure"]) for e in sorted(records)]
+    crystals = from_structures(
+        [Structure.from_dict(records[e]["structure"]) for e in sorted(records)]
+    )
+    np.savez_compressed(
+        out,
+        atom_types=crystals.atom_types.astype(np.uint8),
+        frac_coords=crystals.frac_coords,
+        lengths=crystals.lengths,
+        angles=crystals.angles,
+    )
+    print(f'ELEMENTS_SHA256 = "{hashlib.sha256(out.read_bytes()).hexdigest()}"')
 
 
-def build_hull(packages: Path, out: Path) -> None:
+def build_hulls(folder: Path) -> None:
+    """Evaluate crystals and elements with each potential, write and report."""
+    for name, (file, _) in HULLS.items():
+        build_hull(name, folder / file)
+
+
+def build_hull(name: str, out: Path) -> None:
     """Evaluate crystals and elements, write the hull to the file `out`, and report."""
-    potential = load_potential("chgnet")
+    potential = load_potential(name)
     dataset = load_dataset("mp_mini")
-    elements = from_structures(element_structures(packages))
-    counts, energies = [], []
-    for crystals in (dataset.crystals, elements):
-        energy, status = evaluate(potential, crystals)
-        for code, number in zip(*np.unique(status, return_counts=True), strict=True):
-            print(f"{number:6d} crystals: {Status(code).name.lower()}")
-        energy = np.where(status == Status.OK, energy, np.nan).astype(np.float64)
-        energies.append(np.round(energy, DECIMALS))
-        counts.append(composition_counts(crystals.atom_types))
-    hull = Hull(np.concatenate(counts), np.concatenate(energies), potential.digest)
+    known = evaluate_entries(potential, dataset.crystals)
+    pure = evaluate_entries(potential, element_crystals())
+    counts = np.concatenate([known[0], pure[0]])
+    energies = np.concatenate([known[1], pure[1]]).astype(np.float64)
+    energies = np.round(energies, DECIMALS)
+    hull = Hull(counts, energies, potential.digest, potential.scheme)
     save_hull(out, hull)
+    print(f"{name}: {np.isfinite(energies).sum()} of {len(energies)} crystals")
     print(f"{len(hull)} compositions")
-    print(f'HULL_SHA256 = "{hashlib.sha256(out.read_bytes()).hexdigest()}"')
-    report(hull, dataset, counts[0], energies[0])
+    print(f'"{name}": "{hashlib.sha256(out.read_bytes()).hexdigest()}"')
+    report(hull, dataset, *known)
 
 
 def report(hull: Hull, dataset, counts, energies) -> None:
-    """Print how CHGNet compares with the DFT labels of the data set."""
+    """Print how the potential compares with the DFT labels of the data set."""
     pure = (hull.fractions == 1).any(1)
     reference = np.full(counts.shape[1], np.nan)
     reference[hull.fractions[pure].argmax(1)] = hull.energies[pure]

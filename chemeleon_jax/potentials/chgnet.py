@@ -55,7 +55,10 @@ def potential(name: str, settings: dict) -> Potential:
             "is one model without settings"
         )
     return Potential(
-        "chgnet", WEIGHTS_SHA256, per_device(partial(energies, load_params()))
+        "chgnet",
+        WEIGHTS_SHA256,
+        per_device(partial(energies, load_params())),
+        scheme="MP2020",  # of the energies that it learnt
     )
 
 

@@ -1,7 +1,8 @@
 """Convex hull of reference energies, and the energy of a crystal above it.
 
-NumPy on the host. The energies of hull and crystal must come from one potential: a DFT
-hull under CHGNet energies would reward the difference between the two.
+NumPy on the host. The energies of hull and crystal must come from one potential, and
+contain the same corrections: a DFT hull under CHGNet energies would reward the
+difference between the two.
 """
 
 import os
@@ -26,8 +27,15 @@ from chemeleon_jax.runs.files import (
     to_cache,
 )
 
-HULL = files("chemeleon_jax") / "assets" / "hull.npz"
-HULL_SHA256 = "6e46a4a2a3467609282037c369a9e351a264287ac928648e35cea4393d6376d2"
+ASSETS = files("chemeleon_jax") / "assets"
+HULLS = {  # of the embedded crystals, by potential: file, SHA-256
+    "chgnet": (
+        "hull.npz",
+        "6e46a4a2a3467609282037c369a9e351a264287ac928648e35cea4393d6376d2",
+    ),
+}
+ELEMENTS = "elements.npz"  # a ground state of each, from tools/build_hull.py
+ELEMENTS_SHA256 = "d6f0be46469e74201f5773c4af65fede10ded28fc90efbec9fd065a398301153"
 NUM_ELEMENTS = 118
 
 
@@ -37,13 +45,14 @@ class Hull:
     Of entries with the same composition only the lowest is kept; no other can matter.
     """
 
-    def __init__(self, counts, energies, potential_digest: str = ""):
+    def __init__(self, counts, energies, potential_digest: str = "", scheme: str = ""):
         """Keeps the lowest finite energy of each composition.
 
         Args:
           counts: [M, 118] integers, atoms of each element; column 0 is hydrogen.
           energies: [M], eV/atom; NaN entries are left out.
-          potential_digest: of the potential that gave the energies.
+          potential_digest: of the potential that gave the energies; "" if unknown.
+          scheme: of the corrections that they contain; "" if unknown.
         """
         counts, energies = np.asarray(counts), np.asarray(energies, np.float64)
         rows = np.argsort(energies, kind="stable")
@@ -52,7 +61,7 @@ class Hull:
         self.counts, lowest = np.unique(reduced, axis=0, return_index=True)  # [M, 118]
         self.energies = energies[rows][lowest]  # [M]
         self.fractions = self.counts / self.counts.sum(1, keepdims=True)  # [M, 118]
-        self.potential_digest = potential_digest
+        self.potential_digest, self.scheme = potential_digest, scheme
         self._present = self.fractions > 0
         self._system = lru_cache(maxsize=4096)(self._find_system)
         self._energy = lru_cache(maxsize=65536)(self._find_energy)
@@ -195,6 +204,7 @@ def save_hull(path: str | os.PathLike, hull: Hull) -> None:
         counts=hull.counts.astype(np.uint8),
         energies=hull.energies.astype(np.float32),
         potential_digest=np.array(hull.potential_digest),
+        scheme=np.array(hull.scheme),
     )
 
 
@@ -207,9 +217,26 @@ def read_hull(path) -> Hull:
     arrays = read_npz(path, "a hull", ("counts", "energies", "potential_digest"))
     try:
         counts, energies = arrays["counts"].astype(np.int32), arrays["energies"]
-        return Hull(counts, energies, str(arrays["potential_digest"]))
+        digest, scheme = arrays["potential_digest"], arrays.get("scheme", "")
+        return Hull(counts, energies, str(digest), str(scheme))
     except (ValueError, TypeError, IndexError) as error:
         raise UserError(f"{path} is not a hull: {error}") from error
+
+
+def check_hull(hull: Hull, potential: Potential, file) -> Hull:
+    """The hull, if its energies are those of the potential, as far as it can tell.
+
+    Raises:
+      UserError: they are another potential's, or of another scheme of corrections.
+    """
+    if hull.potential_digest not in ("", potential.digest):
+        raise UserError(f"{file}: its energies are not those of {potential.name}")
+    if hull.scheme not in ("", potential.scheme):
+        raise UserError(
+            f"{file}: its energies contain the corrections {hull.scheme!r}, those of "
+            f"{potential.name} {potential.scheme!r}: a hull mixes no schemes"
+        )
+    return hull
 
 
 def load_hull(
@@ -219,11 +246,10 @@ def load_hull(
 ) -> Hull:
     """The hull whose entries `potential` itself has evaluated.
 
-    CHGNet's hull of the embedded crystals is embedded. Any other hull takes one energy
-    per crystal of the data set, once: it is kept in `cache_dir` under a name made of
-    the digests of data set and potential. CHGNet's own embedded entries are added to
-    it. For another potential, elements that the data set does not hold as pure crystals
-    have no reference: the energy above hull of their compounds is NaN.
+    Hulls of the embedded crystals are embedded, for the embedded potentials. Any other
+    hull takes one energy per crystal of the data set, and per element, once: it is kept
+    in `cache_dir` under a name made of the digests of data set and potential. The
+    embedded entries of a potential are added to it.
 
     Args:
       potential: of the crystals to be judged.
@@ -233,7 +259,7 @@ def load_hull(
     Raises:
       UserError: a file was altered or cannot be read.
     """
-    embedded = _embedded_hull(potential) if potential.name == "chgnet" else None
+    embedded = _embedded_hull(potential) if potential.name in HULLS else None
     if dataset is None and embedded is not None:
         return embedded
     dataset = dataset or load_dataset("mp_mini")
@@ -241,21 +267,47 @@ def load_hull(
     path = folder / f"hull_{dataset.digest[:16]}_{potential.digest[:16]}.npz"
     kept = from_cache(path, read_hull)
     if kept is not None:
-        return kept
-    energies, status = evaluate(potential, dataset.crystals)
-    energies = np.where(status == Status.OK, energies, np.nan)
-    counts = composition_counts(dataset.crystals.atom_types)
-    if embedded is not None:
-        counts = np.concatenate([counts, embedded.counts])
-        energies = np.concatenate([energies, embedded.energies])
-    hull = Hull(counts, energies, potential.digest)
+        return check_hull(kept, potential, path)
+    counts, energies = evaluate_entries(potential, dataset.crystals)
+    more = (
+        evaluate_entries(potential, element_crystals())
+        if embedded is None
+        else (embedded.counts, embedded.energies)
+    )
+    counts, energies = (
+        np.concatenate(pair) for pair in zip((counts, energies), more, strict=True)
+    )
+    hull = Hull(counts, energies, potential.digest, potential.scheme)
     to_cache(path, lambda temporary: save_hull(temporary, hull))
     return hull
 
 
+def evaluate_entries(potential: Potential, crystals: CrystalBatch):
+    """Compositions [M, 118] and energies [M] of crystals, NaN where there is none."""
+    energies, status = evaluate(potential, crystals)
+    energies = np.where(status == Status.OK, energies, np.nan)
+    return composition_counts(crystals.atom_types), energies
+
+
+def element_crystals() -> CrystalBatch:
+    """A ground state of each of 89 elements, by PBE; mp_mini does not have them all."""
+    arrays = read_npz(
+        read_packaged(ASSETS / ELEMENTS, ELEMENTS_SHA256),
+        "elements",
+        ("atom_types", "frac_coords", "lengths", "angles"),
+    )
+    atom_types = arrays["atom_types"].astype(np.int32)
+    return CrystalBatch(
+        atom_types=atom_types,
+        frac_coords=arrays["frac_coords"],
+        lengths=arrays["lengths"],
+        angles=arrays["angles"],
+        mask=atom_types > 0,
+    )
+
+
 @cache
 def _embedded_hull(potential: Potential) -> Hull:
-    hull = read_hull(read_packaged(HULL, HULL_SHA256))
-    if hull.potential_digest != potential.digest:
-        raise UserError(f"{HULL} is of another CHGNet: run tools/build_hull.py")
-    return hull
+    file, sha256 = HULLS[potential.name]
+    hull = read_hull(read_packaged(ASSETS / file, sha256))
+    return check_hull(hull, potential, f"{file} (made by tools/build_hull.py)")

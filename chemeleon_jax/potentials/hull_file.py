@@ -9,7 +9,7 @@ import numpy as np
 from pymatgen.core import Composition, Element
 
 from chemeleon_jax.errors import UserError
-from chemeleon_jax.potentials.hull import NUM_ELEMENTS, Hull, read_hull
+from chemeleon_jax.potentials.hull import NUM_ELEMENTS, Hull, check_hull, read_hull
 from chemeleon_jax.potentials.types import Potential
 
 COLUMNS = ("composition", "energy_per_atom")
@@ -36,10 +36,7 @@ def read_hull_file(path: str | os.PathLike, potential: Potential) -> Hull:
     if not path.is_file():
         raise UserError(f"{path}: no such file of hull entries")
     if path.suffix == ".npz":
-        hull = read_hull(path)
-        if hull.potential_digest not in ("", potential.digest):
-            raise UserError(f"{path}: its energies are not those of {potential.name}")
-        return hull
+        return check_hull(read_hull(path), potential, path)
     return _read_csv(path)
 
 

@@ -1,19 +1,24 @@
 """Potentials by the name that a config gives."""
 
 from chemeleon_jax.errors import UserError
-from chemeleon_jax.potentials import ase, chgnet
+from chemeleon_jax.potentials import ase, chgnet, sevennet
 from chemeleon_jax.potentials.types import Potential
 
 # By what stands before the first colon: name, settings -> Potential.
-LOADERS = {"chgnet": chgnet.potential, "ase": ase.potential}
+LOADERS = {
+    "chgnet": chgnet.potential,
+    "sevennet-l3i5": sevennet.potential,
+    "sevennet-0": sevennet.potential,
+    "ase": ase.potential,
+}
 
 
 def load_potential(name: str, **settings) -> Potential:
     """The potential that a config names.
 
     Args:
-      name: "chgnet", or "ase:module:callable" for any ASE calculator, for example
-        "ase:mace.calculators:mace_mp".
+      name: "chgnet", "sevennet-l3i5", "sevennet-0", or "ase:module:callable" for any
+        ASE calculator, for example "ase:mace.calculators:mace_mp".
       **settings: what an ASE calculator is made with.
 
     Raises:
@@ -22,6 +27,7 @@ def load_potential(name: str, **settings) -> Potential:
     prefix = name.partition(":")[0]
     if prefix not in LOADERS:
         raise UserError(
-            f"unknown potential {name!r}: use 'chgnet' or 'ase:module:callable'"
+            f"unknown potential {name!r}: use 'chgnet', 'sevennet-l3i5', 'sevennet-0' "
+            "or 'ase:module:callable'"
         )
     return LOADERS[prefix](name, settings)

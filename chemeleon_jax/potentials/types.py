@@ -32,6 +32,7 @@ class Potential:
     name: str  # as in the config
     digest: str  # of the weights or settings: two potentials of one digest agree
     energies: Callable[[Any], tuple[Any, Any]] = field(repr=False)
+    scheme: str = "own"  # of corrections in the energies: "MP2020", or the potential's
 
 
 def per_device(energies):

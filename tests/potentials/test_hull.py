@@ -1,5 +1,7 @@
 """The convex hull: by hand, against pymatgen, and as embedded."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from pymatgen.analysis.phase_diagram import PDEntry, PhaseDiagram
@@ -168,7 +170,7 @@ def test_damaged_files_are_named(tmp_path, monkeypatch):
     path.write_bytes(b"PK no zip")
     with pytest.raises(UserError, match="hull.npz cannot be read as a hull"):
         hull.read_hull(path)
-    monkeypatch.setattr(hull, "HULL", path)
+    monkeypatch.setattr(hull, "ASSETS", tmp_path)
     with pytest.raises(UserError, match="hull.npz was altered"):
         hull._embedded_hull.__wrapped__(load_potential("chgnet"))
 
@@ -196,6 +198,17 @@ def test_entries_of_a_hull_are_those_of_its_potential(tmp_path):
     assert read_hull_file(path, toy).hull_energy([11]) == -1.0
     with pytest.raises(UserError, match="not those of another"):
         read_hull_file(path, toy_potential("another"))
+
+
+def test_a_hull_mixes_no_schemes(tmp_path):
+    """Corrected entries under uncorrected crystals: every anion would look stable."""
+    toy, path = toy_potential(), tmp_path / "hull.npz"
+    counts = composition_counts(rows("Na"))
+    hull.save_hull(path, Hull(counts, [-1.0], toy.digest, "MP2020"))
+    with pytest.raises(UserError, match="'MP2020', those of toy 'own': a hull mixes"):
+        read_hull_file(path, toy)
+    corrected = dataclasses.replace(toy, scheme="MP2020")
+    assert read_hull_file(path, corrected).scheme == "MP2020"
 
 
 @pytest.mark.parametrize(

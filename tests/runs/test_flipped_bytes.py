@@ -1,7 +1,5 @@
 """Files of which a byte has changed: read as they were, or refused in a line."""
 
-import os
-
 import numpy as np
 import pytest
 
@@ -88,18 +86,16 @@ def test_a_flipped_byte_of_cached_arrays_computes_them_anew(tmp_path, monkeypatc
 @pytest.mark.parametrize(
     ("module", "name", "read"),
     [
-        (dataset, "ASSETS", lambda: dataset._load_embedded.__wrapped__()),
-        (hull, "HULL", lambda: hull.load_hull(chgnet())),
+        (dataset, "mp_mini.npz", lambda: dataset._load_embedded.__wrapped__()),
+        (hull, "hull.npz", lambda: hull.load_hull(chgnet())),
+        (hull, "elements.npz", lambda: hull.element_crystals()),
     ],
 )
 def test_a_flipped_byte_of_an_embedded_file_is_a_line(
     tmp_path, monkeypatch, module, name, read
 ):
-    source = getattr(module, name)
-    file = source / "mp_mini.npz" if name == "ASSETS" else source
-    copy = tmp_path / os.path.basename(file)
-    monkeypatch.setattr(module, name, tmp_path if name == "ASSETS" else copy)
-    content = file.read_bytes()
+    copy, content = tmp_path / name, (module.ASSETS / name).read_bytes()
+    monkeypatch.setattr(module, "ASSETS", tmp_path)
     rng = np.random.default_rng(0)
     for position in rng.integers(len(content), size=20):
         changed = bytearray(content)

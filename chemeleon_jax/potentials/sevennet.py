@@ -1,0 +1,81 @@
+"""SevenNet-0 and SevenNet-l3i5: equivariant potentials trained on MPtrj.
+
+Park et al., J. Chem. Theory Comput. 20, 4857 (2024), MIT licence. The network is in
+`equivariant`; `tools/build_sevennet.py` made the weights from the authors' package.
+The network gives energies of the Materials Project before its corrections, to which
+`potential` adds them.
+"""
+
+import hashlib
+import json
+from functools import cache, partial
+from importlib.resources import files
+
+from flax.traverse_util import unflatten_dict
+from safetensors.numpy import load
+
+from chemeleon_jax.errors import UserError
+from chemeleon_jax.potentials import batches
+from chemeleon_jax.potentials.batches import GraphPotential
+from chemeleon_jax.potentials.corrections import corrected
+from chemeleon_jax.potentials.edge_blocks import BlockCapacity
+from chemeleon_jax.potentials.equivariant import Architecture, graph_energy
+from chemeleon_jax.potentials.types import Potential, per_device
+from chemeleon_jax.runs.files import cache_folder, read_packaged
+
+ASSETS = files("chemeleon_jax") / "assets"
+SHA256 = {
+    "sevennet-0": "efce08feae7009fd64f3e3ac5f1d221b913c9e05caf485370d3b874732202443",
+    "sevennet-l3i5": "cf61d9b52829ab8e019735b53f9bcbad3fd6f0f73cd42468ca16db2b3c9368c3",
+}
+SCHEME = "MP2020"
+
+
+def potential(name: str, settings: dict) -> Potential:
+    """SevenNet with the MP2020 corrections added; it has no settings.
+
+    Raises:
+      UserError: there is no such model, it has settings, or its weights are missing.
+    """
+    if name not in SHA256 or settings:
+        raise UserError(
+            f"unknown potential {name!r} with settings {sorted(settings)}: "
+            f"{' and '.join(SHA256)} are models without settings"
+        )
+    params, model = load_model(name)
+    return Potential(
+        name,
+        hashlib.sha256((SHA256[name] + SCHEME).encode()).hexdigest(),
+        per_device(corrected(partial(batches.energies, model, params))),
+        SCHEME,
+    )
+
+
+@cache
+def load_model(name: str) -> tuple[dict, GraphPotential]:
+    """Weights as a nested dict of NumPy arrays, float32, and what evaluates them.
+
+    The energies of `batches.energies(model, params, crystals)` are uncorrected.
+
+    Args:
+      name: "sevennet-0" or "sevennet-l3i5".
+
+    Raises:
+      UserError: the weights are missing or were altered.
+    """
+    file = ASSETS / f"{name}.safetensors"
+    if not file.is_file():
+        file = cache_folder() / file.name
+    if not file.is_file():
+        raise UserError(
+            f"{name} is not embedded: make {file} by `python -m tools.build_sevennet "
+            f"{name} PACKAGES {file}` in a checkout of chemeleon_jax"
+        )
+    content = read_packaged(file, SHA256[name])
+    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+    design = json.loads(header["__metadata__"]["architecture"])
+    design |= {key: tuple(design[key]) for key in ("elements", "channels")}
+    architecture = Architecture(**design)
+    capacity = BlockCapacity(architecture.elements, architecture.cutoff)
+    params = unflatten_dict(load(content), sep="/")
+    return params, GraphPotential(partial(graph_energy, architecture), capacity)
