@@ -42,6 +42,15 @@ class BlockCapacity(NamedTuple):
     atoms: int = 512
     blocks: int = 1024
 
+    def for_width(self, width: int) -> "BlockCapacity":
+        """This one, or what holds dense crystals of as many as `width` atoms.
+
+        An atom of copper has 54 neighbours within 5 Å, seven blocks; 16 for each of 64
+        atoms is the default.
+        """
+        scale = max(1, -(-width // 64))
+        return self._replace(atoms=scale * self.atoms, blocks=scale * self.blocks)
+
     @property
     def sizes(self):
         """Room for atoms and blocks."""

@@ -33,6 +33,10 @@ HULLS = {  # of the embedded crystals, by potential: file, SHA-256
         "hull.npz",
         "6e46a4a2a3467609282037c369a9e351a264287ac928648e35cea4393d6376d2",
     ),
+    "sevennet-l3i5": (
+        "hull-sevennet-l3i5.npz",
+        "8f81238f98c46323de1100092635d2bd1c9e52bc61d37baa314022cd7fe3024b",
+    ),
 }
 ELEMENTS = "elements.npz"  # a ground state of each, from tools/build_hull.py
 ELEMENTS_SHA256 = "d6f0be46469e74201f5773c4af65fede10ded28fc90efbec9fd065a398301153"

@@ -14,6 +14,7 @@ from importlib.resources import files
 from flax.traverse_util import unflatten_dict
 from safetensors.numpy import load
 
+from chemeleon_jax.data.types import CrystalBatch
 from chemeleon_jax.errors import UserError
 from chemeleon_jax.potentials import batches
 from chemeleon_jax.potentials.batches import GraphPotential
@@ -46,16 +47,22 @@ def potential(name: str, settings: dict) -> Potential:
     return Potential(
         name,
         hashlib.sha256((SHA256[name] + SCHEME).encode()).hexdigest(),
-        per_device(corrected(partial(batches.energies, model, params))),
+        per_device(corrected(partial(energies, model, params))),
         SCHEME,
     )
+
+
+def energies(model: GraphPotential, params, crystals: CrystalBatch):
+    """Uncorrected energies [B] and statuses [B], see `batches.energies`."""
+    capacity = model.capacity.for_width(crystals.mask.shape[1])
+    return batches.energies(model._replace(capacity=capacity), params, crystals)
 
 
 @cache
 def load_model(name: str) -> tuple[dict, GraphPotential]:
     """Weights as a nested dict of NumPy arrays, float32, and what evaluates them.
 
-    The energies of `batches.energies(model, params, crystals)` are uncorrected.
+    The energies of `energies(model, params, crystals)` are uncorrected.
 
     Args:
       name: "sevennet-0" or "sevennet-l3i5".
