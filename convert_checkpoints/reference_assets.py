@@ -25,13 +25,7 @@ from pymatgen.core import Element
 from chemeleon_jax.data import crystals, dataset
 from chemeleon_jax.errors import UserError, exit_status
 from chemeleon_jax.potentials.hull import NUM_ELEMENTS, Hull, save_hull
-from chemeleon_jax.runs.files import (
-    MAX_UNPACKED,
-    digest,
-    gunzip,
-    replacing,
-    user_path,
-)
+from chemeleon_jax.runs.files import MAX_UNPACKED, digest, gunzip, replacing, user_path
 from convert_checkpoints import opcodes
 from convert_checkpoints.records import CheckpointError, Record
 

@@ -73,11 +73,7 @@ class DiT(nn.Module):
 
     @nn.compact
     def __call__(
-        self,
-        z: jax.Array,
-        t: jax.Array,
-        mask: jax.Array,
-        y: jax.Array | None = None,
+        self, z: jax.Array, t: jax.Array, mask: jax.Array, y: jax.Array | None = None
     ) -> jax.Array:
         """Predict the noise in latents.
 

@@ -83,11 +83,7 @@ class Generator:
             # One timestep for all stays one: so does the modulation's share of it.
             t = t if len(t) == 1 else jnp.tile(t, 2)
             out = self.dit.apply(
-                {"params": params["dit"]},
-                jnp.tile(z, (2, 1, 1)),
-                t,
-                mask,
-                y,
+                {"params": params["dit"]}, jnp.tile(z, (2, 1, 1)), t, mask, y
             )
             cond, uncond = jnp.split(out, 2)
             return uncond + cfg_scale * (cond - uncond)

@@ -96,11 +96,7 @@ class Decoder(nn.Module):
         x = nn.Dense(self.width, use_bias=False, name="latent")(z)
         x = x + index_embedding(atom_index(mask), self.width)
         x = Transformer(
-            self.layers,
-            self.heads,
-            self.mlp_width,
-            self.activation,
-            name="transformer",
+            self.layers, self.heads, self.mlp_width, self.activation, name="transformer"
         )(x, mask)
         lattice = nn.Dense(6, use_bias=False, name="lattice_head")
         cell = lattice(masked_mean(x, mask))

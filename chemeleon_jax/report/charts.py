@@ -19,14 +19,8 @@ CURVES = {
     "components": {
         "creativity": ("Creativity", "1: unique and novel, 0: neither"),
         "energy": ("Energy", "minus the energy above the hull, eV/atom"),
-        "structure_diversity": (
-            "Structure diversity",
-            "what a crystal adds",
-        ),
-        "composition_diversity": (
-            "Composition diversity",
-            "what a crystal adds",
-        ),
+        "structure_diversity": ("Structure diversity", "what a crystal adds"),
+        "composition_diversity": ("Composition diversity", "what a crystal adds"),
         "predictor": ("Predicted property", "reward of the predictor"),
         "custom": ("Custom reward", "raw value of your function"),
     },
@@ -218,11 +212,7 @@ def _histogram(sets, colors, name: str, title: str, about: str) -> dict | None:
         "about": f"{about}; valid crystals with a value: {counted}",
         "traces": traces,
         "legend": True,
-        "layout": {
-            "barmode": "overlay",
-            "xaxis": axis,
-            "yaxis": {"ticksuffix": " %"},
-        },
+        "layout": {"barmode": "overlay", "xaxis": axis, "yaxis": {"ticksuffix": " %"}},
     }
 
 
