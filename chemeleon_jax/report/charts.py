@@ -1,6 +1,8 @@
 """Charts as Plotly traces: curves, scores, distributions, elements."""
 
-from collections.abc import Iterable
+from collections import Counter
+from contextlib import suppress
+from itertools import cycle
 from typing import Any
 
 import numpy as np
@@ -11,6 +13,8 @@ from chemeleon_jax.report.comparison import describe, interval, score_names
 from chemeleon_jax.report.runs import CrystalSet, Run
 
 COLORS = ("#2f5bea", "#e8590c", "#2b8a3e", "#9c36b5", "#0b7285", "#c2255c")
+GREYS = ("#98a2b3", "#c9b8a8", "#a8bfae", "#bfaec4", "#a3bcc2", "#cdb0ba")
+OVER_ITERATIONS = {"xaxis": {"title": {"text": "iteration"}}}  # a layout
 MAX_POINTS = 1000  # of a curve; longer ones are thinned
 DIGITS = 7  # of a curve: a diversity's mean is 0 but for rounding
 
@@ -46,7 +50,7 @@ def curve_chart(runs: list[Run], tag: str, title: str, about: str) -> dict | Non
     Training is a thin line with its moving mean on top, validation is markers.
     """
     traces: list[dict[str, Any]] = []
-    for run, color in zip(runs, _cycle(), strict=False):
+    for run, color in zip(runs, cycle(COLORS), strict=False):
         name = run.name if len(runs) > 1 else "training"
         if f"train/{tag}" in run.curves:
             x, y = _thin(*run.curves[f"train/{tag}"])
@@ -61,14 +65,7 @@ def curve_chart(runs: list[Run], tag: str, title: str, about: str) -> dict | Non
             traces.append(
                 {"x": x, "y": y, "name": name, "mode": "markers", "marker": marker}
             )
-    if not traces:
-        return None
-    return {
-        "title": title,
-        "about": about,
-        "traces": traces,
-        "layout": {"xaxis": {"title": {"text": "iteration"}}},
-    }
+    return _chart(title, about, traces, layout=OVER_ITERATIONS)
 
 
 def moving_mean(y: np.ndarray) -> np.ndarray:
@@ -92,19 +89,16 @@ def time_chart(run: Run) -> dict | None:
     for part, color in parts:
         if f"time/{part}" in run.curves:
             x, y = _thin(*(v[1:] for v in run.curves[f"time/{part}"]))
-            traces.append(
-                _line(x, y, part, {"color": color, "width": 1}, stackgroup="time")
-                | {"showlegend": True}
-            )
-    if not traces:
-        return None
-    return {
-        "title": f"Time of an iteration, {run.name}",
-        "about": "seconds, without the first",
-        "traces": traces,
-        "legend": True,
-        "layout": {"xaxis": {"title": {"text": "iteration"}}},
-    }
+            line = {"color": color, "width": 1}
+            stacked = {"stackgroup": "time", "showlegend": True}
+            traces.append(_line(x, y, part, line, **stacked))
+    return _chart(
+        f"Time of an iteration, {run.name}",
+        "seconds, without the first",
+        traces,
+        legend=True,
+        layout=OVER_ITERATIONS,
+    )
 
 
 def score_chart(sets: list[CrystalSet], colors: dict[str, str]) -> dict | None:
@@ -112,15 +106,16 @@ def score_chart(sets: list[CrystalSet], colors: dict[str, str]) -> dict | None:
     names = [n for n in score_names(sets) if describe(n).share][::-1]
     if not names:
         return None
+    middle, apart = (len(sets) - 1) / 2, min(0.22, 0.7 / len(sets))
     traces = []
-    for offset, crystals in zip(_offsets(len(sets)), reversed(sets), strict=True):
+    for place, crystals in enumerate(reversed(sets)):
         rows = [(i, x) for i, n in enumerate(names) if (x := interval(crystals, n))]
         traces.append(
             {
                 "name": crystals.label,
                 "mode": "markers",
                 "x": [100 * x.value for _, x in rows],
-                "y": [i + offset for i, _ in rows],
+                "y": [i + (place - middle) * apart for i, _ in rows],
                 "marker": {"size": 10, "color": colors[crystals.label]},
                 "error_x": {
                     "array": [100 * (x.high - x.value) for _, x in rows],
@@ -138,13 +133,13 @@ def score_chart(sets: list[CrystalSet], colors: dict[str, str]) -> dict | None:
                 "showlegend": True,
             }
         )
-    return {
-        "title": "Shares of all sampled crystals",
-        "about": "points with 95 % bootstrap intervals",
-        "traces": traces[::-1],
-        "height": 60 + 56 * len(names),
-        "legend": True,
-        "layout": {
+    return _chart(
+        "Shares of all sampled crystals",
+        "points with 95 % bootstrap intervals",
+        traces[::-1],
+        height=60 + 56 * len(names),
+        legend=True,
+        layout={
             "hovermode": "closest",
             "xaxis": {"range": [-2, 104], "ticksuffix": " %", "dtick": 20},
             "yaxis": {
@@ -154,7 +149,7 @@ def score_chart(sets: list[CrystalSet], colors: dict[str, str]) -> dict | None:
                 "zeroline": False,
             },
         },
-    }
+    )
 
 
 def distribution_charts(sets: list[CrystalSet], colors: dict[str, str]) -> list[dict]:
@@ -173,12 +168,10 @@ def distribution_charts(sets: list[CrystalSet], colors: dict[str, str]) -> list[
 def _histogram(sets, colors, name: str, title: str, about: str) -> dict | None:
     values = {}
     for crystals in sets:
-        table = crystals.table
-        if name in table:
-            rows = table[table["valid"]] if "valid" in table else table
-            finite = rows[name][np.isfinite(rows[name])].to_numpy(float)
-            if len(finite):
-                values[crystals.label] = finite
+        if name in crystals.table:
+            x = crystals.valid[name].to_numpy(float)
+            if np.isfinite(x).any():
+                values[crystals.label] = x[np.isfinite(x)]
     if not values:
         return None
     joined = np.concatenate(list(values.values()))
@@ -207,30 +200,23 @@ def _histogram(sets, colors, name: str, title: str, about: str) -> dict | None:
             }
         )
     counted = ", ".join(f"{len(x)} in {label}" for label, x in values.items())
-    return {
-        "title": title,
-        "about": f"{about}; valid crystals with a value: {counted}",
-        "traces": traces,
-        "legend": True,
-        "layout": {"barmode": "overlay", "xaxis": axis, "yaxis": {"ticksuffix": " %"}},
-    }
+    return _chart(
+        title,
+        f"{about}; valid crystals with a value: {counted}",
+        traces,
+        legend=True,
+        layout={"barmode": "overlay", "xaxis": axis, "yaxis": {"ticksuffix": " %"}},
+    )
 
 
 def element_shares(crystals: CrystalSet) -> dict[str, float]:
     """Share of the valid crystals that contain an element, by symbol."""
-    table = crystals.table
-    rows = table[table["valid"]] if "valid" in table else table
-    counts: dict[str, int] = {}
-    formulas = []
-    if "formula" in rows:
-        formulas = [f for f in rows["formula"] if isinstance(f, str) and f]
+    found = crystals.valid["formula"] if "formula" in crystals.valid else ()
+    formulas = [f for f in found if isinstance(f, str) and f]
+    counts: Counter[str] = Counter()
     for formula in formulas:
-        try:
-            symbols = {e.symbol for e in Composition(formula).elements}
-        except ValueError:
-            continue
-        for symbol in symbols:
-            counts[symbol] = counts.get(symbol, 0) + 1
+        with suppress(ValueError):
+            counts.update({e.symbol for e in Composition(formula).elements})
     return {symbol: n / len(formulas) for symbol, n in counts.items()}
 
 
@@ -250,34 +236,23 @@ def periodic_table() -> list[tuple[str, int, int]]:
 def set_colors(runs: list[Run]) -> dict[str, str]:
     """A colour for each set: the run's own for the tuned one, grey for its base."""
     colors = {}
-    greys = ("#98a2b3", "#c9b8a8", "#a8bfae", "#bfaec4", "#a3bcc2", "#cdb0ba")
-    for run, color, grey in zip(runs, _cycle(), _cycle(greys), strict=False):
+    for run, color, grey in zip(runs, cycle(COLORS), cycle(GREYS), strict=False):
         for crystals, c in ((run.tuned, color), (run.base, grey), (run.seen, color)):
             if crystals is not None:
                 colors[crystals.label] = c
     return colors
 
 
+def _chart(title: str, about: str, traces: list[dict], **more) -> dict | None:
+    """What `page` draws; None if there is nothing to draw."""
+    return {"title": title, "about": about, "traces": traces} | more if traces else None
+
+
 def _line(x, y, name: str, line: dict, **more) -> dict[str, Any]:
-    return {
-        "x": x,
-        "y": y,
-        "name": name,
-        "mode": "lines",
-        "line": line,
-        "showlegend": False,
-    } | more
+    shown = {"name": name, "mode": "lines", "line": line, "showlegend": False}
+    return {"x": x, "y": y} | shown | more
 
 
 def _thin(steps: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     every = -(-len(steps) // MAX_POINTS) or 1
     return steps[::every], np.round(values[::every].astype(float), DIGITS)
-
-
-def _offsets(n: int) -> np.ndarray:
-    return (np.arange(n) - (n - 1) / 2) * min(0.22, 0.7 / max(n, 1))
-
-
-def _cycle(colors: Iterable[str] = COLORS):
-    while True:
-        yield from colors

@@ -98,3 +98,9 @@ def format_interval(name: str, x: Interval, signed: bool = False) -> tuple[str, 
     unit = "" if not describe(name).share else (" pp" if signed else " %")
     value, low, high = (format_number(name, v, signed) for v in x)
     return f"{value}{unit}", f"{low} to {high}"
+
+
+def format_gain(name: str, base: Interval, tuned: Interval) -> tuple[str, str, str]:
+    """The verdict on a gain, its value with its unit, and its interval."""
+    change = gain(base, tuned)
+    return verdict(name, change), *format_interval(name, change, signed=True)

@@ -33,10 +33,7 @@ def best_crystals(crystals: CrystalSet, number: int) -> tuple[list[dict], str]:
     Valid ones that were drawn are ranked: those that are unique and novel first, by
     energy above the hull; where that is unknown, by reward.
     """
-    table = crystals.table
-    if "valid" in table:
-        table = table[table["valid"]]
-    missing = table[~table["index"].isin(crystals.structures)]
+    table = crystals.valid
     table = table[table["index"].isin(crystals.structures)]
     new = pd.Series(True, table.index)
     for flag in ("unique", "novel"):
@@ -56,17 +53,18 @@ def best_crystals(crystals: CrystalSet, number: int) -> tuple[list[dict], str]:
             cards.append(make_card(row, crystals.structures[row["index"]]))
         except (ValueError, ArithmeticError, IndexError, AttributeError) as e:
             failures.append(f"crystal {row['index']} cannot be drawn: {e}")
-    if len(missing):
-        failures.append(f"valid crystals without a structure: {len(missing)}")
+    if missing := len(crystals.valid) - len(table):
+        failures.append(f"valid crystals without a structure: {missing}")
     return cards, "; ".join(failures)
 
 
 def make_card(row: dict[str, Any], structure: Structure) -> dict[str, Any]:
     """What the page shows of one crystal, as JSON."""
     scene = make_scene(structure)
+    balls = np.column_stack([scene.positions, scene.radii])
+    stick_of = scene.atomic_numbers[scene.half_of]
     lattice = structure.lattice
     energy = row.get("e_above_hull")
-    numbers = sorted(set(scene.atomic_numbers.tolist()))
     symbols = {s.specie.Z: s.specie.symbol for s in structure}
     return {
         "index": int(row["index"]),
@@ -86,16 +84,10 @@ def make_card(row: dict[str, Any], structure: Structure) -> dict[str, Any]:
             {
                 "symbol": symbols[z],
                 "color": color(z),
-                "balls": _rounded(
-                    np.column_stack([scene.positions, scene.radii])[
-                        scene.atomic_numbers == z
-                    ]
-                ),
-                "sticks": _rounded(
-                    scene.halves[scene.atomic_numbers[scene.half_of] == z]
-                ),
+                "balls": _rounded(balls[scene.atomic_numbers == z]),
+                "sticks": _rounded(scene.halves[stick_of == z]),
             }
-            for z in numbers
+            for z in sorted(symbols)
         ],
         "stick": STICK,
         "edges": _rounded(scene.edges),

@@ -1,7 +1,9 @@
 """Puts the page together: HTML around charts, tables and crystals as JSON."""
 
 import html
+import itertools
 import re
+from collections.abc import Sequence
 from datetime import date
 from pathlib import Path
 from string import Template
@@ -13,7 +15,7 @@ from plotly.offline import get_plotlyjs
 from chemeleon_jax import __version__
 from chemeleon_jax.report import charts, comparison
 from chemeleon_jax.report.gallery import best_crystals
-from chemeleon_jax.report.runs import CrystalSet, Run
+from chemeleon_jax.report.runs import Run
 from chemeleon_jax.runs.files import read_packaged
 
 HERE = Path(__file__).parent
@@ -37,13 +39,15 @@ def make_page(runs: list[Run], num_crystals: int) -> str:
             protocol(runs),
         ]
     )
+    # 3Dmol, which whoever opens a report runs
+    viewer = read_packaged(HERE / "3Dmol-min.js", VIEWER_SHA256).decode()
     return Template(_file("page.html")).substitute(
         title=html.escape(" · ".join(run.name for run in runs)),
         style=_file("page.css"),
         body=body,
         data=to_json_plotly(data),  # escapes what would end the script
         plotly=get_plotlyjs(),
-        viewer=f"/*\n{_file('3Dmol-LICENSE.txt')}\n*/\n{_viewer()}",
+        viewer=f"/*\n{_file('3Dmol-LICENSE.txt')}\n*/\n{viewer}",
         script=_file("page.js"),
         version=__version__,
         today=date.today().isoformat(),
@@ -114,31 +118,26 @@ def notes(texts: list[str]) -> str:
 def headlines(runs: list[Run]) -> str:
     """The scores that matter most, from base to tuned, as large numbers."""
     cards = []
-    for run in runs:
-        if run.tuned is None:
+    for run, name in itertools.product(runs, HEADLINES):
+        tuned = run.tuned and comparison.interval(run.tuned, name)
+        base = run.base and comparison.interval(run.base, name)
+        if tuned is None:
             continue
-        for name in HEADLINES:
-            tuned = comparison.interval(run.tuned, name)
-            base = run.base and comparison.interval(run.base, name)
-            if tuned is None:
-                continue
-            value, spread = comparison.format_interval(name, tuned)
-            below = f"<p class=spread>95 %: {spread}</p>"
-            if base:
-                change = comparison.gain(base, tuned)
-                kind = comparison.verdict(name, change)
-                shown, within = comparison.format_interval(name, change, signed=True)
-                before, _ = comparison.format_interval(name, base)
-                below = (
-                    f"<p class=spread>base {before}</p>"
-                    f'<p class="gain {kind}">{shown} <span>[{within}]</span></p>'
-                )
-            where = f"{run.name}: " if len(runs) > 1 else ""
-            label = _e(where + comparison.describe(name).label)
-            cards.append(
-                f"<div class=headline><p class=label>{label}</p>"
-                f"<p class=value>{value}</p>{below}</div>"
+        value, spread = comparison.format_interval(name, tuned)
+        below = f"<p class=spread>95 %: {spread}</p>"
+        if base:
+            kind, shown, within = comparison.format_gain(name, base, tuned)
+            before, _ = comparison.format_interval(name, base)
+            below = (
+                f"<p class=spread>base {before}</p>"
+                f'<p class="gain {kind}">{shown} <span>[{within}]</span></p>'
             )
+        where = f"{run.name}: " if len(runs) > 1 else ""
+        label = _e(where + comparison.describe(name).label)
+        cards.append(
+            f"<div class=headline><p class=label>{label}</p>"
+            f"<p class=value>{value}</p>{below}</div>"
+        )
     return f"<section class=headlines>{''.join(cards)}</section>" if cards else ""
 
 
@@ -150,18 +149,18 @@ def learning(runs: list[Run], data: dict) -> str:
     if reward is None:
         return _section("Learning", "", "<p class=empty>No curves.</p>")
     reward["legend"] = True  # the colours are the same in the others
-    html_of = [_chart(data, reward, "wide")]
-    html_of += [_chart(data, c) for c in charts.curve_charts(runs, "components")]
-    html_of += [_chart(data, c) for c in charts.curve_charts(runs, "shares")]
-    policy = [_chart(data, c) for c in charts.curve_charts(runs, "policy")]
-    policy += [_chart(data, c) for run in runs if (c := charts.time_chart(run))]
+    learnt = charts.curve_charts(runs, "components") + charts.curve_charts(
+        runs, "shares"
+    )
+    policy = charts.curve_charts(runs, "policy")
+    policy += [c for run in runs if (c := charts.time_chart(run))]
     return _section(
         "Learning",
         "Thin: each iteration's training batch, sampled before its update. Bold: its "
         "moving mean. Circles: validation, after the update.",
-        f"<div class=grid>{''.join(html_of)}</div>"
-        f"<details><summary>Policy and time</summary><div class=grid>{''.join(policy)}"
-        "</div></details>",
+        f"<div class=grid>{_chart(data, reward, 'wide')}{_charts(data, learnt)}</div>"
+        "<details><summary>Policy and time</summary>"
+        f"<div class=grid>{_charts(data, policy)}</div></details>",
     )
 
 
@@ -179,11 +178,18 @@ def scores(runs: list[Run], data: dict) -> str:
         for crystals in filter(None, (run.base, run.tuned)):
             columns.append(f"{crystals.label} ({len(crystals.table)})")
             for name in names:
-                rows[name] += _cell(name, comparison.interval(crystals, name))
+                x = comparison.interval(crystals, name)
+                rows[name] += _cell(x and comparison.format_interval(name, x))
         if run.base is not None:
             columns.append("change" if len(runs) == 1 else f"{run.name}: change")
             for name in names:
-                rows[name] += _gain_cell(name, run.base, run.tuned)
+                base = comparison.interval(run.base, name)
+                tuned = comparison.interval(run.tuned, name)
+                if base is None or tuned is None:
+                    rows[name] += _cell(None)
+                else:
+                    kind, *shown = comparison.format_gain(name, base, tuned)
+                    rows[name] += _cell(shown, f" class={kind}")
     head = "".join(f"<th>{_e(c)}</th>" for c in columns)
     lines = "".join(
         f"<tr><th scope=row>{_e(comparison.describe(n).label)}</th>{cells}</tr>"
@@ -201,26 +207,17 @@ def scores(runs: list[Run], data: dict) -> str:
     )
 
 
-def _cell(name: str, x: comparison.Interval | None) -> str:
-    if x is None:
+def _cell(shown: Sequence[str] | None, kind: str = "") -> str:
+    """A value and its interval."""
+    if shown is None:
         return "<td>–</td>"
-    value, spread = comparison.format_interval(name, x)
-    return f"<td>{value}<small>{spread}</small></td>"
-
-
-def _gain_cell(name: str, base: CrystalSet, tuned: CrystalSet) -> str:
-    b, t = comparison.interval(base, name), comparison.interval(tuned, name)
-    if b is None or t is None:
-        return "<td>–</td>"
-    change = comparison.gain(b, t)
-    value, spread = comparison.format_interval(name, change, signed=True)
-    kind = comparison.verdict(name, change)
-    return f"<td class={kind}>{value}<small>{spread}</small></td>"
+    value, spread = shown
+    return f"<td{kind}>{value}<small>{spread}</small></td>"
 
 
 def distributions(runs: list[Run], data: dict) -> str:
     """Histograms, and the elements as a periodic table."""
-    sets = [s for run in runs for s in (run.sets or filter(None, [run.seen]))]
+    sets = [s for run in runs for s in run.shown]
     if not sets:
         return ""
     found = charts.distribution_charts(sets, charts.set_colors(runs))
@@ -242,13 +239,13 @@ def distributions(runs: list[Run], data: dict) -> str:
     return _section(
         "Distributions",
         "",
-        f"<div class=grid>{''.join(_chart(data, c) for c in found)}</div>{table}",
+        f"<div class=grid>{_charts(data, found)}</div>{table}",
     )
 
 
 def gallery(runs: list[Run], number: int, data: dict) -> str:
     """The best crystals of every set, to be opened."""
-    sets = [s for run in runs for s in (run.sets or filter(None, [run.seen]))]
+    sets = [s for run in runs for s in run.shown]
     grids, problems = [], []
     for crystals in sets:
         cards, problem = best_crystals(crystals, number)
@@ -342,17 +339,16 @@ def _chart(data: dict, chart: dict, extra: str = "") -> str:
     )
 
 
+def _charts(data: dict, found: list[dict]) -> str:
+    return "".join(_chart(data, chart) for chart in found)
+
+
 def _section(title: str, about: str, content: str) -> str:
     return f"<section><h2>{title}</h2><p class=about>{about}</p>{content}</section>"
 
 
 def _file(name: str) -> str:
     return (HERE / name).read_text(encoding="utf-8")
-
-
-def _viewer() -> str:
-    """The embedded 3Dmol, which whoever opens a report runs."""
-    return read_packaged(HERE / "3Dmol-min.js", VIEWER_SHA256).decode()
 
 
 def _e(text: Any) -> str:

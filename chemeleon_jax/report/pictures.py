@@ -40,7 +40,9 @@ def log_validation(
     began = time.perf_counter()
     rows = np.flatnonzero(rewards.valid)
     structures = to_structures(take(crystals, rows))
-    reward, above = np.asarray(rewards.raw)[rows], _e_above_hull(rewards)[rows]
+    known = rewards.e_above_hull
+    above = np.full(len(rows), np.nan) if known is None else np.asarray(known)[rows]
+    reward = np.asarray(rewards.raw)[rows]
     values = {
         "reward": reward,
         "e_above_hull": above,
@@ -59,11 +61,6 @@ def log_validation(
         picture = draw_grid(scored[:num_pictures])
         tracker.log_image(step, "val/best_crystals", picture)
     tracker.log(step, {"time/pictures": time.perf_counter() - began})
-
-
-def _e_above_hull(rewards: RewardOutput) -> np.ndarray:
-    known = rewards.e_above_hull
-    return np.full(len(rewards.valid), np.nan) if known is None else np.asarray(known)
 
 
 def draw_grid(crystals: list[Scored]) -> Image.Image:

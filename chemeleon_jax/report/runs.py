@@ -30,6 +30,11 @@ class CrystalSet:
     scores: dict[str, dict[str, float]] = field(default_factory=dict)
     protocol: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def valid(self) -> pd.DataFrame:
+        """The rows of the valid crystals; all, where that is unknown."""
+        return self.table[self.table["valid"]] if "valid" in self.table else self.table
+
 
 @dataclass
 class Run:
@@ -51,6 +56,11 @@ class Run:
     def sets(self) -> list[CrystalSet]:
         """Evaluated sets, the tuned one first."""
         return [s for s in (self.tuned, self.base) if s is not None]
+
+    @property
+    def shown(self) -> list[CrystalSet]:
+        """Evaluated sets; without them the crystals that it has seen, if any."""
+        return self.sets or [s for s in (self.seen,) if s is not None]
 
 
 def load_run(directory: Path, samples: Path) -> Run:
