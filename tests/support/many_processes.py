@@ -58,7 +58,10 @@ LAYOUTS = {
 # gradient is rounding, of which Adam makes steps of its usual length all the same.
 # Latents of a share of the crystals are rounded otherwise than those of all, by 7e-9:
 # three updates later the greatest ratio of any crystal and step shows 1e-5 of it.
-BOUNDS = {"train": {"train/ratio_max": 1e-4}, "pretrain": {"params": 1e-4, "ema_params": 1e-4}}
+BOUNDS = {
+    "train": {"train/ratio_max": 1e-4},
+    "pretrain": {"params": 1e-4, "ema_params": 1e-4},
+}
 # Every kind of share: by formula, by rows on the device, by the first process. All
 # energies count, also those far above the hull that random weights make.
 REWARDS = {
