@@ -12,20 +12,17 @@ an evaluation that was cut off. See docs/evaluation.md.
 import argparse
 import contextlib
 import csv
-import functools
 import hashlib
 import importlib.metadata
 import json
 import math
 import shutil
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-from pymatgen.core import Structure
 from tqdm import tqdm
 
 from chemeleon_jax import __version__
@@ -46,6 +43,7 @@ from chemeleon_jax.evaluation.judge import (
     judge_chunk,
     judge_set,
 )
+from chemeleon_jax.evaluation.relaxation import make_relaxation
 from chemeleon_jax.evaluation.scores import (
     ENERGY_SHARES,
     RESAMPLES,
@@ -71,7 +69,6 @@ from chemeleon_jax.runs.files import (
     write_json,
 )
 from chemeleon_jax.workers import calculators
-from chemeleon_jax.workers.calculators import Relaxed
 from chemeleon_jax.workers.pool import WorkerPool
 from chemeleon_jax.workers.prefilter import ANGLE_TOL, LENGTH_TOL, SITE_TOL
 
@@ -85,7 +82,8 @@ COLUMNS = (
     *("smact_valid", "unique", "novel", "energy", "e_above_hull", "metastable"),
     *("stable", "sun", "msun", "far_below_hull", "msun_near_hull", "status"),
 )
-RELAX_COLUMNS = ("energy_unrelaxed", "relax_steps", "relaxed")
+RELAX_COLUMNS = ("energy_unrelaxed", "relax_steps", "relaxed", "relax_rmsd")
+RELAX_COLUMNS += ("space_group_unrelaxed",)
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
@@ -102,7 +100,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     add("--potential", default="chgnet", help="chgnet, ase:module:callable or none")
     add("--hull", type=user_path, help="entries of the same potential, .csv or .npz")
     add("--relax", action="store_true", help="relax positions and cells first")
-    add("--relax_steps", type=int, default=relax.MAX_STEPS)
+    add("--relax_steps", type=int, help="100 by default, 200 with an ASE potential")
     add("--max_force", type=float, default=relax.MAX_FORCE, help="eV/Å, to stop at")
     add(
         "--relax_time_limit",
@@ -146,7 +144,7 @@ def evaluate(args: argparse.Namespace) -> None:
             references=index_references(dataset.crystals),
             pool=pool,
             vae=vae,
-            relax=make_relaxation(args, pool) if args.relax else None,
+            relax=relaxation(args, energies["potential"], pool) if args.relax else None,
             width=width,
             chunk=max(CHUNK * 20 // width, 1),
             **energies,
@@ -163,6 +161,9 @@ def evaluate(args: argparse.Namespace) -> None:
 
 def check(args: argparse.Namespace) -> None:
     """Raises UserError for flags out of range, or at odds with each other."""
+    if args.relax_steps is None:
+        by_ase = args.potential.startswith("ase:")
+        args.relax_steps = calculators.MAX_STEPS if by_ase else relax.MAX_STEPS
     if (args.relax or args.hull) and args.potential == "none":
         raise UserError("--relax and --hull: need a --potential")
     for name in ("relax_steps", "max_force", "relax_time_limit", "workers"):
@@ -228,19 +229,14 @@ def _name_of_set(path: Path) -> str:
     return path.name if path.is_dir() else stem_of(path)
 
 
-def make_relaxation(
-    args: argparse.Namespace, pool: WorkerPool
-) -> Callable[[list[Structure]], list[Relaxed]]:
-    """Relaxes with the potential: CHGNet in batches, others crystal by crystal."""
-    limits = {"max_steps": args.relax_steps, "max_force": args.max_force}
-    if args.potential == "chgnet":
-        return functools.partial(relax.relax, **limits)
-    return functools.partial(
-        calculators.relax,
-        potential=args.potential,
-        pool=pool,
+def relaxation(args: argparse.Namespace, potential, pool: WorkerPool):
+    """What relaxes lists of structures with the potential."""
+    return make_relaxation(
+        potential,
+        pool,
+        max_steps=args.relax_steps,
+        max_force=args.max_force,
         time_limit=args.relax_time_limit,
-        **limits,
     )
 
 

@@ -38,7 +38,7 @@ from chemeleon_jax.rewards.energy import (
     judge_energies,
 )
 from chemeleon_jax.rewards.features import mean_latent
-from chemeleon_jax.workers.calculators import Relaxed
+from chemeleon_jax.workers.calculators import RelaxedStructure
 from chemeleon_jax.workers.matching import Cell, reduce_cell, to_structure
 from chemeleon_jax.workers.outcome import Outcome, Status
 from chemeleon_jax.workers.pool import Pool
@@ -58,7 +58,7 @@ class EvaluationContext:
     vae: tuple[VAE, Any]  # with its parameters
     potential: Potential | None
     hull: Hull | None
-    relax: Callable[[list[Structure]], list[Relaxed]] | None
+    relax: Callable[[list[Structure]], list[RelaxedStructure]] | None
     width: int  # atoms that all batches are padded to
     chunk: int  # crystals of a batch
     smact: dict[tuple[int, ...], bool | None] = field(default_factory=dict)
@@ -99,11 +99,7 @@ def judge_chunk(
                 "density": float(structure.density),
                 "structure": structure.as_dict(verbosity=0),
             }
-    cells = {
-        i: Cell(s.lattice.matrix, np.array(s.atomic_numbers), s.frac_coords)
-        for i, s in enumerate(structures)
-        if s is not None
-    }
+    cells = {i: cell_of(s) for i, s in enumerate(structures) if s is not None}
     _check_compositions(cells, rows, context)
     cells = {i: cell for i, cell in cells.items() if valid[i]}
     _find_space_groups(cells, rows, context)
@@ -142,13 +138,16 @@ def _relax(structures, reasons, rows, context) -> list[Structure | None]:
     picked = [i for i, reason in enumerate(reasons) if reason == "valid"]
     relaxed = list(structures)
     results = context.relax([structures[i] for i in picked])
-    for i, result in zip(picked, results, strict=True):
+    before = context.pool.map(space_group, [cell_of(structures[i]) for i in picked])
+    for i, result, group in zip(picked, results, before, strict=True):
         relaxed[i] = result.structure
         rows[i] |= {
             "initial_structure": structures[i].as_dict(verbosity=0),
             "energy_unrelaxed": _number(result.initial_energy),
             "relax_steps": result.steps,
             "relaxed": result.converged,
+            "relax_rmsd": _number(result.rmsd),
+            "space_group_unrelaxed": group.value,
         }
         if result.problem:
             _note(rows[i], f"relaxation: {result.problem}")
@@ -180,6 +179,12 @@ def _find_space_groups(cells, rows, context: EvaluationContext) -> None:
     outcomes = context.pool.map(space_group, list(cells.values()))
     for i, outcome in zip(cells, outcomes, strict=True):
         rows[i]["space_group"] = outcome.value  # None where spglib finds none
+
+
+def cell_of(structure: Structure) -> Cell:
+    """The arrays of a structure, for a worker."""
+    types = np.array(structure.atomic_numbers)
+    return Cell(structure.lattice.matrix, types, structure.frac_coords)
 
 
 def space_group(cell: Cell) -> str:

@@ -116,7 +116,8 @@ batch_energy.defvjp(_batch_energy_fwd, _batch_energy_bwd)
 
 
 def _no_energies(batch: int):
-    return jnp.full(batch, jnp.nan, jnp.float32), jnp.zeros(batch, jnp.int32)
+    nothing = jnp.full(batch, Status.NOT_FINITE, jnp.int32)  # rows without atoms
+    return jnp.full(batch, jnp.nan, jnp.float32), nothing
 
 
 def _fill_in(found, value, rows, status):
@@ -178,4 +179,6 @@ def _for_each_chunk(
         rows = jnp.where(start + slots < end, start + slots, batch)
         return end, body(carry, graph, rows, status)
 
-    return lax.while_loop(lambda s: s[0] < batch, step, (jnp.int32(0), init))[1]
+    # Rows without atoms at the end, those that `relax` is done with, cost nothing.
+    stop = jnp.where(mask.any(1), jnp.arange(1, batch + 1), 0).max()
+    return lax.while_loop(lambda s: s[0] < stop, step, (jnp.int32(0), init))[1]

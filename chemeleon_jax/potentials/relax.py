@@ -1,230 +1,334 @@
-"""Relaxation of positions and cells with CHGNet, many crystals at once, in JAX.
+"""Relaxation of positions and cells with any potential in JAX, many crystals at once.
 
-FIRE (Bitzek et al., Phys. Rev. Lett. 97, 170201, 2006), with the cell as further
-degrees of freedom (Tadmor et al., Phys. Rev. B 59, 235, 1999): with C the first cell,
-atoms move as u, in the frame of C, and the cell is C F^T. F, scaled by the number of
-atoms, moves at the pace of an atom.
+Each crystal goes its own way by L-BFGS (Nocedal, Math. Comput. 35, 773, 1980) with a
+model of its stiffness as first Hessian and a trust radius in place of line searches:
+one energy and gradient a step. The cell is among the degrees of freedom, as a symmetric
+strain of where it stands: a step (d, e) takes positions x to (x + d)(1 + e + e^2 / 2)
+and the lattice vectors L to L (1 + e + e^2 / 2).
 """
 
 from functools import partial
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import struct
-from pymatgen.core import Lattice, Structure
+from jax import lax
 
-from chemeleon_jax.potentials import chgnet
-from chemeleon_jax.potentials.graph import Capacity
-from chemeleon_jax.potentials.types import Status
-from chemeleon_jax.workers.calculators import Relaxed
+from chemeleon_jax.data.lattice import lattice_parameters
+from chemeleon_jax.data.types import CrystalBatch
+from chemeleon_jax.potentials.stiffness import STRAINS, model_hessian
+from chemeleon_jax.potentials.types import Potential, Status, per_device
 
 MAX_FORCE = 0.05  # eV/Å on an atom, and eV per atom and unit of strain on the cell
-MAX_STEPS = 200
-BATCH = 32  # crystals at once; one that is done makes room for the next
-MIN_WIDTH = 20  # atoms: crystals up to this size are one compilation
+MAX_STEPS = 100
 
-DT, DT_MAX, MAX_MOVE = 0.1, 1.0, 0.2  # time steps; Å that a crystal moves in a step
-MIN_STEPS, GROW, SHRINK, MIX, MIX_DECAY = 5, 1.1, 0.5, 0.1, 0.99
+MEMORY = 8  # steps that the curvature is taken from
+REFRESH = 4  # steps between two models of the stiffness
+MODELS_AT_ONCE = 16  # crystals; that of 20 atoms takes 1.5 MB on the way
+RADIUS, MAX_RADIUS, MIN_RADIUS = 0.15, 0.4, 1e-3  # Å that an atom moves in a step
+CELL_RADIUS = 3.0  # Å that count as much as a strain of 1
+GROW, SHRINK = 2.0, 0.4  # of the radius, after a good step and a bad one
+SOFTEST, STIFFEST = 20.0, 0.05  # bounds of the inverse stiffness, by the model's
+CURVATURE = 0.2  # least share of the expected curvature, see `_damped`
+NOISE = 1e-5  # eV/atom that the energy may rise
 
 
 @struct.dataclass
-class _State:
-    """B crystals on their way."""
+class Relaxed:
+    """What became of crystals whose energy was minimised. Axes: B crystals."""
 
-    cell: jax.Array  # [B, 3, 3] C, Å
-    atom_types: jax.Array  # [B, N]
-    mask: jax.Array  # [B, N]
-    u: jax.Array  # [B, N, 3] Å
-    strain: jax.Array  # [B, 3, 3] (F - 1) n
-    speed: jax.Array  # [B, N + 3, 3] of both
-    dt: jax.Array  # [B]
-    mix: jax.Array  # [B]
-    downhill: jax.Array  # [B] steps in a row
-    steps: jax.Array  # [B]
-    energy: jax.Array  # [B] eV/atom
-    initial_energy: jax.Array  # [B]
-    converged: jax.Array  # [B]
-    done: jax.Array  # [B] True of an empty row too
+    crystals: CrystalBatch  # as far as they came
+    energy: jax.Array  # [B] eV/atom; NaN where the potential gave none at the start
+    initial_energy: jax.Array  # [B] eV/atom
+    max_force: jax.Array  # [B] what is left, as in `MAX_FORCE`
+    steps: jax.Array  # [B] energies, each with its gradient, that it took
+    converged: jax.Array  # [B] bool
+    given_up: jax.Array  # [B] bool, see `relax`
+    status: jax.Array  # [B] `Status` of the start
+    # [B] Å: root mean square over the atoms of how far they moved within the cell, by
+    # fractional coordinates and the relaxed cell, the mean displacement subtracted:
+    # neither a deformation of the cell nor a translation counts.
+    rmsd: jax.Array
+
+
+@struct.dataclass
+class _Path:
+    """A crystal on its way. Axes: N atoms, M = `MEMORY` steps, D = 3 N + 6."""
+
+    frac_coords: jax.Array  # [N, 3] where it is, not wrapped
+    lattice: jax.Array  # [3, 3] Å
+    energy: jax.Array  # [] eV
+    gradient: jax.Array  # [D] eV/Å on the atoms, eV on the strain
+    max_force: jax.Array  # []
+    trial_coords: jax.Array  # [N, 3] where the energy is asked for next
+    trial_lattice: jax.Array  # [3, 3]
+    move: jax.Array  # [D] the step there
+    expected: jax.Array  # [D] by how much the gradient should change on it
+    radius: jax.Array  # [] Å
+    moves: jax.Array  # [M, D] past steps, the latest last
+    changes: jax.Array  # [M, D] of the gradient on them
+    weights: jax.Array  # [M] 1 / (move . change), 0 for none
+    inverse: jax.Array  # [D, D] of the model's Hessian
+    initial_energy: jax.Array  # [] eV
+    status: jax.Array  # []
+    steps: jax.Array  # []
+    converged: jax.Array  # []
+    given_up: jax.Array  # []
+    done: jax.Array  # []
 
 
 def relax(
-    structures: list[Structure],
+    crystals: CrystalBatch,
+    potential: Potential,
+    steps: int = MAX_STEPS,
     *,
-    max_steps: int = MAX_STEPS,
     max_force: float = MAX_FORCE,
-    batch_size: int = BATCH,
-    capacity: Capacity | None = None,
-) -> list[Relaxed]:
-    """Relaxes crystals to a minimum of CHGNet's energy.
+) -> Relaxed:
+    """Relaxes crystals to a minimum of their energy; jits, on one device or many.
 
-    A crystal for which the potential has no energy, at the start or on the way, stays
-    where it is and counts as not converged.
+    A crystal's way does not depend on the others of its batch. One for which the
+    potential has no energy at the start stays where it is; where it has none on the
+    way, the crystal turns back.
 
     Args:
-      structures: ordered crystals.
-      max_steps: at most.
-      max_force: see `MAX_FORCE`.
-      batch_size: crystals at once.
-      capacity: of the graph that is evaluated at once, see `chgnet.energies`.
+      crystals: `CrystalBatch` [B, N].
+      potential: whose energies have gradients.
+      steps: energies of a crystal, at most.
+      max_force: a crystal whose forces are all below is done, see `MAX_FORCE`.
+
+    Returns:
+      `Relaxed`, atoms in the order they had.
     """
-    if not structures:
-        return []
-    width = max(-(-max(len(s) for s in structures) // 4) * 4, MIN_WIDTH)
-    state = _empty_state(batch_size, width)
-    limits = {"max_steps": max_steps, "max_force": max_force}
-    limits["capacity"] = capacity or Capacity.for_width(width)
-    in_row: dict[int, int] = {}
-    results: dict[int, Relaxed] = {}
-    waiting = list(reversed(range(len(structures))))
-    while len(results) < len(structures):
-        state = jax.tree.map(np.array, state)
-        for row in np.flatnonzero(state.done):
-            if row in in_row:
-                i = in_row.pop(row)
-                results[i] = _result(state, row, structures[i])
-                state.mask[row] = False
-            if waiting:
-                in_row[row] = waiting.pop()
-                _enter(state, row, structures[in_row[row]])
-        if in_row:
-            state = jax.device_get(_step(chgnet.load_params(), state, **limits))
-    return [results[i] for i in range(len(structures))]
+    run = partial(_relax, energies=potential.energies, steps=steps, max_force=max_force)
+    return per_device(run)(crystals)
 
 
-def _empty_state(batch: int, width: int) -> _State:
-    shapes = {"u": (width, 3), "speed": (width + 3, 3)}
-    shapes |= {"atom_types": (width,), "mask": (width,)}
-    shapes |= dict.fromkeys(("cell", "strain"), (3, 3))
-    types = {"atom_types": np.int32, "downhill": np.int32, "steps": np.int32}
-    types |= {"mask": bool, "converged": bool, "done": bool}
-    state = _State(
-        **{
-            name: np.zeros((batch, *shapes.get(name, ())), types.get(name, np.float32))
-            for name in _State.__dataclass_fields__
-        }
-    )
-    state.done[:] = True
-    state.cell[:] = np.eye(3)
-    return state
+def _relax(crystals: CrystalBatch, *, energies, steps: int, max_force: float):
+    crystals = jax.tree.map(jnp.asarray, crystals)
+    types, mask = crystals.atom_types, crystals.mask
+    lattice = jnp.asarray(crystals.lattice, crystals.frac_coords.dtype)
+    start = jax.vmap(_start)(crystals.frac_coords, lattice, mask)
 
-
-def _enter(state: _State, row: int, structure: Structure) -> None:
-    """Puts a crystal at rest into a row."""
-    for x in jax.tree.leaves(state):
-        x[row] = 0
-    n = len(structure)
-    state.cell[row] = structure.lattice.matrix
-    state.u[row, :n] = structure.cart_coords
-    state.atom_types[row, :n] = structure.atomic_numbers
-    state.mask[row, :n] = True
-    state.dt[row], state.mix[row] = DT, MIX
-
-
-def _result(state: _State, row: int, structure: Structure) -> Relaxed:
-    n = len(structure)
-    deformation = np.eye(3) + np.asarray(state.strain[row], np.float64) / n
-    cell = np.asarray(state.cell[row], np.float64)
-    frac = np.asarray(state.u[row, :n], np.float64) @ np.linalg.inv(cell)
-    return Relaxed(
-        Structure(Lattice(cell @ deformation.T), structure.species, frac),
-        float(state.energy[row]),
-        float(state.initial_energy[row]),
-        int(state.steps[row]),
-        bool(state.converged[row]),
-    )
-
-
-@partial(jax.jit, static_argnames=("max_steps", "max_force", "capacity"))
-def _step(
-    params, state: _State, *, max_steps: int, max_force: float, capacity: Capacity
-) -> _State:
-    """Forces where the crystals are; then a step of FIRE, unless a crystal is done."""
-    count = jnp.maximum(state.mask.sum(1), 1)
-    energy, status, forces, size = _forces(params, state, count, capacity)
-    found = (status == Status.OK) & jnp.isfinite(size)
-    first = state.steps == 0
-    converged = found & (size < max_force)
-    done = converged | ~found | (state.steps >= max_steps)
-    moved = _fire(state, forces, count)
-    stays = state.done | done
-    # Where the potential fails on the way, the last energy is of another place.
-    measured = jnp.where(found, energy, jnp.nan)
-    return jax.tree.map(
-        lambda old, new: jnp.where(
-            jnp.reshape(stays, (-1,) + (1,) * (old.ndim - 1)), old, new
-        ),
-        state,
-        moved,
-    ).replace(
-        energy=jnp.where(state.done, state.energy, measured),
-        initial_energy=jnp.where(first & ~state.done, measured, state.initial_energy),
-        converged=jnp.where(state.done, state.converged, converged),
-        done=stays,
-    )
-
-
-def _forces(params, state: _State, count, capacity: Capacity):
-    """Energy [B] eV/atom, status [B], forces [B, N + 3, 3], and their largest [B]."""
-    eye = jnp.eye(3)[None]
-    inverse = jnp.linalg.inv(state.cell)
-
-    def total(u, strain):
-        frac = u @ inverse
-        deformation = eye + strain / count[:, None, None]
-        lattice = state.cell @ jnp.swapaxes(deformation, 1, 2)
-        energy, status = chgnet.batch_energy(  # pyright: ignore
-            params,
-            frac - jax.lax.stop_gradient(jnp.floor(frac)),
-            lattice,
-            state.atom_types,
-            state.mask & ~state.done[:, None],
-            capacity,
+    def step(carry):
+        k, path = carry
+        path = lax.cond(
+            k % REFRESH == 0, _with_model, lambda p, *_: p, path, types, mask
         )
-        found = jnp.where(status == Status.OK, energy * count, 0.0)
-        return found.sum(), (energy, status)
+        found = _measure(energies, path, types, mask)
+        advance = partial(_advance, max_steps=steps, max_force=max_force)
+        moved = jax.vmap(advance)(path, mask, *found)
+        return k + 1, jax.vmap(_unless_done)(path, moved)
+
+    def unfinished(carry):
+        return ~carry[1].done.all()
+
+    _, path = lax.while_loop(unfinished, step, (jnp.int32(0), start))
+    return _result(crystals, path)
+
+
+def _start(frac_coords, lattice, mask) -> _Path:
+    n = 3 * len(mask) + 6
+    zero, false = jnp.float32(0), jnp.array(False)
+    nothing, past = jnp.zeros(n), jnp.zeros((MEMORY, n))
+    return _Path(
+        frac_coords, lattice, zero, nothing, jnp.float32(jnp.inf),
+        frac_coords, lattice, nothing, nothing, jnp.float32(RADIUS),
+        past, past, jnp.zeros(MEMORY), jnp.eye(n),
+        zero, jnp.int32(Status.NOT_FINITE), jnp.int32(0), false, false, ~mask.any(),
+    )  # fmt: skip
+
+
+def _with_model(path: _Path, atom_types, mask) -> _Path:
+    """The stiffness of crystals where they are, a few at a time to bound the memory."""
+    batch, few = len(mask), min(MODELS_AT_ONCE, len(mask))
+    order = jnp.argsort(path.done, stable=True)  # whole groups are done together
+    groups = jnp.resize(order, (-(-batch // few), few))
+
+    def invert(rows):
+        crystals = path.frac_coords[rows], path.lattice[rows], atom_types[rows]
+        return jnp.linalg.inv(jax.vmap(model_hessian)(*crystals, mask[rows]))
+
+    def unless_done(rows):
+        old = path.inverse[rows]
+        return lax.cond(path.done[rows].all(), lambda _: old, invert, rows)
+
+    inverse = lax.map(unless_done, groups).reshape(-1, *path.inverse.shape[1:])
+    return path.replace(inverse=inverse[jnp.argsort(order)])
+
+
+def _measure(energies, path: _Path, atom_types, mask):
+    """Energy [B] eV, status [B] and gradient [B, D] at the trial positions."""
+    # Those that are done go last, without atoms: they take no place in a graph.
+    order = jnp.argsort(path.done, stable=True)
+    active = mask & ~path.done[:, None]
+    frac_coords, lattice, atom_types, active = (
+        x[order] for x in (path.trial_coords, path.trial_lattice, atom_types, active)
+    )
+
+    def total(frac_coords, lattice):
+        crystals = CrystalBatch(
+            atom_types, frac_coords, *lattice_parameters(lattice), active
+        )
+        energy, status = energies(crystals)
+        energy = energy * active.sum(1)
+        return jnp.where(status == Status.OK, energy, 0.0).sum(), (energy, status)
 
     differentiate = jax.value_and_grad(total, argnums=(0, 1), has_aux=True)
-    (_, (energy, status)), gradient = differentiate(state.u, state.strain)
-    deformation = eye + state.strain / count[:, None, None]
-    # Of u to forces on the atoms where they really are.
-    on_atoms = gradient[0] @ jnp.linalg.inv(deformation)
-    size = jnp.maximum(
-        jnp.sqrt((on_atoms**2).sum(-1)).max(1),
-        jnp.sqrt((gradient[1] ** 2).sum(-1)).max(1),
-    )
-    return energy, status, -jnp.concatenate(gradient, 1), size
+    (_, (energy, status)), (on_coords, on_lattice) = differentiate(frac_coords, lattice)
+    on_atoms = on_coords @ jnp.swapaxes(jnp.linalg.inv(lattice), 1, 2)
+    on_strain = jnp.swapaxes(lattice, 1, 2) @ on_lattice
+    on_strain = jnp.einsum("kij,bij->bk", STRAINS, on_strain)
+    gradient = jnp.concatenate([on_atoms.reshape(len(mask), -1), on_strain], 1)
+    back = jnp.argsort(order)
+    return energy[back], status[back], gradient[back]
 
 
-def _fire(state: _State, forces, count) -> _State:
-    """One step of FIRE for each crystal."""
-    power = (forces * state.speed).sum((1, 2))
-    down = power > 0
+def _advance(path: _Path, mask, energy, status, gradient, *, max_steps, max_force):
+    """What a crystal makes of the energy at its trial positions, and the next ones."""
+    num_atoms = mask.sum()
+    first = path.steps == 0
+    force = _largest_force(gradient, num_atoms)
+    ok = (status == Status.OK) & jnp.isfinite(energy) & jnp.isfinite(force)
+    gradient = jnp.where(ok, gradient, 0.0)
+    rise = energy - path.energy
+    accepted = ok & (first | (rise <= NOISE * num_atoms))
 
-    def norm(x):
-        return jnp.sqrt((x**2).sum((1, 2)))
+    # The gradient at a place that was refused tells of the curvature all the same.
+    change = _damped(gradient - path.gradient, path.move, path.expected)
+    known = ok & ~first & (path.move @ change > 1e-10)
 
-    turn = state.mix * norm(state.speed) / jnp.maximum(norm(forces), 1e-12)
-    speed = _scale(1 - state.mix, state.speed) + _scale(turn, forces)
-    speed = jnp.where(down[:, None, None], speed, 0.0)
-    faster = down & (state.downhill > MIN_STEPS)
-    dt = jnp.where(faster, jnp.minimum(state.dt * GROW, DT_MAX), state.dt)
-    # A crystal at rest has not gone uphill.
-    dt = jnp.where(down | (state.steps == 0), dt, state.dt * SHRINK)
-    speed = speed + _scale(dt, forces)
-    move = _scale(dt, speed)
-    move = _scale(jnp.minimum(1.0, MAX_MOVE / jnp.maximum(norm(move), 1e-12)), move)
-    mix = jnp.where(faster, state.mix * MIX_DECAY, state.mix)
-    return state.replace(
-        u=state.u + move[:, :-3],
-        strain=state.strain + move[:, -3:],
-        speed=speed,
-        dt=dt,
-        mix=jnp.where(down, mix, MIX),
-        downhill=jnp.where(down, state.downhill + 1, 0),
-        steps=state.steps + 1,
+    def remember(past, latest):
+        return jnp.where(known, jnp.roll(past, -1, 0).at[-1].set(latest), past)
+
+    product = jnp.where(known, path.move @ change, 1.0)
+    path = path.replace(
+        moves=remember(path.moves, path.move),
+        changes=remember(path.changes, change),
+        weights=remember(path.weights, 1 / product),
+        radius=jnp.where(first, RADIUS, _next_radius(path, rise, accepted)),
     )
 
+    def arrive(new, old):
+        return jnp.where(accepted, new, old)
 
-def _scale(factor, x):
-    return factor[:, None, None] * x
+    path = path.replace(
+        frac_coords=arrive(path.trial_coords, path.frac_coords),
+        lattice=arrive(path.trial_lattice, path.lattice),
+        energy=arrive(energy, path.energy),
+        gradient=arrive(gradient, path.gradient),
+        max_force=arrive(force, path.max_force),
+        initial_energy=jnp.where(first, energy, path.initial_energy),
+        status=jnp.where(first, jnp.where(ok, Status.OK, status), path.status),
+        steps=path.steps + 1,
+    )
+    converged = (path.status == Status.OK) & (path.max_force < max_force)
+    failed = (path.status != Status.OK) | (path.radius < MIN_RADIUS)
+    done = converged | failed | (path.steps >= max_steps)
+    return _set_out(path).replace(converged=converged, done=done)
+
+
+def _unless_done(path: _Path, moved: _Path) -> _Path:
+    return jax.tree.map(lambda old, new: jnp.where(path.done, old, new), path, moved)
+
+
+def _damped(change, move, expected):
+    """Change of the gradient along a move, positive curvature seen to.
+
+    Powell's damping (Math. Program. 14, 224, 1978): what is short of `CURVATURE` of the
+    expected curvature is made up from the expected change.
+    """
+    found, wanted = move @ change, move @ expected
+    short = found < CURVATURE * wanted
+    gap = jnp.where(short, wanted - found, 1.0)
+    share = jnp.where(short, (1 - CURVATURE) * wanted / gap, 1.0)
+    return share * change + (1 - share) * expected
+
+
+def _next_radius(path: _Path, rise, accepted):
+    """Trust radius after a step: larger where the energy fell as the model said."""
+    length = _length(path.move)
+    fall = -(path.move @ path.gradient + 0.5 * path.move @ path.expected)
+    good = (-rise > 0.5 * fall) & (length > 0.8 * path.radius)
+    grown = jnp.where(good, jnp.minimum(path.radius * GROW, MAX_RADIUS), path.radius)
+    grown = jnp.where(-rise < 0.1 * fall, length, grown)
+    return jnp.where(accepted, grown, SHRINK * length)
+
+
+def _set_out(path: _Path) -> _Path:
+    """The next step: quasi-Newton, shortened to the radius."""
+    latest_move, latest_change = path.moves[-1], path.changes[-1]
+    softness = latest_change @ (path.inverse @ latest_change)
+    scale = (latest_move @ latest_change) / jnp.maximum(softness, 1e-12)
+    scale = jnp.where(path.weights[-1] > 0, jnp.clip(scale, STIFFEST, SOFTEST), 1.0)
+
+    past = path.moves, path.changes, path.weights
+
+    def back(q, step):
+        move, change, weight = step
+        share = weight * (move @ q)
+        return q - share * change, share
+
+    q, shares = lax.scan(back, path.gradient, past, reverse=True)
+
+    def forth(r, step):
+        (move, change, weight), share = step
+        return r + move * (share - weight * (change @ r)), None
+
+    direction, _ = lax.scan(forth, scale * (path.inverse @ q), (past, shares))
+    length = _length(direction)
+    share = jnp.minimum(1.0, path.radius / jnp.maximum(length, 1e-12))
+    move = -share * direction
+    on_atoms, strain = _split(move)
+    stretch = jnp.eye(3) + strain + 0.5 * strain @ strain
+    return path.replace(
+        move=move,
+        expected=-share * path.gradient,
+        trial_coords=path.frac_coords + on_atoms @ jnp.linalg.inv(path.lattice),
+        trial_lattice=path.lattice @ stretch,
+    )
+
+
+def _split(x):
+    """Part of the atoms [N, 3] and symmetric matrix [3, 3] of a vector [3 N + 6]."""
+    return x[:-6].reshape(-1, 3), jnp.einsum("k,kij->ij", x[-6:], STRAINS)
+
+
+def _norms(x):
+    return jnp.sqrt((x**2).sum(-1))
+
+
+def _length(move):
+    """How far the farthest atom goes, in Å, the cell's strain weighed in."""
+    on_atoms, _ = _split(move)
+    return jnp.maximum(_norms(on_atoms).max(), CELL_RADIUS * _norms(move[-6:]))
+
+
+def _largest_force(gradient, num_atoms):
+    on_atoms, on_cell = _split(gradient)
+    on_cell = on_cell / jnp.maximum(num_atoms, 1)
+    return jnp.maximum(_norms(on_atoms).max(), _norms(on_cell).max())
+
+
+def _result(crystals: CrystalBatch, path: _Path) -> Relaxed:
+    mask = crystals.mask
+    count = jnp.maximum(mask.sum(1), 1)
+    ok = path.status == Status.OK
+    lengths, angles = lattice_parameters(path.lattice)
+    moved = jnp.where(mask[..., None], path.frac_coords - crystals.frac_coords, 0.0)
+    moved = moved - moved.sum(1, keepdims=True) / count[:, None, None]
+    moved = jnp.where(mask[..., None], moved @ path.lattice, 0.0)
+    return Relaxed(
+        crystals=crystals.replace(
+            frac_coords=path.frac_coords - jnp.floor(path.frac_coords),
+            lengths=jnp.where(ok[:, None], lengths, crystals.lengths),
+            angles=jnp.where(ok[:, None], angles, crystals.angles),
+        ),
+        energy=jnp.where(ok, path.energy / count, jnp.nan),
+        initial_energy=jnp.where(ok, path.initial_energy / count, jnp.nan),
+        max_force=path.max_force,
+        steps=path.steps,
+        converged=path.converged,
+        given_up=path.given_up,
+        status=path.status,
+        rmsd=jnp.sqrt((moved**2).sum((1, 2)) / count),
+    )

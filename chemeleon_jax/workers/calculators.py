@@ -18,10 +18,11 @@ from chemeleon_jax.errors import UserError
 from chemeleon_jax.workers.outcome import Status
 from chemeleon_jax.workers.pool import WorkerPool
 
+MAX_STEPS = 200
 TIME_LIMIT = 600.0  # s, of a crystal, making the calculator included
 
 
-class Relaxed(NamedTuple):
+class RelaxedStructure(NamedTuple):
     """What became of a crystal whose energy was minimised."""
 
     structure: Structure  # as far as it came
@@ -30,6 +31,7 @@ class Relaxed(NamedTuple):
     steps: int
     converged: bool
     problem: str = ""  # why it stayed where it was
+    rmsd: float = math.nan  # Å, of the atoms within the cell, see `potentials.relax`
 
 
 def make_calculator(name: str, settings: dict[str, Any]):
@@ -78,10 +80,10 @@ def relax(
     *,
     potential: str,
     pool: WorkerPool,
-    max_steps: int,
     max_force: float,
+    max_steps: int = MAX_STEPS,
     time_limit: float = TIME_LIMIT,
-) -> list[Relaxed]:
+) -> list[RelaxedStructure]:
     """Relaxes positions and cells with an ASE calculator, in worker processes.
 
     A crystal that the calculator fails for, or that takes too long, stays where it is
@@ -102,7 +104,7 @@ def relax(
     return [
         outcome.value
         if outcome.status == Status.OK
-        else Relaxed(
+        else RelaxedStructure(
             s, math.nan, math.nan, 0, False, Status(outcome.status).name.lower()
         )
         for s, outcome in zip(structures, outcomes, strict=True)
@@ -111,7 +113,7 @@ def relax(
 
 def relax_one(
     structure: Structure, *, potential: str, max_steps: int, max_force: float
-) -> Relaxed:
+) -> RelaxedStructure:
     """Relaxes a crystal by FIRE, its cell by way of the Frechet filter.
 
     Runs in a worker.
@@ -134,10 +136,17 @@ def relax_one(
             raise ValueError(f"energy is {energy} after {len(energies)} steps")
         energies.append(energy)
         converged = bool(done)
-    found = Structure(
-        Lattice(atoms.cell.array), structure.species, atoms.get_scaled_positions()
+    frac_coords = atoms.get_scaled_positions(wrap=False)
+    moved = frac_coords - structure.frac_coords
+    moved = (moved - moved.mean(0)) @ atoms.cell.array
+    return RelaxedStructure(
+        Structure(Lattice(atoms.cell.array), structure.species, frac_coords % 1.0),
+        energies[-1],
+        energies[0],
+        len(energies) - 1,
+        converged,
+        rmsd=math.sqrt((moved**2).sum(1).mean()),
     )
-    return Relaxed(found, energies[-1], energies[0], len(energies) - 1, converged)
 
 
 @cache

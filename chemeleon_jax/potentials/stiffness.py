@@ -1,0 +1,82 @@
+"""A model of how stiff a crystal is: springs between atoms that are near each other.
+
+They are strong up to the sum of the covalent radii and fade beyond it, as in the
+preconditioner of Packwood et al., J. Chem. Phys. 144, 164109 (2016), and the model
+Hessian of Lindh et al., Chem. Phys. Lett. 241, 423 (1995). The cell is among the
+degrees of freedom, coupled to the atoms. Only the pattern counts: the scale is learnt
+on the way.
+"""
+
+import ase.data
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+STRETCH, FADE = 5.0, 7.0  # eV/Å^2 at the sum of the radii; e-fold less at 8/7 of it
+STIFFEST = 50.0  # eV/Å^2, of atoms too close together
+BEND = 0.3  # stiffness of a spring sideways, by that lengthwise
+ANCHOR, CELL_ANCHOR = 0.2, 1.0  # eV/Å^2 of an atom; eV per atom of the cell
+
+_RADII = np.array(ase.data.covalent_radii, np.float32)  # Å (Cordero et al., 2008)
+_IMAGES = np.stack(np.meshgrid(*[[-1, 0, 1]] * 3, indexing="ij"), -1).reshape(-1, 3)
+_ROOT = np.sqrt(0.5)
+
+
+def _symmetric_matrices() -> np.ndarray:
+    """An orthonormal basis of the symmetric matrices, [6, 3, 3]."""
+    basis = np.zeros((6, 3, 3), np.float32)
+    basis[range(3), range(3), range(3)] = 1
+    for k, (i, j) in enumerate(((1, 2), (0, 2), (0, 1)), start=3):
+        basis[k, i, j] = basis[k, j, i] = _ROOT
+    return basis
+
+
+STRAINS = _symmetric_matrices()
+
+
+def model_hessian(frac_coords, lattice, atom_types, mask) -> jax.Array:
+    """Second derivatives of the springs' energy, of one crystal.
+
+    A pair at a distance r stores (k / 2) |d|^2 for a stretch d along it, and `BEND` of
+    that sideways: k = `STRETCH` exp(-`FADE` (r / r0 - 1)), r0 the sum of the radii.
+
+    Args:
+      frac_coords: [N, 3].
+      lattice: [3, 3] in Å.
+      atom_types: [N].
+      mask: [N].
+
+    Returns:
+      [3 N + 6, 3 N + 6], positive definite: of displacements of the atoms in Å, atom by
+      atom, and of a symmetric strain in the basis `STRAINS`. eV/Å^2, eV/Å and eV.
+    """
+    n = len(frac_coords)
+    between = frac_coords[None] - frac_coords[:, None]
+    between = between - jnp.round(between)
+    vector = (between[:, :, None] + _IMAGES[None, None]) @ lattice  # [N, N, 27, 3]
+    distance = jnp.sqrt((vector**2).sum(-1) + 1e-12)
+    radius = jnp.asarray(_RADII)[atom_types]
+    ideal = (radius[:, None] + radius[None])[:, :, None]
+    spring = jnp.minimum(STRETCH * jnp.exp(-FADE * (distance / ideal - 1)), STIFFEST)
+    pair = mask[:, None, None] & mask[None, :, None] & (distance > 0.1)  # not itself
+    spring = jnp.where(pair, spring, 0.0)[..., None, None]
+    along = vector / distance[..., None]
+    eye = jnp.eye(3)
+    stiffness = spring * (
+        (1 - BEND) * along[..., :, None] * along[..., None, :]
+        + BEND * eye[None, None, None]
+    )  # [N, N, 27, 3, 3]
+    # How a strain stretches a pair, and the force that answers: [N, N, 27, 6, 3].
+    stretch = jnp.einsum("kab,ijsb->ijska", STRAINS, vector)
+    force = jnp.einsum("ijsab,ijskb->ijska", stiffness, stretch)
+
+    atoms = jnp.arange(n)
+    coupled = stiffness.sum(2)
+    coupled = coupled.at[atoms, atoms].set(0.0)  # images of an atom move with it
+    on_site = coupled.sum(1) + ANCHOR * eye[None]
+    atom_atom = (-coupled).at[atoms, atoms].add(on_site)
+    atom_atom = atom_atom.transpose(0, 2, 1, 3).reshape(3 * n, 3 * n)
+    atom_cell = -force.sum((1, 2)).transpose(0, 2, 1).reshape(3 * n, 6)
+    cell_cell = 0.5 * jnp.einsum("ijska,ijsla->kl", force, stretch)
+    cell_cell = cell_cell + CELL_ANCHOR * mask.sum() * jnp.eye(6)
+    return jnp.block([[atom_atom, atom_cell], [atom_cell.T, cell_cell]])
