@@ -11,9 +11,8 @@ See docs/sampling.md.
 """
 
 import argparse
-import json
 import shutil
-import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +21,11 @@ import numpy as np
 
 from chemeleon_jax import __version__
 from chemeleon_jax.cli import keep_compiled_programs
-from chemeleon_jax.data.crystals import VALIDITY_REASONS, to_structures, validity
 from chemeleon_jax.data.dataset import MAX_ATOMS
 from chemeleon_jax.data.types import CrystalBatch
 from chemeleon_jax.devices import distributed
 from chemeleon_jax.devices.sharding import make_mesh, replicate
-from chemeleon_jax.errors import UserError, exit_status
+from chemeleon_jax.errors import UserError, exit_status, run_program
 from chemeleon_jax.models.diffusion import make_schedule
 from chemeleon_jax.models.generator import combine_checkpoints, make_generator
 from chemeleon_jax.models.loading import load_checkpoint
@@ -46,10 +44,22 @@ from chemeleon_jax.rl.prompts import (
     draw_atom_counts,
     restrict_atom_counts,
 )
+from chemeleon_jax.rl.sample_files import (
+    LOCK,
+    PARTIAL,
+    check_free,
+    prepare_partial,
+    print_counts,
+    remember_batch,
+    write_crystals,
+)
 from chemeleon_jax.rl.sampler import make_sampler
-from chemeleon_jax.runs.files import read_json, replacing, write_json
+from chemeleon_jax.runs.directory import work_directory
+from chemeleon_jax.runs.files import (
+    read_json,
+    user_path,
+)
 
-WRITTEN = ("crystals.jsonl", "manifest.json", "cif", "base", "evaluation")
 DEFAULTS = {
     "sampler": "ddim",
     "sampling_steps": 50,
@@ -75,7 +85,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     )
     add("--base", action="store_true", help="also what the run started from: OUT/base")
     add("--num_samples", type=int, default=1000)
-    add("--out", required=True, type=Path, help="directory to write to")
+    add("--out", required=True, type=user_path, help="directory to write to")
     add("--overwrite", action="store_true", help="replace what OUT holds")
     add("--cif", action="store_true", help="also write OUT/cif/*.cif")
     add("--seed", type=int, default=0)
@@ -100,10 +110,10 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
 
 def sample(args: argparse.Namespace) -> None:
     """Checks everything, then samples and writes."""
+    check_numbers(args)
     run = run_config(args.checkpoint)
     if args.base and run is None:
         raise UserError(f"--base: {args.checkpoint} is no directory of an RL run")
-    check_numbers(args)
     by_kind, by_name = condition_values(
         args.composition, args.chemical_system, args.condition
     )
@@ -113,7 +123,7 @@ def sample(args: argparse.Namespace) -> None:
     )
     models = {args.out: load_model(args.checkpoint, args.vae, args.weights)}
     if args.base:
-        models[args.out / "base"] = load_checkpoint(Path(args.checkpoint, "model"))
+        models[args.out / "base"] = load_checkpoint(start_of(args.checkpoint))
     config = models[args.out].config
     specs = (config.get("condition") or {}).get("specs", ())
     condition = condition_vectors_from_cli(specs, by_kind, by_name)
@@ -126,27 +136,40 @@ def sample(args: argparse.Namespace) -> None:
     key = jax.random.key(args.seed)
     num_atoms = draw_atom_counts(jax.random.fold_in(key, 0), args.num_samples, shares)
     make_schedule(settings["sampler"], settings["sampling_steps"])  # or a UserError
-    if args.overwrite and distributed.is_first():
-        remove_old(args.out)
-    for directory, checkpoint in models.items():
-        crystals = crystals_of(
-            checkpoint,
-            jax.random.fold_in(key, 1),
-            num_atoms,
-            condition,
-            settings,
-            args.batch_size,
-        )
-        made_from = {
+    made_from = {
+        directory: {
             "checkpoint": str(args.checkpoint),
             "weights": "base" if directory != args.out else args.weights,
             "checkpoint_sha256": params_digest(checkpoint.params),
             "seed": args.seed,
             "settings": settings | {"conditions": by_kind | by_name},
+            "x64": bool(jax.config.jax_enable_x64),  # which draws other numbers
             "version": __version__,
         }
+        for directory, checkpoint in models.items()
+    }
+    with work_directory(args.out, option="--out", lock=LOCK):
         if distributed.is_first():
-            write_crystals(directory, crystals, made_from, cif=args.cif)
+            facts = [num_atoms.tolist(), *made_from.values()]
+            prepare_partial(args.out, args.overwrite, facts)
+        distributed.broadcast_from_first(0)  # that it is prepared
+        crystals = {
+            directory: crystals_of(
+                checkpoint,
+                jax.random.fold_in(key, 1),
+                num_atoms,
+                condition,
+                settings,
+                args.batch_size,
+                args.out / PARTIAL / ("base" if directory != args.out else "policy"),
+            )
+            for directory, checkpoint in models.items()
+        }
+        if distributed.is_first():
+            for directory, found in crystals.items():
+                write_crystals(directory, found, made_from[directory], cif=args.cif)
+                print_counts(directory, found, args.composition, args.chemical_system)
+            shutil.rmtree(args.out / PARTIAL)
 
 
 def crystals_of(
@@ -156,8 +179,12 @@ def crystals_of(
     condition: dict[str, np.ndarray] | None,
     settings: dict[str, Any],
     batch_size: int | None,
+    partial_folder: Path,
 ) -> CrystalBatch:
-    """Crystals of given atom counts [n], all under one condition {name: [1, in]}."""
+    """Crystals of given atom counts [n], all under one condition {name: [1, in]}.
+
+    Batches that an earlier try left in `partial_folder` are not sampled again.
+    """
     mesh = make_mesh()
     model, policy = replicate(make_generator(checkpoint, MAX_ATOMS), mesh)
     sampler = make_sampler(
@@ -172,12 +199,15 @@ def crystals_of(
     if condition is not None:
         condition = {name: np.repeat(x, count, 0) for name, x in condition.items()}
     largest = batch_size or fitting_batch(model, guided, mesh.size)
+    batch_size = even_batch_size(count, largest, mesh.size)
+
     return sample_in_bulk(
         policy,
         group_prompts(key, num_atoms, condition),
         sample=compile_sampling(sampler, mesh, settings["precision"]),
-        batch_size=even_batch_size(count, largest, mesh.size),
+        batch_size=batch_size,
         progress=True,
+        remember=partial(remember_batch, partial_folder, batch_size),
     )
 
 
@@ -186,11 +216,17 @@ def crystals_of(
 
 def run_config(name: str) -> dict[str, Any] | None:
     """The config of an RL run, None of anything else."""
-    file = Path(name, "config.json")
-    if not (Path(name, "checkpoints").is_dir() and file.is_file()):
+    folder = user_path(str(name).removesuffix("@best"))
+    file = folder / "config.json"
+    if not ((folder / "checkpoints").is_dir() and file.is_file()):
         return None
     config = read_json(file)
     return config if "sampling" in config else None
+
+
+def start_of(name: str) -> Path:
+    """The model that a run started from."""
+    return user_path(name.removesuffix("@best")) / "model"
 
 
 def load_model(name: str, vae: str | None, weights: str) -> Checkpoint:
@@ -225,11 +261,30 @@ def default_vae(name: str) -> str:
         return "mini:vae"
     if kind == "hub":
         return f"hub:{rest.partition('_ldm_')[0]}_vae"
-    training = Path(name, "training", "config.json")
+    training = user_path(name) / "training" / "config.json"
     if training.is_file() and "vae_ckpt_path" in (config := read_json(training)):
-        return config["vae_ckpt_path"]
+        return stored_path(config["vae_ckpt_path"], training)
     raise UserError(
         f"--checkpoint={name}: holds no VAE; name the one it was trained with by --vae"
+    )
+
+
+def stored_path(path: str, origin: Path) -> str:
+    """A model's path in a config, relative to where the training was started.
+
+    That was here, or some folder above the model.
+
+    Raises:
+      UserError: it is nowhere there.
+    """
+    if path.startswith(("mini:", "hub:")):
+        return path
+    for folder in (Path(), *origin.resolve().parents):
+        if (folder / user_path(path)).exists():
+            return str(folder / user_path(path))
+    raise UserError(
+        f"{origin}: says that the VAE is {path!r}, which is neither here nor above the "
+        "model; name the one it was trained with by --vae"
     )
 
 
@@ -246,7 +301,7 @@ def count_shares(source, run, config) -> np.ndarray:
 def check_numbers(args: argparse.Namespace) -> None:
     """Raises UserError for a number out of range."""
     for name, low, high in (
-        ("num_samples", 1, 1e9),
+        ("num_samples", 1, 1e6),
         ("batch_size", 1, 1e9),
         ("seed", 0, 2**63 - 1),
         ("eta", 0, 1),
@@ -301,75 +356,16 @@ def resolve_settings(
     return settings | {"num_atoms": counts}
 
 
-# -------------------------------------------------------------------------- on disk
-
-
-def check_free(out: Path, overwrite: bool) -> None:
-    """Refuses a directory that holds crystals.
-
-    Raises:
-      UserError: it does, and nobody asked to replace them.
-    """
-    found = [name for name in WRITTEN if (out / name).exists()]
-    if found and not overwrite:
-        raise UserError(
-            f"--out={out}: holds {found[0]} already; give another directory, or "
-            "--overwrite to replace it"
-        )
-
-
-def remove_old(out: Path) -> None:
-    """Removes what an earlier sampling, and the evaluation of it, wrote."""
-    for name in WRITTEN:
-        path = out / name
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink(missing_ok=True)
-
-
-def write_crystals(
-    directory: Path, crystals: CrystalBatch, made_from: dict[str, Any], *, cif: bool
-) -> None:
-    """Writes crystals.jsonl, on request cif/, and last of all manifest.json."""
-    structures = to_structures(crystals)
-    reasons = [VALIDITY_REASONS[code] for code in validity(crystals)]
-    with replacing(directory / "crystals.jsonl") as temporary:
-        with open(temporary, "w") as file:
-            for i, (structure, reason) in enumerate(
-                zip(structures, reasons, strict=True)
-            ):
-                line = {
-                    "index": i,
-                    "num_atoms": int(crystals.mask[i].sum()),
-                    "valid": reason == "valid",
-                    "reason": reason,
-                    "structure": structure and structure.as_dict(verbosity=0),
-                }
-                file.write(json.dumps(line) + "\n")
-    if cif:
-        (directory / "cif").mkdir()
-        for i, structure in enumerate(structures):
-            if structure is not None:
-                formula = structure.composition.reduced_formula
-                structure.to(str(directory / "cif" / f"{i:06d}_{formula}.cif"))
-    counts = {r: reasons.count(r) for r in VALIDITY_REASONS if r in reasons}
-    manifest = {
-        **made_from,
-        "num_samples": len(reasons),
-        "counts": counts,
-        "validity": reasons,
-    }
-    write_json(directory / "manifest.json", manifest)
-    print(f"{directory}: {len(reasons)} crystals, {counts.get('valid', 0)} valid")
-
-
 def main(argv: list[str] | None = None) -> int:
     """Runs the program; what the user can put right is one line and status 2."""
+    return exit_status(_run, argv)
+
+
+def _run(argv: list[str] | None) -> None:
     args = parse(argv)
     keep_compiled_programs()
-    return exit_status(distributed.run, args.distributed, sample, args)
+    distributed.run(args.distributed, sample, args)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_program(main)

@@ -1,5 +1,6 @@
 """What every training here shares: optimiser, learning rate, moving average."""
 
+import logging
 from typing import Any
 
 import chex
@@ -7,6 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+
+logger = logging.getLogger(__name__)
 
 
 def make_optimizer(
@@ -40,10 +43,18 @@ def learning_rate(
     """A linear warm-up, then a constant, or a cosine to zero at step `num_steps`.
 
     AdamW's first steps move every parameter by the whole rate, whatever the gradient,
-    and undo some of what a trained policy could do.
+    and undo some of what a trained policy could do. A warm-up that is longer than the
+    training is cut to a tenth of it.
     """
     if num_steps is None:
         return optax.linear_schedule(lr / (warmup_steps + 1), lr, warmup_steps)
+    if warmup_steps >= num_steps:
+        logger.warning(
+            "config.optimizer.warmup_steps = %d does not fit into config.num_steps = "
+            "%d: the learning rate rises over %d steps",
+            *(warmup_steps, num_steps, num_steps // 10),
+        )
+        warmup_steps = num_steps // 10
     return optax.warmup_cosine_decay_schedule(0.0, lr, warmup_steps, num_steps)
 
 

@@ -6,7 +6,6 @@ import numpy as np
 from jax.scipy.special import ndtri
 
 from chemeleon_jax.data.dataset import Dataset
-from chemeleon_jax.errors import UserError
 from chemeleon_jax.models import store
 from chemeleon_jax.models.condition import (
     condition_vectors,
@@ -117,10 +116,5 @@ def with_statistics(spec: dict, dataset: Dataset) -> dict:
     """A condition's `name` and `kind`, with mean and std of its labels if a float."""
     if spec["kind"] != "float":
         return spec
-    if spec["name"] not in dataset.labels:
-        raise UserError(
-            f"config.conditions: the data set has no label {spec['name']!r}; it has "
-            f"{', '.join(sorted(dataset.labels))}"
-        )
-    values = dataset.labels[spec["name"]]
+    values = dataset.label(spec["name"], "config.conditions")
     return {**spec, "mean": float(np.nanmean(values)), "std": float(np.nanstd(values))}

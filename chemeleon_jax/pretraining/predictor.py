@@ -8,7 +8,6 @@ import numpy as np
 
 from chemeleon_jax.data.batches import augment
 from chemeleon_jax.data.dataset import Dataset
-from chemeleon_jax.errors import UserError
 from chemeleon_jax.models import store
 from chemeleon_jax.models.predictor import make_predictor
 from chemeleon_jax.pretraining.stage import Stage, load_vae
@@ -65,10 +64,5 @@ def labelled_crystals(dataset: Dataset, targets: Sequence[str]) -> Dataset:
     Raises:
       UserError: the data set lacks one of these labels altogether.
     """
-    if unknown := set(targets) - set(dataset.labels):
-        raise UserError(
-            f"config.targets: the data set has no label {sorted(unknown)[0]!r}; it has "
-            f"{', '.join(sorted(dataset.labels))}"
-        )
-    labels = np.stack([dataset.labels[name] for name in targets])
+    labels = np.stack([dataset.label(name, "config.targets") for name in targets])
     return dataset.subset(~np.isnan(labels).all(0))

@@ -146,6 +146,7 @@ def sample_in_bulk(
     sample: Callable[[Any, Prompts], CrystalBatch],
     batch_size: int,
     progress: bool = False,
+    remember: Callable[[int, Callable[[], CrystalBatch]], CrystalBatch] | None = None,
 ) -> CrystalBatch:
     """Samples any number of crystals, batch by batch.
 
@@ -158,6 +159,8 @@ def sample_in_bulk(
       sample: of `batch_size` crystals; `compile_sampling`, for one.
       batch_size: a multiple of the devices.
       progress: shows a bar, on the first process.
+      remember: number of a batch and what computes it -> the batch; by default always
+        computed. Every process must compute the same batches.
 
     Returns:
       n crystals as NumPy arrays, in the order of their prompts, on every process.
@@ -166,9 +169,13 @@ def sample_in_bulk(
     batches = list(similar_sizes(np.asarray(prompts.num_atoms), batch_size))
     silent = not (progress and distributed.is_first())
     with tqdm(total=count, unit=" crystals", disable=silent) as bar:
-        for rows in batches:
-            filled = np.resize(rows, batch_size)  # one shape, compiled once
-            found.append(jax.device_get(sample(params, prompts.at(filled))))
+        for i, rows in enumerate(batches):
+
+            def compute(rows=rows):
+                filled = np.resize(rows, batch_size)  # one shape, compiled once
+                return jax.device_get(sample(params, prompts.at(filled)))
+
+            found.append(remember(i, compute) if remember else compute())
             bar.update(len(rows))
     back = np.argsort(np.concatenate(batches))
     return jax.tree.map(lambda *x: np.concatenate(x)[:count][back], *found)

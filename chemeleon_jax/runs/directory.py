@@ -62,7 +62,8 @@ def work_directory(
             _lock(file, workdir, option)
             yield workdir
     except OSError as e:
-        at_fault = str(e.filename or "").startswith(str(workdir))
+        place = str(e.filename or "nowhere")
+        at_fault = place.startswith(str(workdir)) or str(workdir).startswith(place)
         if e.errno not in DISK_FAULTS and not at_fault:
             raise
         raise UserError(
@@ -115,7 +116,7 @@ def write_run_info(
     if not distributed.is_first():
         return
     architecture = {name: model[name] for name in ARCHITECTURE if name in model}
-    info = workdir / "run.json"
+    info, x64 = workdir / "run.json", bool(jax.config.jax_enable_x64)
     if info.is_file():
         before = read_json(info)
         changed = differences(before.get("architecture", architecture), architecture)
@@ -130,6 +131,11 @@ def write_run_info(
                 f"({before.get('reference_sha256')} there, {reference_sha256} now); "
                 "give another --workdir"
             )
+        if before.get("x64", x64) != x64:
+            raise UserError(
+                f"{workdir}: holds a run with JAX_ENABLE_X64={int(not x64)}, which "
+                f"draws other random numbers than {int(x64)}: set it as it was"
+            )
         if changed := differences(read_json(workdir / "config.json"), config):
             logger.warning(
                 "%s: continues with another config: %s", workdir, "; ".join(changed)
@@ -140,6 +146,7 @@ def write_run_info(
         {
             "reference_sha256": reference_sha256,
             "architecture": architecture,
+            "x64": x64,
             "git_revision": _git_revision(),
             "python": platform.python_version(),
             "packages": {p: importlib.metadata.version(p) for p in PACKAGES},

@@ -12,6 +12,7 @@ from chemeleon_jax.data.dataset import load_dataset, save_npz
 from chemeleon_jax.errors import UserError
 from chemeleon_jax.models import store
 from chemeleon_jax.models.loading import load_checkpoint
+from chemeleon_jax.models.optimizer import learning_rate
 from chemeleon_jax.pretrain import STAGES, pretrain
 from chemeleon_jax.pretraining.ldm import (
     TIMESTEP_QUANTILES,
@@ -320,3 +321,13 @@ def test_densities_of_timesteps():
     # sigmoid(-0.6 + {-1, 0, 1}) at the quantiles of one standard deviation
     quantiles = np.interp([0.158655, 0.5, 0.841345], u, logit_normal)
     np.testing.assert_allclose(quantiles, [0.167982, 0.354344, 0.598688], atol=1e-4)
+
+
+@pytest.mark.parametrize("num_steps", [1, 2, 9, 100, 200])
+def test_a_warm_up_longer_than_the_training_is_cut(caplog, num_steps):
+    """`--config.num_steps=100` is a usual first try; the default warms up for 200."""
+    rate = learning_rate(1.0, warmup_steps=200, num_steps=num_steps)
+    rates = [float(rate(step)) for step in range(num_steps + 1)]
+    assert max(rates) == 1.0 and rates.index(1.0) == num_steps // 10
+    assert rates[-1] == pytest.approx(0.0, abs=1e-6)
+    assert f"config.num_steps = {num_steps}: the learning rate" in caplog.text

@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -282,3 +283,94 @@ def test_a_run_s_precision_is_that_of_its_samples(models, tmp_path, monkeypatch)
         manifest = json.loads((out / "manifest.json").read_text())
         assert manifest["settings"]["precision"] == precision
     assert asked == ["float32", "bfloat16"]
+
+
+# ------------------------------------------------------------ places and interruptions
+
+
+def test_sampling_cut_off_goes_on(models, tmp_path, monkeypatch, capsys):
+    """Batches that were finished are not sampled again, and change nothing."""
+    flags, sampled = ["--batch_size=4", "--seed=7", "--num_atoms=4"], []
+
+    def compile_some(*args):
+        compiled = compile_sampling(*args)
+
+        def sample(*args):
+            if len(sampled) == 1:
+                sampled.append(None)
+                raise KeyboardInterrupt
+            sampled.append(args)
+            return compiled(*args)
+
+        return sample
+
+    monkeypatch.setattr("chemeleon_jax.sample.compile_sampling", compile_some)
+    out = tmp_path / "out"
+    with pytest.raises(KeyboardInterrupt):
+        run(models / "plain", out, *flags, count=12)
+    assert len(list((out / "partial" / "policy").iterdir())) == 1
+    # Another command must not mix with it, nor take it away.
+    assert run(models / "plain", out, *flags, "--seed=8", count=12) == 2
+    assert "holds another sampling, not finished" in capsys.readouterr().err
+    assert run(models / "plain", out, *flags, count=12) == 0
+    assert len([batch for batch in sampled if batch]) == 3
+    assert not (out / "partial").exists()
+    assert run(models / "plain", tmp_path / "whole", *flags, count=12) == 0
+    assert lines(out) == lines(tmp_path / "whole")
+    manifest = json.loads((out / "manifest.json").read_text())
+    assert manifest["num_samples"] == 12 and manifest["x64"] is False
+
+
+def test_a_place_that_cannot_be_written_is_named_before_sampling(
+    models, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr("chemeleon_jax.sample.crystals_of", None)  # is not called
+    (tmp_path / "file").write_text("")
+    for out in (tmp_path / "file", tmp_path / "file" / "out", "/proc/no/out"):
+        assert run(models / "plain", out) == 2
+        shown = capsys.readouterr().err
+        assert "cannot be written" in shown and "--out" in shown
+        assert shown.count("\n") == 1
+
+
+def test_counts_of_what_was_asked_for(models, tmp_path, capsys):
+    asked = ("--composition=NaCl", "--num_atoms=4")
+    assert run(models / "conditional", tmp_path / "a", *asked, count=2) == 0
+    assert "of composition NaCl" in capsys.readouterr().out
+    asked = ("--chemical_system=Cl-Na", "--num_atoms=4")
+    assert run(models / "conditional", tmp_path / "b", *asked, count=2) == 0
+    assert "of chemical system Cl-Na" in capsys.readouterr().out
+
+
+def test_the_vae_of_a_model_is_found_above_it(models, tmp_path, monkeypatch, capsys):
+    """Its path was relative to the directory of that day."""
+    project = tmp_path / "project"
+    shutil.copytree(models / "bare", project / "runs" / "ldm")
+    training = project / "runs" / "ldm" / "training"
+    training.mkdir()
+    (training / "config.json").write_text('{"vae_ckpt_path": "runs/vae"}')
+    monkeypatch.chdir(tmp_path)
+    assert run("project/runs/ldm", tmp_path / "a", "--num_atoms=4") == 2
+    shown = capsys.readouterr().err
+    assert "training/config.json: says that the VAE is 'runs/vae'" in shown
+    assert "--vae" in shown
+    shutil.copytree(models / "vae", project / "runs" / "vae")
+    assert run("project/runs/ldm", tmp_path / "a", "--num_atoms=4") == 0
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--composition=CuSO4.5H2O"], "a hydrate"),
+        (["--composition=Fe0O3"], "none of an element"),
+        (["--composition=Fm2O3"], "Fm is beyond Pu"),
+        (["--composition=AmO2"], "Am is beyond Pu"),
+        (["--chemical_system=Am-O"], "Am is beyond Pu"),
+        (["--condition", "formula=AmO2"], "Am is beyond Pu"),
+        (["--condition", "system=Am-O"], "Am is beyond Pu"),
+    ],
+)
+def test_formulas_that_no_crystal_can_have(models, tmp_path, capsys, flags, message):
+    assert run(models / "conditional", tmp_path / "out", *flags) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

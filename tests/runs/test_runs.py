@@ -110,3 +110,12 @@ def test_faults_of_the_disk_end_the_run_in_a_line(tmp_path):
         raise OSError(errno.ENOSPC, "no space left")  # of an open file: without a name
     with pytest.raises(FileNotFoundError), work_directory(tmp_path / "run"):
         open("/nowhere")  # not the run's fault
+
+
+def test_a_run_does_not_go_on_with_other_random_numbers(tmp_path, monkeypatch):
+    """JAX_ENABLE_X64 draws in float64, from other bits."""
+    write_run_info(tmp_path, {}, {"kind": "vae"})
+    assert json.loads((tmp_path / "run.json").read_text())["x64"] is False
+    write_run_info(tmp_path, {}, {"kind": "vae"})
+    with jax.enable_x64(True), pytest.raises(UserError, match="JAX_ENABLE_X64=0"):
+        write_run_info(tmp_path, {}, {"kind": "vae"})
