@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from chemeleon_jax.data.types import CrystalBatch
+from chemeleon_jax.devices.host import call_host
 from chemeleon_jax.potentials.graph import screen
 from chemeleon_jax.potentials.types import Potential, Status, per_device
 from chemeleon_jax.workers.calculators import make_calculator, split_name
@@ -57,14 +58,13 @@ def _energies(host, crystals: CrystalBatch):
         jax.ShapeDtypeStruct((batch,), np.float32),
         jax.ShapeDtypeStruct((batch,), np.int32),
     )
-    return jax.pure_callback(
+    return call_host(
         host,
         shapes,
         jnp.asarray(crystals.atom_types),
         jnp.asarray(crystals.frac_coords),
         jnp.asarray(crystals.lattice),
         jnp.asarray(crystals.mask),
-        vmap_method="sequential",
     )
 
 

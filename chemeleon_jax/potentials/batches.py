@@ -15,6 +15,7 @@ import numpy as np
 from jax import lax
 
 from chemeleon_jax.data.types import CrystalBatch
+from chemeleon_jax.devices.host import call_host
 from chemeleon_jax.potentials.graph import Layout, next_chunk
 from chemeleon_jax.potentials.types import Status
 
@@ -166,7 +167,7 @@ def _for_each_chunk(
 
     def step(state):
         start, carry = state
-        graph, status, end = jax.pure_callback(
+        graph, status, end = call_host(
             partial(next_chunk, capacity=capacity),
             shapes,
             start,
@@ -174,7 +175,6 @@ def _for_each_chunk(
             frac_coords,
             lattice,
             mask,
-            vmap_method="sequential",
         )
         rows = jnp.where(start + slots < end, start + slots, batch)
         return end, body(carry, graph, rows, status)

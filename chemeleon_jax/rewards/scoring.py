@@ -21,6 +21,7 @@ from jax.sharding import PartitionSpec as P
 
 from chemeleon_jax.data.crystals import VALIDITY_REASONS, formula_keys, take
 from chemeleon_jax.data.types import CrystalBatch
+from chemeleon_jax.devices.host import call_host
 from chemeleon_jax.devices.sharding import over_devices
 from chemeleon_jax.rewards.components import BatchAnalysis
 from chemeleon_jax.rewards.creativity import by_formula
@@ -120,7 +121,7 @@ def score_share(
     if devices > 1:
         gather = partial(lax.all_gather, axis_name=axes, tiled=True)
         computed = jax.tree.map(lambda x: gather(x)[:batch], computed)
-    found = jax.pure_callback(
+    found = call_host(
         partial(_on_host, reward.terms, reward.context, devices),
         jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype),
@@ -131,7 +132,6 @@ def score_share(
         crystals,
         computed,
         recent,
-        vmap_method="sequential",
     )
     # Where it is not a device's share, it has found zeros.
     return jax.tree.map(lambda x: lax.psum(x, axes), found) if devices > 1 else found
@@ -144,11 +144,9 @@ def _process() -> np.ndarray:
     return np.int32(jax.process_index())
 
 
-def _on_host(terms, context, devices, device, process, *arrays):
+def _on_host(terms, context, devices, device, process, crystals, computed, recent):
     """The callback: NumPy in, NumPy out, no JAX call in between, and no raise."""
-    # Even a comparison would be a JAX call of the arrays that JAX gives.
-    crystals, computed, recent = jax.tree.map(np.asarray, arrays)
-    device, process = int(device), np.asarray(process)
+    device = int(device)
     analyse = partial(BatchAnalysis, context=context, recent=recent)
     # A fault outside of what is guarded below: no number, and the update is skipped.
     nothing = {
