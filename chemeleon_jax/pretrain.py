@@ -86,10 +86,11 @@ def make_train_step(stage: Stage, optimizer, ema_decay: float):
             ema_params=ema_params,
             opt_state=opt_state,
         )
-        metrics |= applied | {
+        metrics |= {
             "loss": loss,
-            "skipped_updates": opt_state.total_notfinite,
-            "skipped_in_a_row": opt_state.notfinite_count,
+            "grad_norm": applied["grad_norm"],
+            "skipped_updates": applied["skipped_in_total"],
+            "skipped_in_a_row": applied["skipped_in_a_row"],
         }
         return state, metrics
 

@@ -21,6 +21,9 @@ def make_optimizer(
 ) -> optax.GradientTransformation:
     """AdamW behind a clip of the gradient's global norm; skips what is not finite.
 
+    A skipped gradient changes neither moments nor parameters, and counts as a step of
+    the learning rate alone.
+
     Args:
       lr: learning rate, see `learning_rate`.
       weight_decay: of AdamW.
@@ -28,13 +31,15 @@ def make_optimizer(
       warmup_steps: see `learning_rate`.
       num_steps: likewise.
     """
-    rate = learning_rate(lr, warmup_steps, num_steps)
-    adamw = optax.chain(
+    direction = optax.chain(
         optax.clip_by_global_norm(max_grad_norm),
-        optax.adamw(rate, weight_decay=weight_decay),
+        optax.scale_by_adam(),
+        optax.add_decayed_weights(weight_decay),
     )
     # After so many in a row it would apply them all the same: never.
-    return optax.apply_if_finite(adamw, np.iinfo(np.int32).max)
+    direction = optax.apply_if_finite(direction, np.iinfo(np.int32).max)
+    rate = learning_rate(lr, warmup_steps, num_steps)
+    return optax.chain(direction, optax.scale_by_learning_rate(rate))
 
 
 def learning_rate(
@@ -75,7 +80,8 @@ def apply_gradient(
       optimizer: see `make_optimizer`.
 
     Returns:
-      Parameters and optimiser state after it; the metric `grad_norm`.
+      Parameters and optimiser state after it; the metrics `grad_norm`, whether it was
+      `skipped`, and how many were in a row and in total.
     """
     chex.assert_rank(loss, 0, custom_message="loss []")
     chex.assert_trees_all_equal_structs(gradient, params)
@@ -83,7 +89,13 @@ def apply_gradient(
     finite = jnp.isfinite(loss) & jnp.isfinite(norm)
     gradient = jax.tree.map(lambda g: jnp.where(finite, g, jnp.nan), gradient)
     updates, opt_state = optimizer.update(gradient, opt_state, params)
-    return optax.apply_updates(params, updates), opt_state, {"grad_norm": norm}
+    metrics = {
+        "grad_norm": norm,
+        "skipped": ~finite,
+        "skipped_in_a_row": optax.tree.get(opt_state, "notfinite_count"),
+        "skipped_in_total": optax.tree.get(opt_state, "total_notfinite"),
+    }
+    return optax.apply_updates(params, updates), opt_state, metrics
 
 
 def moving_average(

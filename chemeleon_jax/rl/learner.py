@@ -189,7 +189,7 @@ def update(
         params, opt_state, own = apply_gradient(
             params, opt_state, gradient, metrics["loss"], optimizer
         )
-        own["skipped_updates"] = ~opt_state.last_finite
+        own = {"grad_norm": own["grad_norm"], "skipped_updates": own["skipped"]}
         return (params, opt_state), metrics | own
 
     (params, opt_state), metrics = lax.scan(
