@@ -22,12 +22,13 @@ Fields that are changed most, as --config.FIELD=VALUE:
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from chemeleon_jax.cli import run
 from chemeleon_jax.data.dataset import MAX_ATOMS
@@ -37,12 +38,13 @@ from chemeleon_jax.devices.compilation import on_mesh
 from chemeleon_jax.devices.sharding import make_mesh, replicate, shard_params
 from chemeleon_jax.errors import UserError
 from chemeleon_jax.models.buckets import choose_microbatches
+from chemeleon_jax.models.diffusion import Schedule
 from chemeleon_jax.models.generator import combine_checkpoints, make_generator
 from chemeleon_jax.models.loading import load_checkpoint
 from chemeleon_jax.models.optimizer import make_optimizer
 from chemeleon_jax.models.store import params_digest, save_start
 from chemeleon_jax.report.pictures import log_validation
-from chemeleon_jax.rewards import RewardOutput, compute_rewards
+from chemeleon_jax.rewards import Reward, RewardOutput, compute_rewards
 from chemeleon_jax.rewards.config import active_components
 from chemeleon_jax.rewards.faults import FaultStreak
 from chemeleon_jax.rewards.loading import load_reward
@@ -106,86 +108,63 @@ def train(config, workdir: str) -> None:
             batch_size=num_crystals,
             max_atoms=MAX_ATOMS,
         )
+        executor = stack.enter_context(background())
 
         # ------------------------------------------------------------ what is compiled
         sampler = make_sampler(replicate(model, mesh), **config.sampling)
-        fitting = partial(
+        microbatches = partial(
             choose_microbatches,
             model=model,
             memory_budget=rl.memory_budget,
             devices=mesh.size,
         )
-        grpo = grpo_config(rl, fitting(num_crystals // rl.num_inner_batch))
-        jitted = jit_rollout(mesh, grpo.num_inner_batch, fitting(num_crystals))
+        grpo = grpo_config(rl, microbatches(num_crystals // rl.num_inner_batch))
+        jitted = jit_rollout(mesh, grpo.num_inner_batch, microbatches(num_crystals))
         rollout = on_mesh(jitted, mesh, config.precision)
         trace_rollout = on_mesh(jitted.trace, mesh, config.precision)
-        compile_ahead = on_mesh(compile_train_step, mesh, config.precision)
-        executor = ThreadPoolExecutor(1)
-        stack.callback(executor.shutdown, wait=False)
+        compile_step = on_mesh(compile_train_step, mesh, config.precision)
+        score, score_validation = jit_scores(config, reward, mesh)
         reference = shard_params(policy, mesh)
         place = partial(
             shard_as_trajectory, num_minibatches=grpo.num_inner_batch, mesh=mesh
         )
-        on_device = reward.replace(params=replicate(reward.params, mesh))
-        score = partial(
-            compute_rewards,
-            group_size=group_size if rl.group_reward_norm else num_crystals,
-            component_group_size=(
-                group_size if config.reward.normalize_in_group else None
-            ),
-            with_energies="energy" in active_components(config),
-        )
-        score = partial(on_mesh(jax.jit(score), mesh), reward=on_device)
-        # Crystals that nobody trains on, always from the same noise, scored as one set.
+        # Crystals that nobody trains on, always from the same noise.
         validation = draw_prompts(
             make_prompts(model, source, MAX_ATOMS),
             jax.random.key(config.seed + 1),
             config.validation_samples,
         )
-        score_validation = partial(
-            compute_rewards, group_size=config.validation_samples, with_energies=True
-        )
-        score_validation = on_mesh(jax.jit(score_validation), mesh)
 
         # -------------------------------------------------------------------- the loop
-        say_start(
-            describe(config),
-            workdir,
-            start=start,
-            total=config.num_iterations,
-            unit="iteration",
-        )
-        for iteration in range(start, config.num_iterations):
+        about = describe(config)
+        total = config.num_iterations
+        say_start(about, workdir, start=start, total=total, unit="iteration")
+        for iteration in range(start, total):
             key = jax.random.fold_in(jax.random.key(config.seed), iteration)
             prompts = draw_prompts(draw, key, num_groups, group_size)
-            timesteps = select_timesteps(
-                jax.random.fold_in(key, 2),
-                iteration,
-                sampler.schedule,
-                num_train_steps=rl.num_train_steps,
-                window=rl.window,
-                window_iterations=rl.window_iterations,
-            )
+            timesteps = trained_timesteps(rl, key, iteration, sampler.schedule)
+            fixed = {"sampler": sampler, "reference_params": reference}
+            fixed["timesteps"] = timesteps
             if iteration == start:  # while the first crystals are sampled and scored
-                shapes = trace_rollout(state.params, prompts, sampler=sampler).out_info
+                _, shapes = trace_rollout(
+                    state.params, prompts, sampler=sampler
+                ).out_info
                 train_step = executor.submit(
-                    compile_ahead,
+                    compile_step,
                     state,
-                    shapes[1],
+                    shapes,
                     place(jnp.zeros(num_crystals)),
                     config=grpo,
                     optimizer=optimizer,
-                    sampler=sampler,
-                    reference_params=reference,
-                    timesteps=timesteps,
+                    **fixed,
                 )
             seconds: dict[str, float] = {}
             with timed(seconds, "sample"):
-                noise = sampler
-                if rl.window:
+                noisy = sampler
+                if rl.window:  # steps outside of it draw no noise
                     schedule = stochastic_at(sampler.schedule, timesteps)
-                    noise = sampler.replace(schedule=schedule)
-                crystals, trajectory = rollout(state.params, prompts, sampler=noise)
+                    noisy = sampler.replace(schedule=schedule)
+                crystals, trajectory = rollout(state.params, prompts, sampler=noisy)
                 crystals = jax.device_get(crystals)
             with timed(seconds, "reward"):
                 rewards = jax.device_get(score(crystals, recent=recent.crystals))
@@ -193,24 +172,16 @@ def train(config, workdir: str) -> None:
                 faults.add(crystals, rewards)
             with timed(seconds, "update"):
                 state, metrics = train_step.result()(
-                    state,
-                    trajectory,
-                    place(rewards.advantage),
-                    sampler=sampler,
-                    reference_params=reference,
-                    timesteps=timesteps,
+                    state, trajectory, place(rewards.advantage), **fixed
                 )
-                metrics = jax.device_get(metrics)
-            metrics |= rewards.metrics
+                metrics = jax.device_get(metrics) | rewards.metrics
             metrics |= alarms.check(iteration, metrics)
-            tracker.log(iteration, {f"train/{k}": v for k, v in metrics.items()})
-            tracker.log(iteration, {f"time/{k}": v for k, v in seconds.items()})
-            tracker.progress(iteration, **progress_numbers(metrics))
+            log_iteration(tracker, iteration, metrics, seconds)
             save_iteration(folder, iteration, vars(crystals), vars(rewards))
 
             # ----------------------------------------------------------- validate, save
             done, validated = iteration + 1, None
-            last = done == config.num_iterations
+            last = done == total
             if config.validate_every and (done % config.validate_every == 0 or last):
                 found = sample_in_bulk(
                     state.ema_params,
@@ -218,7 +189,7 @@ def train(config, workdir: str) -> None:
                     sample=lambda *x: rollout(*x, sampler=sampler)[0],
                     batch_size=num_crystals,
                 )
-                rewards = jax.device_get(score_validation(found, reward=on_device))
+                rewards = jax.device_get(score_validation(found))
                 validated = float(rewards.metrics["reward"])
                 pictures = config.validation_pictures
                 log_scores(tracker, iteration, found, rewards, pictures)
@@ -231,13 +202,77 @@ def train(config, workdir: str) -> None:
             if stuck:
                 raise UserError(explain_skipped(iteration, metrics))
             interruption.finished(done, state)
+    say_next(f"{workdir} holds the policy. Next:", next_commands(workdir))
+
+
+@contextlib.contextmanager
+def background() -> Iterator[ThreadPoolExecutor]:
+    """A thread for what is compiled ahead; nobody waits for it at the end."""
+    executor = ThreadPoolExecutor(1)
+    try:
+        yield executor
+    finally:
+        executor.shutdown(wait=False)
+
+
+def jit_scores(config, reward: Reward, mesh: Mesh) -> tuple[Callable, Callable]:
+    """`compute_rewards`, jitted: of an iteration's crystals, and of a validation's.
+
+    A validation's crystals are scored as one set, their energies always.
+    """
+    group_size = config.rl.num_group_samples
+    reward = reward.replace(params=replicate(reward.params, mesh))
+    iteration = partial(
+        compute_rewards,
+        group_size=(
+            group_size
+            if config.rl.group_reward_norm
+            else config.data.batch_size * group_size
+        ),
+        component_group_size=group_size if config.reward.normalize_in_group else None,
+        with_energies="energy" in active_components(config),
+    )
+    validation = partial(
+        compute_rewards, group_size=config.validation_samples, with_energies=True
+    )
+    iteration, validation = (
+        partial(on_mesh(jax.jit(score), mesh), reward=reward)
+        for score in (iteration, validation)
+    )
+    return iteration, validation
+
+
+def trained_timesteps(
+    rl, key: jax.Array, iteration: int, schedule: Schedule
+) -> jax.Array | None:
+    """The timesteps that an iteration trains on, None for all; see `config.rl`."""
+    return select_timesteps(
+        jax.random.fold_in(key, 2),
+        iteration,
+        schedule,
+        num_train_steps=rl.num_train_steps,
+        window=rl.window,
+        window_iterations=rl.window_iterations,
+    )
+
+
+def next_commands(workdir: str) -> list[list[str]]:
+    """What one does with a policy, a program and its arguments each."""
     out = f"{workdir}/samples"
-    commands = [
+    return [
         ["chemeleon_jax.sample", f"--checkpoint={workdir}", "--base", f"--out={out}"],
         ["chemeleon_jax.evaluate", out],
         ["chemeleon_jax.report", workdir],
     ]
-    say_next(f"{workdir} holds the policy. Next:", commands)
+
+
+def log_iteration(
+    tracker: Tracker, iteration: int, metrics: dict, seconds: dict[str, float]
+) -> None:
+    """What an iteration leaves behind: events, and the progress line."""
+    tracker.log(iteration, {f"train/{k}": v for k, v in metrics.items()})
+    tracker.log(iteration, {f"time/{k}": v for k, v in seconds.items()})
+    tracker.progress(iteration, **progress_numbers(metrics))
 
 
 @contextlib.contextmanager
