@@ -50,6 +50,7 @@ def energies(potential: GraphPotential, params, crystals: CrystalBatch):
         coordinates and cell parameters of the crystals whose energy is finite.
       status: [B] int32, a `Status`.
     """
+    crystals.assert_shapes()
     frac = crystals.frac_coords - jnp.floor(crystals.frac_coords)
     return batch_energy(
         potential,

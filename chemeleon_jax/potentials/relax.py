@@ -99,6 +99,7 @@ def relax(
     Returns:
       `Relaxed`, atoms in the order they had.
     """
+    crystals.assert_shapes()
     run = partial(_relax, energies=potential.energies, steps=steps, max_force=max_force)
     return per_device(run)(crystals)
 
