@@ -1,5 +1,6 @@
 """Errors for people on one line, and a terminal that never ends a program."""
 
+import argparse
 import contextlib
 import difflib
 import errno
@@ -34,6 +35,17 @@ def one_line(text) -> str:
     """Text of others for a terminal: one line, without control characters."""
     text = " ".join(str(text).split())
     return "".join(c if c.isprintable() else "?" for c in text)
+
+
+def parse_flags(
+    parser: argparse.ArgumentParser, argv: list[str] | None
+) -> argparse.Namespace:
+    """`parser.parse_args`, but `--flag=--` is an error, where Python 3.11 gives []."""
+    args = parser.parse_args(argv)
+    for name, value in vars(args).items():
+        if value == [] and parser.get_default(name) != []:
+            parser.error(f"argument --{name}: expected one argument")
+    return args
 
 
 def exit_status(program: Callable[..., Any], *arguments) -> int:

@@ -32,7 +32,7 @@ from chemeleon_jax.data.readers.content import stem_of
 from chemeleon_jax.data.readers.files import read_crystals
 from chemeleon_jax.data.readers.item import Item, unreadable
 from chemeleon_jax.devices import distributed
-from chemeleon_jax.errors import UserError, exit_status, run_program
+from chemeleon_jax.errors import UserError, exit_status, parse_flags, run_program
 from chemeleon_jax.evaluation import statistics
 from chemeleon_jax.evaluation.inputs import load_reference, warn_of_unreadable
 from chemeleon_jax.evaluation.judge import (
@@ -116,7 +116,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         action=argparse.BooleanOptionalAction,
         help="one of several processes; by default where a launcher says so",
     )
-    return parser.parse_args(argv)
+    return parse_flags(parser, argv)
 
 
 def evaluate(args: argparse.Namespace) -> None:

@@ -25,7 +25,7 @@ from chemeleon_jax.data.dataset import MAX_ATOMS
 from chemeleon_jax.data.types import CrystalBatch
 from chemeleon_jax.devices import distributed
 from chemeleon_jax.devices.sharding import make_mesh, replicate
-from chemeleon_jax.errors import UserError, exit_status, run_program
+from chemeleon_jax.errors import UserError, exit_status, parse_flags, run_program
 from chemeleon_jax.models.diffusion import make_schedule
 from chemeleon_jax.models.generator import combine_checkpoints, make_generator
 from chemeleon_jax.models.loading import load_checkpoint
@@ -105,7 +105,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         action=argparse.BooleanOptionalAction,
         help="one of several processes; by default where a launcher says so",
     )
-    return parser.parse_args(argv)
+    return parse_flags(parser, argv)
 
 
 def sample(args: argparse.Namespace) -> None:

@@ -13,7 +13,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from chemeleon_jax.errors import UserError, exit_status, run_program
+from chemeleon_jax.errors import UserError, exit_status, parse_flags, run_program
 from chemeleon_jax.report.page import make_page
 from chemeleon_jax.report.runs import load_run
 from chemeleon_jax.runs.files import user_path
@@ -38,7 +38,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     )
     add("--out", type=user_path, help="the page; by default RUN/report.html")
     add("--num_crystals", type=int, default=12, help="in the gallery, of each set")
-    return parser.parse_args(argv)
+    return parse_flags(parser, argv)
 
 
 def report(args: argparse.Namespace) -> Path:
