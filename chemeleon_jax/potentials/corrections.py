@@ -23,6 +23,7 @@ from pymatgen.optimization.neighbors import find_points_in_spheres
 from chemeleon_jax.data.types import CrystalBatch
 from chemeleon_jax.potentials.types import Status
 
+SCHEME = "MP2020"
 # eV per atom of the anion.
 OXIDE, PEROXIDE, SUPEROXIDE, OZONIDE = -0.687, -0.465, -0.161, 0.0
 SULFIDE = -0.503

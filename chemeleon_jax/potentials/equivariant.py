@@ -24,6 +24,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from chemeleon_jax.data.types import CrystalBatch
+from chemeleon_jax.potentials import batches
+from chemeleon_jax.potentials.batches import GraphPotential
 from chemeleon_jax.potentials.edge_blocks import BlockGraph
 
 
@@ -181,9 +184,15 @@ def _convolve(p, x, geometry, graph: BlockGraph, degrees):
 
 
 def _norm(scale, x):
-    """Divides by the root mean square over degrees, each of them weighing the same."""
-    square = sum((value**2).mean((1, 2), keepdims=True) for value in x) / len(x)
-    root = lax.rsqrt(square + 1e-12)
+    """Divides by the root of the mean square over degrees, as Nequix takes it.
+
+    Of a degree it is the sum over channels, and the mean over components divided by
+    their number.
+    """
+    square = sum(
+        (value**2).sum((1, 2), keepdims=True) / value.shape[1] ** 2 for value in x
+    )
+    root = lax.rsqrt(square / len(x) + 1e-12)
     return [value * root * scale[str(i)][None, None] for i, value in enumerate(x)]
 
 
@@ -203,7 +212,7 @@ def _layer(p, x, geometry, graph, species, architecture, degrees):
     for i in range(min(len(x), len(out))):
         kernel = p["skip"][str(i)]
         if kernel.ndim == 3:  # one for each species
-            kernel = kernel[species]
+            kernel = jnp.asarray(kernel)[species]
         out[i] += x[i] @ kernel
     if "norm" in p:
         out = _norm(p["norm"], out)
@@ -252,3 +261,9 @@ def graph_energy(architecture, params, graph: BlockGraph, frac_coords, lattice):
         return jax.ops.segment_sum(values, graph.atom_crystal, len(lattice))
 
     return sum_by_crystal(site) / jnp.maximum(sum_by_crystal(jnp.ones_like(site)), 1)
+
+
+def energies(model: GraphPotential, params, crystals: CrystalBatch):
+    """Uncorrected energies [B] and statuses [B], see `batches.energies`."""
+    capacity = model.capacity.for_width(crystals.mask.shape[1])
+    return batches.energies(model._replace(capacity=capacity), params, crystals)

@@ -1,7 +1,7 @@
 """Potentials by the name that a config gives."""
 
 from chemeleon_jax.errors import UserError
-from chemeleon_jax.potentials import ase, chgnet, sevennet
+from chemeleon_jax.potentials import ase, chgnet, nequix, sevennet
 from chemeleon_jax.potentials.types import Potential
 
 # By what stands before the first colon: name, settings -> Potential.
@@ -9,6 +9,7 @@ LOADERS = {
     "chgnet": chgnet.potential,
     "sevennet-l3i5": sevennet.potential,
     "sevennet-0": sevennet.potential,
+    "nequix": nequix.potential,
     "ase": ase.potential,
 }
 
@@ -17,8 +18,9 @@ def load_potential(name: str, **settings) -> Potential:
     """The potential that a config names.
 
     Args:
-      name: "chgnet", "sevennet-l3i5", "sevennet-0", or "ase:module:callable" for any
-        ASE calculator, for example "ase:mace.calculators:mace_mp".
+      name: "chgnet", "sevennet-l3i5", "sevennet-0", "nequix:PATH" of a checkpoint, or
+        "ase:module:callable" for any ASE calculator, for example
+        "ase:mace.calculators:mace_mp".
       **settings: what an ASE calculator is made with.
 
     Raises:
@@ -27,7 +29,7 @@ def load_potential(name: str, **settings) -> Potential:
     prefix = name.partition(":")[0]
     if prefix not in LOADERS:
         raise UserError(
-            f"unknown potential {name!r}: use 'chgnet', 'sevennet-l3i5', 'sevennet-0' "
-            "or 'ase:module:callable'"
+            f"unknown potential {name!r}: use 'chgnet', 'sevennet-l3i5', 'sevennet-0', "
+            "'nequix:PATH' or 'ase:module:callable'"
         )
     return LOADERS[prefix](name, settings)

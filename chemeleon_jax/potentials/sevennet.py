@@ -14,13 +14,11 @@ from importlib.resources import files
 from flax.traverse_util import unflatten_dict
 from safetensors.numpy import load
 
-from chemeleon_jax.data.types import CrystalBatch
 from chemeleon_jax.errors import UserError
-from chemeleon_jax.potentials import batches
 from chemeleon_jax.potentials.batches import GraphPotential
-from chemeleon_jax.potentials.corrections import corrected
+from chemeleon_jax.potentials.corrections import SCHEME, corrected
 from chemeleon_jax.potentials.edge_blocks import BlockCapacity
-from chemeleon_jax.potentials.equivariant import Architecture, graph_energy
+from chemeleon_jax.potentials.equivariant import Architecture, energies, graph_energy
 from chemeleon_jax.potentials.types import Potential, per_device
 from chemeleon_jax.runs.files import cache_folder, read_packaged
 
@@ -29,7 +27,6 @@ SHA256 = {
     "sevennet-0": "efce08feae7009fd64f3e3ac5f1d221b913c9e05caf485370d3b874732202443",
     "sevennet-l3i5": "cf61d9b52829ab8e019735b53f9bcbad3fd6f0f73cd42468ca16db2b3c9368c3",
 }
-SCHEME = "MP2020"
 
 
 def potential(name: str, settings: dict) -> Potential:
@@ -50,12 +47,6 @@ def potential(name: str, settings: dict) -> Potential:
         per_device(corrected(partial(energies, model, params))),
         SCHEME,
     )
-
-
-def energies(model: GraphPotential, params, crystals: CrystalBatch):
-    """Uncorrected energies [B] and statuses [B], see `batches.energies`."""
-    capacity = model.capacity.for_width(crystals.mask.shape[1])
-    return batches.energies(model._replace(capacity=capacity), params, crystals)
 
 
 @cache
