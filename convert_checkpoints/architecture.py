@@ -4,7 +4,6 @@ Nothing is guessed. Head counts are in no shape; they come from the pickled modu
 from the user. Settings that this project's models do not have are refused.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -259,13 +258,17 @@ def condition_config(tensors: Flat, settings: Any) -> dict[str, Any]:
         if kind == "float":
             stats = (settings.get("stats") or {}).get(name) or {}
             # Without statistics the original takes the value as it is.
-            both = stats.get("mean") is not None and stats.get("std") is not None
-            spec["mean"] = float(stats["mean"]) if both else 0.0
-            spec["std"] = float(stats["std"]) if both else 1.0
+            spec["mean"], spec["std"] = mean_and_std(stats, (0.0, 1.0))
         if kind == "categorical":
             spec["num_classes"] = shape(tensors, f"encoders.{name}.null_embed")[1]
         specs.append(spec)
     return {"specs": specs, "width": shape(tensors, "proj.2.weight")[0]}
+
+
+def mean_and_std(stats: dict, missing: tuple[float, float]) -> tuple[float, float]:
+    """Mean and standard deviation of labels, `missing` if one of them is unknown."""
+    mean, std = stats.get("mean"), stats.get("std")
+    return missing if mean is None or std is None else (float(mean), float(std))
 
 
 def predictor_config(settings: dict, num_targets: int) -> dict[str, Any]:
@@ -284,53 +287,51 @@ def predictor_config(settings: dict, num_targets: int) -> dict[str, Any]:
             "only predictors with reduce='mean' and use_encoder_features=True are "
             "supported"
         )
-    stats = [value if isinstance(value, dict) else {} for value in targets.values()]
-    both = [s.get("mean") is not None and s.get("std") is not None for s in stats]
     # Without statistics the original leaves predictions alone; the module adds 1e-5.
+    labels = [
+        mean_and_std(stats if isinstance(stats, dict) else {}, (0.0, 1 - 1e-5))
+        for stats in targets.values()
+    ]
     return {
         "targets": [str(name) for name in targets],
-        "mean": [
-            float(s["mean"]) if b else 0.0 for s, b in zip(stats, both, strict=True)
-        ],
-        "std": [
-            float(s["std"]) if b else 1 - 1e-5 for s, b in zip(stats, both, strict=True)
-        ],
+        "mean": [mean for mean, _ in labels],
+        "std": [std for _, std in labels],
     }
 
 
 def target_shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
     """Paths and shapes of all parameters of the model that a config describes."""
-    key, mask = jax.random.key(0), jnp.ones((1, 2), bool)
-    latent, vector = jnp.zeros((1, 2, 1)), jnp.zeros((1, 3))
-    parts: dict[str, Callable[[], Any]] = {}
+    parts: dict[str, tuple] = {}  # a module, and inputs of it
+    mask, vector = jnp.ones((1, 2), bool), jnp.zeros((1, 3))
+
+    def per_atom(width: int):
+        return jnp.zeros((1, 2, width))
+
     if config.get("vae"):
         vae = VAE(**config["vae"])
-        crystals = CrystalBatch(
-            jnp.ones((1, 2), jnp.int32), jnp.zeros((1, 2, 3)), vector, vector, mask
-        )
-        noise = jnp.repeat(latent, vae.latent_channels, -1)
-        parts["vae"] = lambda: vae.init(key, crystals, jnp.zeros((1, 3, 3)), noise)
+        types = jnp.ones((1, 2), jnp.int32)
+        crystals = CrystalBatch(types, per_atom(3), vector, vector, mask)
+        noise = per_atom(vae.latent_channels)
+        parts["vae"] = vae, crystals, jnp.zeros((1, 3, 3)), noise
     if config.get("dit"):
         dit = DiT(**config["dit"])
-        z = jnp.repeat(latent, dit.latent_channels, -1)
-        parts["dit"] = lambda: dit.init(key, z, jnp.zeros(1), mask)
+        parts["dit"] = dit, per_atom(dit.latent_channels), jnp.zeros(1), mask
     if config.get("condition"):
-        condition = ConditionEncoder(**config["condition"])
-        vectors = {
-            s["name"]: jnp.zeros((1, input_width(s)))
-            for s in config["condition"]["specs"]
-        }
-        parts["condition"] = lambda: condition.init(key, vectors, jnp.ones(1, bool))
+        specs = config["condition"]["specs"]
+        vectors = {s["name"]: jnp.zeros((1, input_width(s))) for s in specs}
+        encoder = ConditionEncoder(**config["condition"])
+        parts["condition"] = encoder, vectors, jnp.ones(1, bool)
     if config.get("predictor"):
-        predictor, sizes = Predictor(**config["predictor"]), config["vae"]
-        features = jnp.zeros((1, 2, sizes["encoder"]["width"]))
-        z = jnp.repeat(latent, sizes["latent_channels"], -1)
-        parts["predictor"] = lambda: predictor.init(key, features, z, mask)
-    return {
-        f"{part}/{path}": leaf.shape
-        for part, init in parts.items()
-        for path, leaf in flatten_dict(jax.eval_shape(init)["params"], sep="/").items()
-    }
+        sizes = config["vae"]
+        features = per_atom(sizes["encoder"]["width"])
+        z = per_atom(sizes["latent_channels"])
+        parts["predictor"] = Predictor(**config["predictor"]), features, z, mask
+    shapes = {}
+    for part, (module, *inputs) in parts.items():
+        params = jax.eval_shape(module.init, jax.random.key(0), *inputs)["params"]
+        for path, leaf in flatten_dict(params, sep="/").items():
+            shapes[f"{part}/{path}"] = leaf.shape
+    return shapes
 
 
 def check_floats(tensors: dict[str, Any]) -> Flat:

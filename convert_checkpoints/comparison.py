@@ -18,11 +18,11 @@ class Row:
     """One array of the recording."""
 
     key: str
-    max_abs: float | None  # largest difference; None where nothing was compared
-    max_rel: float | None  # relative to the array's largest magnitude
-    tolerance: float | None  # of max_rel
     ok: bool
     note: str = ""
+    max_abs: float | None = None  # largest difference; None where nothing was compared
+    max_rel: float | None = None  # relative to the array's largest magnitude
+    tolerance: float | None = None  # of max_rel
 
     def __str__(self) -> str:
         numbers = [
@@ -65,7 +65,7 @@ class Recording:
         """An input of whole numbers, which a cast must not hide a change of."""
         array = self.input(key)
         if array.dtype.kind not in "iu":
-            self.rows[key] = Row(key, None, None, None, False, "not integers")
+            self.rows[key] = Row(key, False, "not integers")
         return array.astype(np.int32)
 
     def compare(
@@ -93,14 +93,14 @@ class Recording:
             return  # a failure stays one
         expected = np.asarray(self.arrays[key], np.float64)
         actual = np.asarray(actual, np.float64)
-        if expected.shape != actual.shape:
-            note = f"shape {actual.shape}, recorded {expected.shape}"
-            self.rows[key] = Row(key, None, None, tolerance, False, note)
-            return
         finite = np.isfinite(expected)
-        if not np.array_equal(finite, np.isfinite(actual)):
-            note = "not finite at other places than in the recording"
-            self.rows[key] = Row(key, None, None, tolerance, False, note)
+        wrong = ""
+        if expected.shape != actual.shape:
+            wrong = f"shape {actual.shape}, recorded {expected.shape}"
+        elif not np.array_equal(finite, np.isfinite(actual)):
+            wrong = "not finite at other places than in the recording"
+        if wrong:
+            self.rows[key] = Row(key, False, wrong, tolerance=tolerance)
             return
         expected, actual = expected[finite], actual[finite]
         difference = float(np.abs(actual - expected).max(initial=0.0))
@@ -109,7 +109,7 @@ class Recording:
         if tolerance < relative <= wider[0]:
             tolerance, note = wider[0], "; ".join(filter(None, (note, wider[1])))
         ok = relative <= tolerance
-        self.rows[key] = Row(key, difference, relative, tolerance, ok, note)
+        self.rows[key] = Row(key, ok, note, difference, relative, tolerance)
 
     def exact(self, key: str, actual, note: str = "") -> None:
         """Compare integers, masks and choices: no tolerance."""
@@ -117,11 +117,13 @@ class Recording:
 
     def table(self) -> list[Row]:
         """One row per array, in the recording's order."""
-        return [self.rows.get(key) or self._uncompared(key) for key in self.arrays]
-
-    def _uncompared(self, key: str) -> Row:
-        if key in self.inputs:
-            finite = bool(np.isfinite(self.arrays[key]).all())
-            note = "input: compared through what is computed from it"
-            return Row(key, None, None, None, finite, note)
-        return Row(key, None, None, None, False, "not compared")
+        inputs = {
+            key: Row(
+                key,
+                bool(np.isfinite(self.arrays[key]).all()),
+                "input: compared through what is computed from it",
+            )
+            for key in self.inputs
+        }
+        rows = inputs | self.rows
+        return [rows.get(key) or Row(key, False, "not compared") for key in self.arrays]

@@ -86,6 +86,10 @@ class _Machine:
         (value,) = self.pop(len(self.stack))
         return value
 
+    def expect(self, holds: bool):
+        if not holds:
+            raise self.error("damaged pickle")
+
     def spend(self, cost: int):
         self.budget -= cost
         if self.budget < 0:
@@ -97,8 +101,7 @@ class _Machine:
     def pop(self, count: int) -> list:
         """The last values of the stack, none of them a mark."""
         values = [self.stack.pop() for _ in range(count)][::-1]
-        if any(value is MARK for value in values):
-            raise self.error("damaged pickle")
+        self.expect(all(value is not MARK for value in values))
         return values
 
     def pop_mark(self) -> list:
@@ -109,13 +112,11 @@ class _Machine:
         return values[::-1]
 
     def top(self) -> Any:
-        if self.stack[-1] is MARK:
-            raise self.error("damaged pickle")
+        self.expect(self.stack[-1] is not MARK)
         return self.stack[-1]
 
     def find_global(self, module: str, name: str) -> Global:
-        if not (isinstance(module, str) and isinstance(name, str)):
-            raise self.error("damaged pickle")
+        self.expect(isinstance(module, str) and isinstance(name, str))
         module = PYTHON_2.get(module, module)
         if module.partition(".")[0] in sys.stdlib_module_names:
             allowed = DATA_TYPES.get(module, set())
@@ -127,8 +128,7 @@ class _Machine:
         return Global(f"{module}.{name}")
 
     def call(self, function: Any, args: Any) -> Any:
-        if not isinstance(args, tuple) or not isinstance(function, Global | Record):
-            raise self.error("damaged pickle")
+        self.expect(isinstance(args, tuple) and isinstance(function, Global | Record))
         if isinstance(function, Global) and function.name in self.functions:
             copied = (
                 x for x in args if isinstance(x, list | tuple | dict | str | bytes)
@@ -145,8 +145,7 @@ class _Machine:
         if isinstance(target, Record):
             target.pairs = {} if target.pairs is None else target.pairs
             target = target.pairs
-        if not isinstance(target, dict):
-            raise self.error("damaged pickle")
+        self.expect(isinstance(target, dict))
         for key, value in zip(pairs[::2], pairs[1::2], strict=True):
             parts = key if isinstance(key, tuple) else (key,)
             self.spend(TUPLE_KEY_COST * max(len(parts) - 1, 0))
@@ -159,8 +158,7 @@ class _Machine:
         if isinstance(target, Record):
             target.items = [] if target.items is None else target.items
             target = target.items
-        if not isinstance(target, list):
-            raise self.error("damaged pickle")
+        self.expect(isinstance(target, list))
         target.extend(values)
 
     def new_dict(self):
@@ -168,17 +166,12 @@ class _Machine:
         self.push({})
         self.set_items(pairs)
 
-    def new_object(self, cls: Any, args: Any, kwargs: Any):
-        record = Record(cls, args)
-        record.state = kwargs
-        self.push(record)
-
     def build(self, state: Any):
         target = self.top()
         if isinstance(target, Record):
             target.state = state
-        elif not isinstance(target, dict):  # OrderedDict's attributes: of no interest
-            raise self.error("damaged pickle")
+        else:  # OrderedDict's attributes: of no interest
+            self.expect(isinstance(target, dict))
 
     def find_persistent(self, value: Any) -> Any:
         if self.persistent is None:
@@ -207,9 +200,7 @@ def _mapping(args: tuple) -> dict:
 
 def _collection(args: tuple) -> Record:
     """Sets: kept as records, because hashing their members is not safe."""
-    record = Record(Global("builtins.set"), ())
-    record.items = list(*args)
-    return record
+    return Record(Global("builtins.set"), (), items=list(*args))
 
 
 def _encode(args: tuple) -> bytes:
@@ -268,7 +259,7 @@ OPCODES: dict[str, Callable[[_Machine, Any], Any]] = {
     "STACK_GLOBAL": lambda m, _: m.push(m.find_global(*m.pop(2))),
     "REDUCE": lambda m, _: m.push(m.call(*m.pop(2))),
     "NEWOBJ": lambda m, _: m.push(m.call(*m.pop(2))),  # cls.__new__(cls, *args)
-    "NEWOBJ_EX": lambda m, _: m.new_object(*m.pop(3)),
+    "NEWOBJ_EX": lambda m, _: m.push(Record(*m.pop(3))),  # keywords as state
     "INST": lambda m, names: m.push(
         m.call(m.find_global(*names.split(" ", 1)), tuple(m.pop_mark()))
     ),

@@ -1,5 +1,6 @@
 """What a file says of objects that are neither tensor, container nor number."""
 
+from dataclasses import dataclass
 from typing import Any
 
 from chemeleon_jax.errors import UserError
@@ -9,35 +10,25 @@ class CheckpointError(UserError):
     """A file that is no checkpoint: damaged, hostile or of another kind."""
 
 
+@dataclass(frozen=True, slots=True)
 class Global:
-    """The name of a class or function; equal to another of the same name."""
+    """The name of a class or function."""
 
-    __slots__ = ("name",)
-
-    def __init__(self, name: str):
-        self.name = name
-
-    def __eq__(self, other):
-        return isinstance(other, Global) and self.name == other.name
-
-    def __hash__(self):
-        return hash(self.name)
+    name: str
 
     def __repr__(self):
         return f"<{self.name}>"
 
 
+@dataclass(slots=True, eq=False)
 class Record:
     """What a file says of an object of any class: never the object itself."""
 
-    __slots__ = ("args", "cls", "items", "pairs", "state")
-
-    def __init__(self, cls: Any, args: Any):
-        self.cls = cls  # Global, or a Record that the file calls
-        self.args = args  # of the constructor
-        self.state: Any = None  # what __setstate__ would get
-        self.items: list | None = None  # appended or added
-        self.pairs: dict | None = None  # set by key
+    cls: Any  # Global, or a Record that the file calls
+    args: Any  # of the constructor
+    state: Any = None  # what __setstate__ would get
+    items: list | None = None  # appended or added
+    pairs: dict | None = None  # set by key
 
     @property
     def name(self) -> str:

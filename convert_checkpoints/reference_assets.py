@@ -49,10 +49,8 @@ def read_phase_diagram(content: bytes) -> Hull:
     """The hull of a pickled pymatgen `PhaseDiagram` or `PatchedPhaseDiagram`.
 
     Reads compositions and energies of the entries, and leaves out what pymatgen derived
-    from them. Facets are not needed: `Hull` is a linear program over the entries.
-
-    Args:
-      content: the pickle; read by a reader that can run nothing.
+    from them. Facets are not needed: `Hull` is a linear program over the entries. The
+    pickle is read by a reader that can run nothing.
 
     Raises:
       UserError: damaged, hostile, or no phase diagram.

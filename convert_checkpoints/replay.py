@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax.traverse_util import unflatten_dict
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from chemeleon_jax.data.types import CrystalBatch, Step
 from chemeleon_jax.models.generator import Generator
@@ -128,23 +128,20 @@ def replay(run: Run, policy, z, noise, recorded):
     return zs, sampler.model.decode(zs[-1], run.mask), found
 
 
-def check_moves(rec: Recording, names: list[str], weights: dict[str, Flat]) -> None:
+def check_moves(rec: Recording, ldms: dict[str, Flat]) -> None:
     """The moved policies, where the recording moves each of its LDMs alike.
 
-    Args:
-      rec: the recording.
-      names: of its LDMs.
-      weights: their denoisers' tensors, by PyTorch name.
+    `ldms` are the denoisers' tensors {PyTorch name: array}, by the LDM's name.
     """
-    for name in names:
-        others = [weights[other] for other in names if other != name]
-        for key, start in weights[name].items():
-            if any(key in w and w[key].shape != start.shape for w in others):
+    for name, tensors in ldms.items():
+        others = {other: ldms[other] for other in ldms if other != name}
+        for key, start in tensors.items():
+            holders = {other: x[key] for other, x in others.items() if key in x}
+            if any(x.shape != start.shape for x in holders.values()):
                 break  # from here on the moves were drawn differently
             moves = [
-                rec.input(f"{other}/moved_policy/{key}") - weights[other][key]
-                for other in names
-                if other != name and key in weights[other]
+                rec.input(f"{other}/moved_policy/{key}") - x
+                for other, x in holders.items()
             ]
             if len(moves) > 1 and np.ptp(moves, axis=0).max() < 1e-6:
                 note = "moved as in the other LDMs of the recording"
@@ -244,7 +241,8 @@ def check_grpo(rec, prefix, run, params, unmoved, log_probs, clip_ratio, noise) 
     metrics, gradient, norm, after = update(run, params, steps, advantages, clip_ratio)
     compare_loss(rec, f"{prefix}loss/", metrics, last + 1, noise)
     rec.compare(f"{prefix}grad_norm", norm, GRADIENT, wider=room(2 * noise))
-    compare_gradient(rec, f"{prefix}grad/", gradient["dit"], float(norm), noise)
+    gradient = flatten_dict(gradient["dit"], sep="/")
+    compare_gradient(rec, f"{prefix}grad/", gradient, float(norm), noise)
     compare_update(rec, prefix, params, after, unmoved)
 
 
@@ -278,7 +276,7 @@ def compare_loss(rec: Recording, prefix: str, metrics, num_steps: int, noise) ->
 
 
 def compare_gradient(rec: Recording, prefix: str, gradient, norm, noise) -> None:
-    """Gradients under the names of the PyTorch tensors that they belong to.
+    """Gradients {path: array}, under the names of the PyTorch tensors.
 
     Torch clips in place: a recording that kept a reference instead of a copy holds the
     gradient after the clip to norm 1. Which of the two it is shows in its own norm.
@@ -291,7 +289,7 @@ def compare_gradient(rec: Recording, prefix: str, gradient, norm, noise) -> None
         converted = convert_tensor(DIT, key.removeprefix(prefix), rec.arrays[key])
         if not converted:
             raise CheckpointError(f"golden.npz has {key!r}, which the model has not")
-        parts = [_at(gradient, path) for path in converted]
+        parts = [np.asarray(gradient[path]) for path in converted]
         actual = np.concatenate([x.T if x.ndim == 2 else x for x in parts])
         actual = actual / (norm if clipped else 1)
         rec.compare(key, actual, GRADIENT, note, wider=room(2 * noise))
@@ -316,9 +314,3 @@ def compare_update(rec: Recording, prefix: str, before, after, unmoved) -> None:
             rec.compare(key, weight, STEP, note=note)
             return
     rec.compare(key, step, STEP)
-
-
-def _at(tree, path: str) -> np.ndarray:
-    for name in path.split("/"):
-        tree = tree[name]
-    return np.asarray(tree)

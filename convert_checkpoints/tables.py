@@ -120,11 +120,7 @@ def _apply(rule: str, target: str, array: np.ndarray) -> Flat:
 
 
 def convert_tensors(kind: str, tensors: Flat) -> tuple[Flat, list[str]]:
-    """All tensors of a checkpoint as parameters.
-
-    Args:
-      kind: "vae", "ldm" or "predictor".
-      tensors: {PyTorch name: array}.
+    """All tensors {PyTorch name: array} of a checkpoint as parameters.
 
     Returns:
       {path: array}, and the names that no row of the table takes.
@@ -152,10 +148,8 @@ def check_complete(
 ) -> None:
     """Every source used, every target filled, every shape right; or name what is not.
 
-    Args:
-      params: what was converted.
-      targets: {path: shape} of the model that the config describes.
-      unknown: source tensors that were not converted.
+    Targets {path: shape} are those of the model that the config describes; unknown are
+    the source tensors that were not converted.
 
     Raises:
       CheckpointError: with all the names.

@@ -26,6 +26,13 @@ __all__ = ["CheckpointError", "Global", "Record", "read_checkpoint"]
 
 MAX_PICKLE_BYTES = 64 << 20
 MAX_DIRECTORY_BYTES = 4 << 20
+ZIP_ERRORS = (
+    zipfile.BadZipFile,
+    struct.error,
+    ValueError,
+    NotImplementedError,
+    OverflowError,
+)
 LEGACY_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 
 STORAGE_TYPES: dict[str, Any] = {
@@ -101,15 +108,9 @@ class _Archive:
                 with zipfile.ZipFile(file) as archive:
                     entries = archive.infolist()
                     directory_start = archive.start_dir
-            except (
-                zipfile.BadZipFile,
-                struct.error,
-                ValueError,
-                NotImplementedError,
-                OverflowError,
-            ) as error:
-                if isinstance(error, CheckpointError):
-                    raise
+            except CheckpointError:
+                raise
+            except ZIP_ERRORS as error:
                 raise CheckpointError(
                     f"not a PyTorch checkpoint, or cut off ({error})"
                 ) from None

@@ -23,9 +23,6 @@ PLAIN_ARITHMETIC = (
 def verify(directory: str | Path) -> list[Row]:
     """Recompute a recording.
 
-    Args:
-      directory: with `*.ckpt`, `golden.npz`, `meta.json`.
-
     Returns:
       One row per array of the recording; `ok` is False where it differs or where
       nothing compares it.
@@ -52,24 +49,18 @@ def verify(directory: str | Path) -> list[Row]:
         batch = recompute.check_batch(recording, meta)
         for source in sources:
             config, params = convert_source(source, others=sources)
-            model = (
-                config,
-                jax.tree.map(jax.numpy.asarray, unflatten_dict(params, sep="/")),
-            )
+            params = jax.tree.map(jax.numpy.asarray, unflatten_dict(params, sep="/"))
+            model = config, params
             if source.kind == "vae":
                 recompute.check_vae(recording, model, batch)
             elif source.kind == "predictor":
                 recompute.check_predictor(recording, model, batch)
             else:
-                recompute.check_ldm(
-                    recording, source.path.stem, model, batch.mask, meta
-                )
+                name = source.path.stem
+                recompute.check_ldm(recording, name, model, batch.mask, meta)
         ldms = [source for source in sources if source.kind == "ldm"]
-        replay.check_moves(
-            recording,
-            [source.path.stem for source in ldms],
-            {source.path.stem: source.part("denoiser.") for source in ldms},
-        )
+        tensors = {source.path.stem: source.part("denoiser.") for source in ldms}
+        replay.check_moves(recording, tensors)
         recompute.check_rewards(recording)
     return recording.table()
 

@@ -13,21 +13,11 @@ def convert(
     weights: str = "raw",
     heads: dict[str, int] | None = None,
 ) -> dict[Path, Converted]:
-    """Converts Chemeleon2 checkpoints to model directories.
-
-    Args:
-      paths: see `convert_files`.
-      out_dir: the model directory; for several files, one folder of it for each, named
-        after the file.
-      weights: see `convert_files`.
-      heads: see `convert_files`.
+    """Writes what `convert_files` makes of checkpoints, once all of them convert.
 
     Returns:
-      {model directory: what it holds}, in the order of the files.
-
-    Raises:
-      CheckpointError: a file is unreadable, or not wholly understood. Nothing is
-        written unless all files convert.
+      {model directory: what it holds}, in the order of the files: `out_dir` itself; for
+      several files, one folder of it for each, named after the file.
     """
     models = convert_files(paths, weights, heads)
     several = len(models) > 1

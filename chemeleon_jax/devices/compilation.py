@@ -14,12 +14,9 @@ PRECISIONS = {"default": None, "float32": "float32", "bfloat16": "BF16_BF16_F32"
 def on_mesh(
     function: Callable[..., Any], mesh: Mesh, precision: str = "default"
 ) -> Callable[..., Any]:
-    """`function`, which jits, over the devices of a mesh.
+    """`function` over the devices of a mesh, with one of `PRECISIONS`.
 
-    Args:
-      function: a jitted function, or one that lowers or compiles another.
-      mesh: see `make_mesh`.
-      precision: one of `PRECISIONS`.
+    It is a jitted function, or one that lowers or compiles another.
     """
 
     def call(*args, **kwargs):

@@ -26,12 +26,7 @@ def run(wanted: bool | None, program: Callable[..., None], *arguments) -> None:
     """`program(*arguments)` as one of its processes, if there are several.
 
     An error on one of them ends all: this one at once, the others when they next wait
-    for it, or after `HEARTBEAT`.
-
-    Args:
-      wanted: whether there are several; None: if a launcher says so.
-      program: of all processes.
-      *arguments: of the program.
+    for it, or after `HEARTBEAT`. Several are `wanted`, or None: if a launcher says so.
 
     Raises:
       UserError: they do not find each other.

@@ -29,9 +29,7 @@ _SMALL = 1024  # arrays of fewer numbers are not worth cutting
 def make_mesh(num_devices: int | None = None, *, fsdp: int = 1) -> Mesh:
     """A mesh over the first `num_devices` (default: all, of all processes).
 
-    Args:
-      num_devices: a multiple of `fsdp`.
-      fsdp: devices that share one copy of the parameters.
+    As many as `fsdp` share one copy of the parameters.
 
     Raises:
       UserError: `fsdp` does not divide the number of devices.
@@ -77,10 +75,7 @@ def _connect(mesh: Mesh) -> None:
 def place(tree: Any, mesh: Mesh, specs: Any) -> Any:
     """Places arrays that every process has, without a word between processes.
 
-    Args:
-      tree: arrays, the same on every process.
-      mesh: all devices.
-      specs: a tree of partition specs, or one for all.
+    `specs` is a tree of partition specs, or one for all.
     """
     if isinstance(specs, P):
         specs = jax.tree.map(lambda _: specs, tree)

@@ -68,14 +68,8 @@ def map_microbatches(
 ) -> Any:
     """`function` of every crystal, one microbatch of similar sizes after another.
 
-    Args:
-      function: of a microbatch; arrays [b, ...] to arrays [b, ...].
-      crystals: arrays [B, ...].
-      num_atoms: [B].
-      count: of microbatches; divides B.
-
-    Returns:
-      Arrays [B, ...], crystals in their old order.
+    Of crystals [B, ...] it gets [b, ...], as many as make `count` microbatches equal,
+    and returns [b, ...]. The results [B, ...] are in the crystals' old order.
     """
     rows = microbatches_by_size(num_atoms, count)
     results = lax.map(
@@ -91,13 +85,8 @@ def choose_microbatches(
     """How many microbatches to cut crystals into: as few as memory, or a CPU, suggests.
 
     An accelerator is fastest with as many crystals at once as fit; a CPU is busy with
-    a few, and wastes least where these are alike.
-
-    Args:
-      crystals: to be cut; a multiple of `devices`.
-      model: whose denoiser they go through.
-      memory_budget: for what one gradient keeps, GB per device.
-      devices: that share each microbatch equally.
+    a few, and wastes least where these are alike. The budget is for what one gradient
+    keeps, in GB per device; devices share each microbatch equally.
     """
     dit = model.dit
     kept = _KEPT * dit.depth * dit.width * model.max_atoms  # bytes per crystal

@@ -103,13 +103,8 @@ def drop_conditions(
 ) -> dict[str, jax.Array]:
     """Drops each of several conditions at random, so that some can do without others.
 
-    Args:
-      key: random key.
-      vectors: {name: [B, in]}; a single condition is left as it is.
-      rate: share of the crystals that lose a condition, each condition for itself.
-
-    Returns:
-      {name: [B, in]}, NaN where dropped.
+    A share `rate` of the crystals loses a condition {name: [B, in]}, which is NaN then,
+    each condition for itself. A single condition is left as it is.
     """
     chex.assert_rank(list(vectors.values()), 2, custom_message="conditions [B, in]")
     if len(vectors) == 1:
@@ -165,14 +160,8 @@ def without_conditions(
     """A conditional denoiser that nobody asks for anything, without its encoder.
 
     The encoding of nothing is one vector, added to that of the timestep: it becomes
-    part of that layer's bias, and the outputs stay what they are.
-
-    Args:
-      params: {"dit": ..., "condition": ...}.
-      config: of the model.
-
-    Returns:
-      The same of the unconditional model.
+    part of that layer's bias, and the outputs stay what they are. From parameters
+    {"dit": ..., "condition": ...} and config, those of the unconditional model.
     """
     specs = config["condition"]["specs"]
     nothing = {s["name"]: jnp.zeros((1, input_width(s))) for s in specs}

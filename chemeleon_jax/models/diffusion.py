@@ -41,14 +41,7 @@ class Gaussian:
 
         The average (not the sum) makes crystals of different size comparable: the ratio
         of two policies is the geometric mean of the per-coordinate ratios, as in GSPO
-        (arXiv:2507.18071).
-
-        Args:
-          z: [B, N, L].
-          mask: [B, N].
-
-        Returns:
-          [B], in nats per coordinate.
+        (arXiv:2507.18071). z [B, N, L], mask [B, N] -> [B], in nats per coordinate.
         """
         chex.assert_equal_shape([self.mean, z])
         distance = (z - self.mean) / self.std
@@ -144,6 +137,10 @@ def make_schedule(sampler: str = "ddim", steps: int = 50) -> Schedule:
     beta = 1 - a / a_prev
     variance = beta * (1 - a_prev) / (1 - a)
     first = variance[1] if steps > 1 else beta[0]
+    # Song et al. eq. 16 with eta 1. In float32, as Chemeleon2 has it: the step before
+    # the last is off by 1e-4 of itself, which its log-probabilities show.
+    a32, prev32 = a.astype(np.float32), a_prev.astype(np.float32)
+    ddim_std = np.sqrt((1 - prev32) / (1 - a32)) * np.sqrt(1 - a32 / prev32)
     tables = {
         "signal": np.sqrt(a),
         "noise": np.sqrt(1 - a),
@@ -154,22 +151,13 @@ def make_schedule(sampler: str = "ddim", steps: int = 50) -> Schedule:
         "log_beta": np.log(beta),
         "posterior_log_variance": np.log(np.append(first, variance[1:])),
         "cumprod_prev": a_prev,
-        "ddim_std": _ddim_std(a.astype(np.float32), a_prev.astype(np.float32)),
+        "ddim_std": ddim_std,
     }
     return Schedule(
         model_timesteps=jnp.asarray(timesteps, jnp.int32),
         sampler=sampler,
         **{name: jnp.asarray(x, jnp.float32) for name, x in tables.items()},
     )
-
-
-def _ddim_std(a: np.ndarray, a_prev: np.ndarray) -> np.ndarray:
-    """Song et al. eq. 16 with eta 1.
-
-    In float32, as Chemeleon2 has it: the step before the last is off by 1e-4 of itself,
-    which its log-probabilities show.
-    """
-    return np.sqrt((1 - a_prev) / (1 - a)) * np.sqrt(1 - a / a_prev)
 
 
 def _per_crystal(table: jax.Array, timestep: jax.Array) -> jax.Array:

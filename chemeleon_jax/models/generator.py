@@ -1,5 +1,6 @@
 """A latent diffusion model of crystals, assembled."""
 
+from functools import partial
 from typing import Any
 
 import chex
@@ -70,22 +71,20 @@ class Generator:
         return self._guided_by_decoder(denoise, mask, vectors, decoder_scale)
 
     def _denoiser(self, params, mask, vectors, cfg_scale) -> Denoiser:
+        predict = partial(self.dit.apply, {"params": params["dit"]})
         if vectors is None:
-            return lambda z, t: self.dit.apply({"params": params["dit"]}, z, t, mask)
+            return lambda z, t: predict(z, t, mask)
         keep = jnp.ones(len(mask), bool)
         if cfg_scale is None:
             y = self.encode_condition(vectors, keep)
-            return lambda z, t: self.dit.apply({"params": params["dit"]}, z, t, mask, y)
+            return lambda z, t: predict(z, t, mask, y)
         y = jnp.concatenate([self.encode_condition(vectors, k) for k in (keep, ~keep)])
-        mask = jnp.tile(mask, (2, 1))
+        twice = jnp.tile(mask, (2, 1))
 
         def guided(z, t):
             # One timestep for all stays one: so does the modulation's share of it.
             t = t if len(t) == 1 else jnp.tile(t, 2)
-            out = self.dit.apply(
-                {"params": params["dit"]}, jnp.tile(z, (2, 1, 1)), t, mask, y
-            )
-            cond, uncond = jnp.split(out, 2)
+            cond, uncond = jnp.split(predict(jnp.tile(z, (2, 1, 1)), t, twice, y), 2)
             return uncond + cfg_scale * (cond - uncond)
 
         return guided
@@ -151,11 +150,10 @@ def combine_checkpoints(ldm: Checkpoint, vae: Checkpoint) -> Checkpoint:
             "config.ldm_ckpt_path was trained on (their checksums differ)"
         )
     channels = ldm.config["dit"]["latent_channels"]
-    if channels != vae.config["vae"]["latent_channels"]:
+    if channels != (decoded := vae.config["vae"]["latent_channels"]):
         raise UserError(
-            f"config.vae_ckpt_path: its latents have "
-            f"{vae.config['vae']['latent_channels']} channels, the denoiser of "
-            f"config.ldm_ckpt_path takes {channels}"
+            f"config.vae_ckpt_path: its latents have {decoded} channels, the denoiser "
+            f"of config.ldm_ckpt_path takes {channels}"
         )
     return Checkpoint(
         ldm.params | {"vae": vae.params["vae"]}, ldm.config | {"vae": vae.config["vae"]}
@@ -165,11 +163,9 @@ def combine_checkpoints(ldm: Checkpoint, vae: Checkpoint) -> Checkpoint:
 def make_generator(
     checkpoint: Checkpoint, max_atoms: int
 ) -> tuple[Generator, dict[str, Any]]:
-    """A generator and its policy {"dit": ...} from a checkpoint that has all parts.
+    """A generator and its policy {"dit": ...} from an LDM's checkpoint with its VAE.
 
-    Args:
-      checkpoint: of kind "ldm", with its VAE; see `combine_checkpoints`.
-      max_atoms: N, what crystals are padded to.
+    See `combine_checkpoints`; crystals are padded to `max_atoms`.
     """
     params, config = checkpoint
     condition = config.get("condition")

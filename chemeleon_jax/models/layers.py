@@ -10,14 +10,8 @@ import numpy as np
 def index_embedding(positions: jax.Array, width: int) -> jax.Array:
     """Sinusoidal embedding of an atom's place in its crystal.
 
-    sin, then cos, of i * pi / 2048**(2 k / width) for k = 0 .. width/2 - 1.
-
-    Args:
-      positions: [...] integers from 0.
-      width: D, even.
-
-    Returns:
-      [..., D]
+    sin, then cos, of i * pi / 2048**(2 k / width) for k = 0 .. width/2 - 1, of places
+    [...] from 0; the width D is even. -> [..., D]
     """
     k = jnp.arange(width // 2)
     angle = positions[..., None].astype(jnp.float32) * (

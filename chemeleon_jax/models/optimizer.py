@@ -22,14 +22,7 @@ def make_optimizer(
     """AdamW behind a clip of the gradient's global norm; skips what is not finite.
 
     A skipped gradient changes neither moments nor parameters, and counts as a step of
-    the learning rate alone.
-
-    Args:
-      lr: learning rate, see `learning_rate`.
-      weight_decay: of AdamW.
-      max_grad_norm: the gradient's norm is at most this.
-      warmup_steps: see `learning_rate`.
-      num_steps: likewise.
+    the learning rate alone. How the rate goes up and down: see `learning_rate`.
     """
     direction = optax.chain(
         optax.clip_by_global_norm(max_grad_norm),
@@ -72,12 +65,7 @@ def apply_gradient(
 ) -> tuple[Any, Any, dict[str, jax.Array]]:
     """One optimiser step; none where the loss or the gradient's norm is not finite.
 
-    Args:
-      params: before it.
-      opt_state: of `make_optimizer`.
-      gradient: like `params`.
-      loss: [], which may be NaN where its gradient is finite.
-      optimizer: see `make_optimizer`.
+    The loss [] may be NaN where its gradient is finite.
 
     Returns:
       Parameters and optimiser state after it; the metrics `grad_norm`, whether it was

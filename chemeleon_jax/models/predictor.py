@@ -21,15 +21,9 @@ class Predictor(nn.Module):
     def __call__(
         self, features: jax.Array, latent: jax.Array, mask: jax.Array
     ) -> jax.Array:
-        """Predict normalised properties.
+        """Normalised properties [B, targets]; see `denormalise` for their own units.
 
-        Args:
-          features: [B, N, D] of the VAE encoder.
-          latent: [B, N, L], posterior mean.
-          mask: [B, N].
-
-        Returns:
-          [B, targets]; see `denormalise` for the properties' own units.
+        From features [B, N, D] and posterior mean [B, N, L] of the VAE encoder.
         """
         x = masked_mean(jnp.concatenate([latent, features], -1), mask)
         width = x.shape[-1]

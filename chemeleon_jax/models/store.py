@@ -41,11 +41,7 @@ def save_model(directory, params, config: dict, *, dtype=np.float32) -> None:
     Each file appears at once or not at all, and `config.json` carries the checksum of
     the parameters, so that no crash leaves a directory that loads as another model.
 
-    Args:
-      directory: made if need be.
-      params: nested dicts of floating-point arrays.
-      config: JSON values, "kind" among them.
-      dtype: storage type; float16 halves the file.
+    The config has JSON values, "kind" among them. Storage as float16 halves the file.
     """
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
@@ -123,10 +119,7 @@ def save_start(workdir: Path, model: Checkpoint) -> None:
 def load_run(workdir: Path, weights: str, step: str) -> Checkpoint:
     """A policy of a run, on the host, with its frozen parts and model config.
 
-    Args:
-      workdir: of the run.
-      weights: "ema" or "raw", see `load_checkpoint`.
-      step: "latest", or "best" by validation score.
+    See `load_checkpoint` for `weights` and `step`.
 
     Raises:
       UserError: there is no such state, or it is damaged.

@@ -129,14 +129,9 @@ class VAE(nn.Module):
     def encode(
         self, crystals: CrystalBatch, lattice: jax.Array | None = None
     ) -> tuple[jax.Array, Posterior]:
-        """Features and posterior of crystals.
+        """Encoder features [B, N, D] of crystals, and the posterior over latents.
 
-        Args:
-          crystals: B crystals of N padded atoms.
-          lattice: [B, 3, 3] in Å, where it is not the canonical one (rotated cells).
-
-        Returns:
-          Encoder features [B, N, D], and the posterior over latents.
+        `lattice` [B, 3, 3] in Å, where it is not the canonical one (rotated cells).
         """
         lattice = crystals.lattice if lattice is None else lattice
         features = self.encode_atoms(

@@ -52,7 +52,7 @@ class Shape(NamedTuple):
     """A disc (an atom) or a line (half a bond, a piece of an edge) of a picture."""
 
     kind: str  # atom, bond or edge
-    points: np.ndarray  # [1 or 2, 2]  Å on the page
+    points: np.ndarray  # [1 or 2, 3]  Å; x and y on the page
     atomic_number: int = 0
     radius: float = 0.0  # Å
 
@@ -147,7 +147,7 @@ def draw_crystal(structure: Structure, size: int) -> Image.Image:
     draw = ImageDraw.Draw(picture)
     stick = max(2 * STICK * scale, 2 * SUPERSAMPLING)
     for kind, points, number, radius in _flatten(scene):
-        at = (points - (low + high) / 2) * scale * [1, -1] + width / 2
+        at = (points[:, :2] - (low + high) / 2) * scale * [1, -1] + width / 2
         line = [tuple(point) for point in at]
         if kind == "edge":
             draw.line(line, EDGE_COLOR, SUPERSAMPLING)
@@ -167,21 +167,16 @@ def _flatten(scene: Scene, pieces: int = 4) -> list[Shape]:
     Bonds are halves that start at the surfaces of the balls, edges a few pieces: so
     sorting by depth is enough to hide what is behind.
     """
-    shapes: list[tuple[float, Shape]] = []
-
-    def add(kind, points, *details):
-        shapes.append((points[:, 2].mean(), Shape(kind, points[:, :2], *details)))
-
+    shapes = []
     for start, end in scene.edges:
         stops = start + np.linspace(0, 1, pieces + 1)[:, None] * (end - start)
-        for i in range(pieces):
-            add("edge", stops[i : i + 2])
+        shapes += [Shape("edge", stops[i : i + 2]) for i in range(pieces)]
     atoms = zip(scene.positions, scene.atomic_numbers, scene.radii, strict=True)
     for position, number, radius in atoms:
-        add("atom", position[None], int(number), float(radius))
+        shapes.append(Shape("atom", position[None], int(number), float(radius)))
     for half, atom in zip(scene.halves, scene.half_of, strict=True):
-        add("bond", half, int(scene.atomic_numbers[atom]))
-    return [shape for _, shape in sorted(shapes, key=lambda item: item[0])]
+        shapes.append(Shape("bond", half, int(scene.atomic_numbers[atom])))
+    return sorted(shapes, key=lambda shape: shape.points[:, 2].mean())
 
 
 @cache

@@ -25,7 +25,10 @@ HEADLINES = ("msun", "metastable", "valid", "unique", "novel", "e_above_hull")
 
 def make_page(runs: list[Run], num_crystals: int) -> str:
     """The whole page, scripts and pictures included."""
-    label_sets(runs)
+    if len(runs) > 1:
+        for run in runs:
+            for crystals in run.shown:
+                crystals.label = f"{run.name}: {crystals.label}"
     data: dict[str, Any] = {"charts": {}, "elements": {}, "crystals": {}}
     body = "\n".join(
         [
@@ -52,19 +55,6 @@ def make_page(runs: list[Run], num_crystals: int) -> str:
         version=__version__,
         today=date.today().isoformat(),
     )
-
-
-def label_sets(runs: list[Run]) -> None:
-    """Names the sets, with the run's name only where there are several runs."""
-    for run in runs:
-        prefix = f"{run.name}: " if len(runs) > 1 else ""
-        for crystals, label in (
-            (run.tuned, "tuned"),
-            (run.base, "base"),
-            (run.seen, "last iteration"),
-        ):
-            if crystals is not None:
-                crystals.label = prefix + label
 
 
 def header(runs: list[Run]) -> str:

@@ -85,11 +85,11 @@ def load_run(directory: Path, samples: Path) -> Run:
             f"{directory} has no TensorBoard events, so there are no curves: has it "
             "finished an iteration?"
         )
-    run.tuned = load_evaluation(samples, run.name, run.notes)
+    run.tuned = load_evaluation(samples, "tuned", run.notes)
     if run.tuned is not None:
-        run.base = load_evaluation(samples / "base", f"{run.name}, base", run.notes)
+        run.base = load_evaluation(samples / "base", "base", run.notes)
     else:
-        run.seen = load_seen(directory, run.name, run.notes)
+        run.seen = load_seen(directory, run.notes)
     if not run.sets or run.base is None:
         run.notes.append(
             f"To see what {run.name} has gained, sample and evaluate it with its base:"
@@ -153,7 +153,7 @@ def load_structures(folder: Path, notes: list[str]) -> dict[int, Structure]:
     return structures
 
 
-def load_seen(directory: Path, label: str, notes: list[str]) -> CrystalSet | None:
+def load_seen(directory: Path, notes: list[str]) -> CrystalSet | None:
     """The crystals of a run's last iteration, scored by the run itself."""
     file = last_iteration_file(directory)
     if file is None:
@@ -169,8 +169,5 @@ def load_seen(directory: Path, label: str, notes: list[str]) -> CrystalSet | Non
     table = pd.DataFrame({"index": range(len(structures)), **known})
     table["formula"] = [s.composition.reduced_formula if s else "" for s in structures]
     table["density"] = [s.density if s else np.nan for s in structures]
-    return CrystalSet(
-        f"{label}, {file.stem.replace('_0', ' 0').replace('_', ' ')}",
-        table,
-        {i: s for i, s in enumerate(structures) if s is not None},
-    )
+    drawable = {i: s for i, s in enumerate(structures) if s is not None}
+    return CrystalSet("last iteration", table, drawable)

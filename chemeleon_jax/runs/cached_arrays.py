@@ -16,11 +16,7 @@ def cached_arrays(
     """Arrays that an earlier run has cached, or else those of `compute()`.
 
     A damaged file is computed anew; where nothing can be written, nothing is cached.
-
-    Args:
-      name: of the quantity.
-      key: digests and settings of all that it depends on.
-      compute: the arrays.
+    The key holds digests and settings of all that the quantity depends on.
     """
     digest = hashlib.sha256(f"{_VERSION} {key}".encode()).hexdigest()
     path = cache_folder() / "references" / f"{name}_{digest[:32]}.npz"

@@ -22,12 +22,8 @@ def say(*lines: str) -> None:
 def say_start(facts: dict[str, str], workdir, *, start: int, total: int, unit: str):
     """Prints what runs, and that it compiles, before anything that takes long.
 
-    Args:
-      facts: {what: value}, one line each.
-      workdir: the run directory.
-      start: where the run goes on, from 0.
-      total: where it ends, in `unit`s.
-      unit: "iteration" or "step".
+    Facts get a line each. The run goes from `start` to `total`, in `unit`s: "iteration"
+    or "step".
     """
     devices = jax.devices()
     begins = f"continues after {unit} {start} of" if start else f"{unit}s:"
@@ -46,12 +42,7 @@ def say_start(facts: dict[str, str], workdir, *, start: int, total: int, unit: s
 
 
 def say_next(done: str, commands: list[list[str]]) -> None:
-    """Prints that a run is done, and the commands that make something of it.
-
-    Args:
-      done: a line about what there is now.
-      commands: each a module and its arguments.
-    """
+    """Prints what is done, and which modules make something of it, with arguments."""
     say(done, *(f"  python -m {shlex.join(command)}" for command in commands))
 
 

@@ -105,10 +105,9 @@ def write_run_info(
 
     Args:
       workdir: the run directory.
-      config: the resolved config, JSON values.
-      model: the config of the model that is trained.
-      reference_sha256: of an RL run, the `params_digest` of what it starts from: the
-        original policy with its frozen parts.
+      config: resolved, JSON values.
+      model: its config.
+      reference_sha256: `params_digest` of what an RL run starts from, frozen parts too.
 
     Raises:
       UserError: the directory holds a run of another model.
@@ -161,12 +160,9 @@ def differences(before: dict, now: dict) -> list[str]:
     """`field: old -> new` of what differs; `before` went through JSON."""
     old = dict(_fields(before))
     new = dict(_fields(json.loads(json.dumps(now, default=str))))
-    absent = "absent"
-    return [
-        f"{name}: {old.get(name, absent)} -> {new.get(name, absent)}"
-        for name in sorted(old.keys() | new.keys())
-        if not _equal(old.get(name, absent), new.get(name, absent))
-    ]
+    names = sorted(old.keys() | new.keys())
+    pairs = [(name, old.get(name, "absent"), new.get(name, "absent")) for name in names]
+    return [f"{name}: {a} -> {b}" for name, a, b in pairs if not _equal(a, b)]
 
 
 def _fields(value: Any, prefix: str = ""):

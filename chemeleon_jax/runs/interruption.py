@@ -44,11 +44,8 @@ class SaveOnSignal:
     def finished(self, step: int, state: Any) -> None:
         """Tells that an iteration has ended, and all that belongs to it is on disk.
 
-        All processes wait for each other here.
-
-        Args:
-          step: iterations done.
-          state: its arrays must stay alive (not donated) until the next call.
+        All processes wait for each other here. The arrays of the state must stay alive
+        (not donated) until the next call.
 
         Raises:
           Interrupted: a signal has come.
@@ -99,14 +96,12 @@ class SaveOnSignal:
         os._exit(status)
 
     def _say(self, number: int, step: int) -> None:
-        if not distributed.is_first():
-            return
-        print(
-            f"{signal.Signals(number).name}: the state after {step} is saved; the same "
-            "command continues",
-            file=sys.stderr,
-            flush=True,
-        )
+        if distributed.is_first():
+            name = signal.Signals(number).name
+            said = (
+                f"{name}: the state after {step} is saved; the same command continues"
+            )
+            print(said, file=sys.stderr, flush=True)
 
 
 def _do_nothing(*_) -> None:

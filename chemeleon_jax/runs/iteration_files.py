@@ -28,11 +28,7 @@ def save_iteration(
 ) -> None:
     """Writes an iteration's crystals and what they were worth.
 
-    Args:
-      workdir: of the run.
-      iteration: counted from 0.
-      crystals: the arrays of a `CrystalBatch`.
-      rewards: the fields of a `RewardOutput`.
+    They are the fields of a `CrystalBatch` and of a `RewardOutput`.
     """
     if not distributed.is_first():
         return

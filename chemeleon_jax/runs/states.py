@@ -13,6 +13,7 @@ import os
 import shutil
 import threading
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ logger = logging.getLogger(__name__)
 KEEP_LATEST = 2  # one to continue from, one to fall back on
 
 
-class RunCheckpoints:
+class RunCheckpoints(AbstractContextManager):
     """The states of one run, by step: the latest ones and the best one are kept.
 
     For the run that owns the directory (see `runs.work_directory`); others read with
@@ -155,15 +156,8 @@ class RunCheckpoints:
                 "config or code changed it; start a new --workdir"
             ) from e
 
-    def close(self) -> None:
-        """Releases Orbax's threads."""
-        self._orbax.close()
-
-    def __enter__(self):
-        return self
-
     def __exit__(self, *_):
-        self.close()
+        self._orbax.close()
 
 
 # ------------------------------------------------------------------------- reading
@@ -173,18 +167,17 @@ def read_subtree(directory: Path, name: str, *, best: bool = False):
     """One subtree of a run's latest or best state, on the host; None if there is none.
 
     Needs neither the structure of the state nor its devices, and the run may be going
-    on: a state that it deletes meanwhile, or a damaged one, is passed over.
-
-    Args:
-      directory: `checkpoints/` of a run.
-      name: of the subtree, such as "params".
-      best: the state of the highest score, instead of the latest that is intact.
+    on: a state that it deletes meanwhile, or a damaged one, is passed over. The best
+    state is that of the highest score; `directory` is the run's `checkpoints/`.
     """
     if best:
         step = find_best(directory)
         if step is None:
             return None
-        _require_intact(directory / str(step))
+        if damage := find_damage(directory / str(step)):
+            raise UserError(
+                f"{directory / str(step)}: the best state is damaged ({damage})"
+            )
         return _read_subtree(directory / str(step), name)
     steps = sorted(list_steps(directory), reverse=True)
     for step in steps:
@@ -234,14 +227,13 @@ def find_best(directory: Path) -> int | None:
 
 def _write_manifest(directory: Path, score: float | None) -> None:
     """Completes a state: all of its files are on the disk when this returns."""
-    if score is not None and not np.isfinite(score):
-        score = None
     sha256 = {}
     for path in sorted(directory.rglob("*")):
         sync(path)
         if path.is_file():
             sha256[str(path.relative_to(directory))] = digest(path)
-    content = {"score": None if score is None else float(score), "sha256": sha256}
+    known = score is not None and np.isfinite(score)
+    content = {"score": float(score) if known else None, "sha256": sha256}
     manifest = directory / "manifest.json"
     manifest.write_text(
         json.dumps({"content": content, "sha256": _content_digest(content)}, indent=1)
@@ -276,12 +268,6 @@ def find_damage(directory: Path) -> str | None:
         except OSError as e:
             return f"{name}: {e.strerror}"
     return None
-
-
-def _require_intact(directory: Path) -> None:
-    damage = find_damage(directory)
-    if damage is not None:
-        raise UserError(f"{directory}: the best state is damaged ({damage})")
 
 
 def _forget_shards(state) -> None:

@@ -5,6 +5,7 @@ import os
 import struct
 import sys
 import time
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TextIO
 
@@ -19,7 +20,7 @@ from tensorboardX.summary import make_histogram
 from chemeleon_jax.runs.files import sync
 
 
-class Tracker:
+class Tracker(AbstractContextManager):
     """Writes the scalars of one run, and says on stderr how far it is.
 
     Steps count from 0. A run that continues at `start` cuts off whatever an earlier
@@ -47,10 +48,7 @@ class Tracker:
         )
         # A TensorBoard that is open has read what was cut off, and drops it on this.
         opening = SessionLog(status=SessionLog.START)
-        self._writer.write_event(
-            Event(wall_time=time.time(), step=start, session_log=opening)
-        )
-        self._writer.flush()
+        self._write_event(step=start, session_log=opening)
         self._file = _event_files(workdir)[-1]
 
     def log(self, step: int, scalars: dict) -> None:
@@ -79,12 +77,12 @@ class Tracker:
         self._write(step, Summary.Value(tag=tag, image=image))
 
     def _write(self, step: int, *values: Summary.Value) -> None:
-        if self._writer is None:
-            return
-        self._writer.write_event(
-            Event(wall_time=time.time(), step=int(step), summary=Summary(value=values))
-        )
-        self._writer.flush()
+        self._write_event(step=int(step), summary=Summary(value=values))
+
+    def _write_event(self, **fields) -> None:
+        if self._writer is not None:
+            self._writer.write_event(Event(wall_time=time.time(), **fields))
+            self._writer.flush()
 
     def sync(self) -> None:
         """Waits until all that was logged is on the disk itself."""
@@ -118,16 +116,9 @@ class Tracker:
             flush=True,
         )
 
-    def close(self) -> None:
-        """Closes the event file."""
+    def __exit__(self, *_):
         if self._writer is not None:
             self._writer.close()
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        self.close()
 
 
 def read_scalars(run_dir) -> dict[str, tuple[np.ndarray, np.ndarray]]:
