@@ -112,8 +112,7 @@ def check_heads(heads: dict[str, int], found: dict[str, Any]) -> dict[str, int]:
         given = heads.get(part)
         if value is not None and given not in (None, value):
             raise CheckpointError(f"{part} has {value} heads by the file, not {given}")
-        settled[part] = value if value is not None else given
-    for part, value in settled.items():
+        value = settled[part] = value if value is not None else given
         if value is not None and not (type(value) is int and 1 <= value <= 1024):
             raise CheckpointError(f"{part} cannot have {str(value)[:40]} heads")
     missing = [part for part, value in settled.items() if value is None]
@@ -152,13 +151,9 @@ def vae_heads(encoder: Any, decoder: Any) -> dict[str, int | None]:
         if not isinstance(layers, dict) or not layers:
             continue
         for layer in layers.values():
-            activation = attribute(layer, "activation", "approximate")
-            epsilons = {attribute(layer, norm, "eps") for norm in ("norm1", "norm2")}
-            if (activation, attribute(layer, "norm_first"), epsilons) != (
-                "tanh",
-                True,
-                {1e-5},
-            ):
+            paths = "activation.approximate", "norm_first", "norm1.eps", "norm2.eps"
+            settings = [attribute(layer, *path.split(".")) for path in paths]
+            if settings != ["tanh", True, 1e-5, 1e-5]:
                 raise CheckpointError(
                     f"{part}: only pre-norm layers with tanh-GELU and epsilon 1e-5 are "
                     "supported"
@@ -243,15 +238,14 @@ def check_diffusion(settings: Any) -> dict[str, Any]:
 def condition_config(tensors: Flat, settings: Any) -> dict[str, Any]:
     """Keywords of `ConditionEncoder`."""
     settings = plain(settings)
-    if not isinstance(settings, dict) or not isinstance(
-        settings.get("condition_type"), dict
-    ):
+    kinds = settings.get("condition_type") if isinstance(settings, dict) else None
+    if not isinstance(kinds, dict):
         raise CheckpointError(
             "the kinds of its conditions are only in the hyper-parameters of the "
             "Lightning checkpoint: convert that file"
         )
     specs = []
-    for name, kind in settings["condition_type"].items():
+    for name, kind in kinds.items():
         if kind not in ("float", "composition", "chemical_system", "categorical"):
             raise CheckpointError(f"condition {name!r} of kind {kind!r}: not supported")
         spec = {"name": str(name), "kind": kind}
@@ -279,10 +273,7 @@ def predictor_config(settings: dict, num_targets: int) -> dict[str, Any]:
             "the names and statistics of its targets are only in the hyper-parameters "
             "of the Lightning checkpoint: convert that file"
         )
-    if (
-        settings.get("reduce") != "mean"
-        or settings.get("use_encoder_features") is not True
-    ):
+    if (settings.get("reduce"), settings.get("use_encoder_features")) != ("mean", True):
         raise CheckpointError(
             "only predictors with reduce='mean' and use_encoder_features=True are "
             "supported"
@@ -345,9 +336,7 @@ def check_floats(tensors: dict[str, Any]) -> Flat:
             raise CheckpointError(f"{str(name)[:80]!r} is not a plain tensor")
         if not jnp.issubdtype(value.dtype, jnp.floating):
             raise CheckpointError(f"tensor {name!r} has type {value.dtype}, not floats")
-        if (
-            not np.isfinite(value.sum(dtype=np.float64))
-            and not np.isfinite(value).all()
-        ):
+        total = value.sum(dtype=np.float64)
+        if not np.isfinite(total) and not np.isfinite(value).all():
             raise CheckpointError(f"tensor {name!r} has values that are not finite")
     return {str(name): value for name, value in tensors.items()}

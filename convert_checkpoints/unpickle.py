@@ -7,6 +7,7 @@ are read-only views of the memory-mapped file. Format: torch/serialization.py.
 
 import io
 import json
+import math
 import os
 import stat
 import struct
@@ -228,7 +229,7 @@ def _tensor(args: tuple) -> np.ndarray | Record:
         raise CheckpointError("damaged pickle: negative size in a tensor")
     if len(size) > 16:
         raise CheckpointError("damaged pickle: a tensor of more than 16 axes")
-    count = int(np.prod([int(n) for n in size], dtype=object)) if size else 1
+    count = math.prod(size)
     last = offset + sum((n - 1) * s for n, s in zip(size, stride, strict=True))
     # An expanded tensor (stride 0) may be larger than its storage, within a limit:
     # whoever copies it pays.

@@ -33,13 +33,9 @@ def run(wanted: bool | None, program: Callable[..., None], *arguments) -> None:
     """
     if wanted or (wanted is None and launcher() is not None):
         start()
-    if jax.distributed.is_initialized():
-        _run_together(program, *arguments)
-    else:
+    if not jax.distributed.is_initialized():
         program(*arguments)
-
-
-def _run_together(program: Callable[..., None], *arguments) -> None:
+        return
     try:
         program(*arguments)
     except SystemExit:  # after a signal, all processes have agreed to end

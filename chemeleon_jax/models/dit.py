@@ -10,8 +10,7 @@ import jax.numpy as jnp
 from chemeleon_jax.models.layers import (
     Attention,
     Mlp,
-    atom_index,
-    index_embedding,
+    place_embedding,
     timestep_embedding,
 )
 
@@ -94,7 +93,7 @@ class DiT(nn.Module):
         )
         chex.assert_equal_shape_prefix([z, mask], 2)
         x = nn.Dense(self.width, name="latent")(z)
-        x = x + index_embedding(atom_index(mask), self.width)
+        x = x + place_embedding(mask, self.width)
         c = Mlp(self.width, self.width, "silu", name="timestep")(timestep_embedding(t))
         c = c if y is None else c + y
         block = Block(self.heads, self.mlp_ratio, parent=None)

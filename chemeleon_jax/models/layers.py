@@ -31,9 +31,9 @@ def timestep_embedding(t: jax.Array, width: int = 256) -> jax.Array:
     return jnp.concatenate([jnp.cos(angle), jnp.sin(angle)], -1)
 
 
-def atom_index(mask: jax.Array) -> jax.Array:
-    """Place of each real atom in its crystal, 0 .. n-1: [B, N] -> [B, N]."""
-    return jnp.cumsum(mask, -1) - 1
+def place_embedding(mask: jax.Array, width: int) -> jax.Array:
+    """Of the place of each real atom in its crystal, 0 .. n-1: [B, N] -> [B, N, D]."""
+    return index_embedding(jnp.cumsum(mask, -1) - 1, width)
 
 
 def masked_mean(x: jax.Array, mask: jax.Array) -> jax.Array:

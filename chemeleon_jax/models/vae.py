@@ -12,13 +12,7 @@ from flax import struct
 from flax.core import freeze
 
 from chemeleon_jax.data.types import CrystalBatch
-from chemeleon_jax.models.layers import (
-    Mlp,
-    Transformer,
-    atom_index,
-    index_embedding,
-    masked_mean,
-)
+from chemeleon_jax.models.layers import Mlp, Transformer, masked_mean, place_embedding
 
 NUM_ATOM_TYPES = 100  # classes of the atom-type head; class 0 is "masked"
 
@@ -77,7 +71,7 @@ class Encoder(nn.Module):
         """Types [B, N], coordinates [B, N, 3], lattice [B, 3, 3] -> [B, N, D]."""
         cell = self.lattice(lattice.reshape(-1, 9))[:, None]
         x = self.atom_type(atom_types) + cell + self.frac_coords(frac_coords)
-        x = x + index_embedding(atom_index(mask), self.width)
+        x = x + place_embedding(mask, self.width)
         return self.transformer(x, mask)
 
 
@@ -94,7 +88,7 @@ class Decoder(nn.Module):
     def __call__(self, z: jax.Array, mask: jax.Array) -> Decoded:
         """Z [B, N, L], mask [B, N] -> `Decoded`."""
         x = nn.Dense(self.width, use_bias=False, name="latent")(z)
-        x = x + index_embedding(atom_index(mask), self.width)
+        x = x + place_embedding(mask, self.width)
         x = Transformer(
             self.layers, self.heads, self.mlp_width, self.activation, name="transformer"
         )(x, mask)
