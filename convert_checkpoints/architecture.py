@@ -101,11 +101,9 @@ def count(tensors: Flat, prefix: str) -> int:
 
 
 def check_heads(heads: dict[str, int], found: dict[str, Any]) -> dict[str, int]:
-    """Head counts: those of the file, and the user's for the rest.
+    """Head counts: those `found` in the file, and the user's for the rest (None).
 
-    Args:
-      heads: what the user says, for "encoder", "decoder" and "dit".
-      found: what the file says, None where it does not.
+    By part: "encoder", "decoder" and "dit".
     """
     settled = {}
     for part, value in found.items():

@@ -81,7 +81,7 @@ class Recording:
 
         Args:
           key: of the recording; nothing happens if it is not there.
-          actual: what this project computes.
+          actual: the recomputed array.
           tolerance: of the largest difference, relative to the recorded array's largest
             magnitude.
           note: why the tolerance is what it is, or what is compared.

@@ -34,12 +34,9 @@ def load(
 ) -> Any:
     """Read one pickle.
 
-    Args:
-      data: the pickle.
-      functions: what to do with a call of the named function: `f(args) -> value`. These
-        are the only functions that run, and they are this project's own.
-      persistent: value of a persistent id (storages, in a torch file).
-      max_opcodes: budget.
+    A call of a function named in `functions` gives `f(args)`: these are the only ones
+    that run, and they are this project's own. `persistent` gives the value of a
+    persistent id (storages, in a torch file).
 
     Raises:
       CheckpointError: damaged, hostile, over budget.

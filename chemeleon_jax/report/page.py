@@ -30,24 +30,22 @@ def make_page(runs: list[Run], num_crystals: int) -> str:
             for crystals in run.shown:
                 crystals.label = f"{run.name}: {crystals.label}"
     data: dict[str, Any] = {"charts": {}, "elements": {}, "crystals": {}}
-    body = "\n".join(
-        [
-            header(runs),
-            notes([note for run in runs for note in run.notes]),
-            headlines(runs),
-            learning(runs, data),
-            scores(runs, data),
-            distributions(runs, data),
-            gallery(runs, num_crystals, data),
-            protocol(runs),
-        ]
+    body = (
+        header(runs),
+        notes([note for run in runs for note in run.notes]),
+        headlines(runs),
+        learning(runs, data),
+        scores(runs, data),
+        distributions(runs, data),
+        gallery(runs, num_crystals, data),
+        protocol(runs),
     )
     # 3Dmol, which whoever opens a report runs
     viewer = read_packaged(HERE / "3Dmol-min.js", VIEWER_SHA256).decode()
     return Template(_file("page.html")).substitute(
         title=html.escape(" · ".join(run.name for run in runs)),
         style=_file("page.css"),
-        body=body,
+        body="\n".join(body),
         data=to_json_plotly(data),  # escapes what would end the script
         plotly=get_plotlyjs(),
         viewer=f"/*\n{_file('3Dmol-LICENSE.txt')}\n*/\n{viewer}",
@@ -73,7 +71,7 @@ def header(runs: list[Run]) -> str:
 
 def settings(run: Run) -> str:
     """One line of a run's config: reward, size, start."""
-    config, parts = run.config, []
+    config = run.config
     try:
         components = config["reward"]["components"].items()
         weights = [
