@@ -2,6 +2,7 @@
 
     python -m chemeleon_jax.evaluate runs/rl_dng/samples
     python -m chemeleon_jax.evaluate others.extxyz cifs/ --relax --out=evaluations
+    python -m chemeleon_jax.evaluate SET --relax --potential=chgnet,sevennet-l3i5
 
 Validity, uniqueness, novelty, energy above the hull and what follows from them, each
 with a bootstrap interval, of crystals of any generator. Writes a folder `evaluation`
@@ -11,13 +12,11 @@ an evaluation that was cut off. See docs/evaluation.md.
 
 import argparse
 import contextlib
-import csv
 import hashlib
 import importlib.metadata
 import json
 import math
 import shutil
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +32,7 @@ from chemeleon_jax.data.readers.files import read_crystals
 from chemeleon_jax.data.readers.item import Item, unreadable
 from chemeleon_jax.devices import distributed
 from chemeleon_jax.errors import UserError, exit_status, parse_flags, run_program
-from chemeleon_jax.evaluation import statistics
+from chemeleon_jax.evaluation import opinions, statistics
 from chemeleon_jax.evaluation.inputs import load_reference, warn_of_unreadable
 from chemeleon_jax.evaluation.judge import (
     STABLE,
@@ -44,10 +43,10 @@ from chemeleon_jax.evaluation.judge import (
     judge_set,
 )
 from chemeleon_jax.evaluation.relaxation import make_relaxation
+from chemeleon_jax.evaluation.results import print_table, write_results
 from chemeleon_jax.evaluation.scores import (
-    ENERGY_SHARES,
     RESAMPLES,
-    SHARES,
+    SEED,
     features_of_known,
     score_set,
 )
@@ -55,16 +54,16 @@ from chemeleon_jax.models.loading import load_checkpoint
 from chemeleon_jax.models.store import params_digest
 from chemeleon_jax.models.vae import make_vae
 from chemeleon_jax.potentials import relax
-from chemeleon_jax.potentials.hull import load_hull
+from chemeleon_jax.potentials.hull import Hull, load_hull
 from chemeleon_jax.potentials.hull_file import read_hull_file
 from chemeleon_jax.potentials.loading import load_potential
+from chemeleon_jax.potentials.types import Potential
 from chemeleon_jax.rewards.creativity import index_references
 from chemeleon_jax.rewards.energy import FAR_BELOW, METASTABLE
 from chemeleon_jax.runs.directory import work_directory
 from chemeleon_jax.runs.files import (
     digest,
     read_json,
-    replacing,
     user_path,
     write_json,
 )
@@ -76,14 +75,6 @@ CHUNK = 256  # crystals judged, and kept on disk, at once
 TIME_LIMIT = 30.0  # s, for one crystal in a worker
 MAX_ATOMS = 1000  # of a crystal; all pairs are looked at
 LOCK = ".lock"  # in the folder of results
-COLUMNS = (
-    *("index", "name", "formula", "num_atoms", "space_group", "density"),
-    *("valid", "reason"),
-    *("smact_valid", "unique", "novel", "energy", "e_above_hull", "metastable"),
-    *("stable", "sun", "msun", "far_below_hull", "msun_near_hull", "status"),
-)
-RELAX_COLUMNS = ("energy_unrelaxed", "relax_steps", "relaxed", "relax_rmsd")
-RELAX_COLUMNS += ("space_group_unrelaxed",)
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
@@ -97,9 +88,15 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     add = parser.add_argument
     add("crystals", nargs="+", type=user_path, metavar="CRYSTALS")
     add("--reference", default="mp_mini", help="known crystals: mp_mini, DIR or FILE")
-    add("--potential", default="chgnet", help="chgnet, ase:module:callable or none")
+    add(
+        "--potential",
+        default="chgnet",
+        help="chgnet, sevennet-l3i5, ase:module:callable or none; several, the main "
+        "one first, are split by commas",
+    )
     add("--hull", type=user_path, help="entries of the same potential, .csv or .npz")
     add("--relax", action="store_true", help="relax positions and cells first")
+    add("--relax_with", metavar="POTENTIAL", help="by default the (first) --potential")
     add("--relax_steps", type=int, help="100 by default, 200 with an ASE potential")
     add("--max_force", type=float, default=relax.MAX_FORCE, help="eV/Å, to stop at")
     add(
@@ -132,8 +129,8 @@ def evaluate(args: argparse.Namespace) -> None:
     with contextlib.ExitStack() as stack:
         for out in sets.values():  # before anything that takes long
             stack.enter_context(work_directory(out, option="--out", lock=LOCK))
-        energies = load_energies(args, dataset)
-        protocol = describe_protocol(args, dataset, vae[1], energies["potential"])
+        judges = load_judges(args, dataset)
+        protocol = describe_protocol(args, dataset, vae[1], judges)
         largest = max(
             (len(i.structure) for x in items.values() for i in x if i.structure),
             default=1,
@@ -144,25 +141,37 @@ def evaluate(args: argparse.Namespace) -> None:
             references=index_references(dataset.crystals),
             pool=pool,
             vae=vae,
-            relax=relaxation(args, energies["potential"], pool) if args.relax else None,
+            judges=judges,
+            relax=relaxation(args, judges, pool) if args.relax else None,
             width=width,
             chunk=max(CHUNK * 20 // width, 1),
-            **energies,
         )
         known_features = features_of_known(vae, dataset)
         for source, out in sets.items():
             rows = judge_all(items[source], judge, out, protocol)
             if not distributed.is_first():
                 continue
-            scores = score_set(rows, vae, known_features, energies["hull"] is not None)
+            scores = score_set(rows, vae, known_features, bool(judges))
+            if len(judges) > 1:
+                draws = statistics.resample(len(rows), RESAMPLES, SEED)
+                scores |= opinions.score_opinions(rows, list(judges), draws)
             write_results(out, rows, scores, protocol)
             print_table(source, rows, scores, protocol)
 
 
 def check(args: argparse.Namespace) -> None:
     """Raises UserError for flags out of range, or at odds with each other."""
+    names = args.potential.split(",")
+    if args.relax_with and not args.relax:
+        raise UserError("--relax_with: needs --relax")
+    args.relax_with = args.relax_with or names[0]
+    if len(names) > 1 and ("none" in names or args.hull or len({*names}) < len(names)):
+        raise UserError(
+            f"--potential={args.potential}: several must differ, none of them 'none', "
+            "and their hulls are of the --reference: no --hull"
+        )
     if args.relax_steps is None:
-        by_ase = args.potential.startswith("ase:")
+        by_ase = args.relax_with.startswith("ase:")
         args.relax_steps = calculators.MAX_STEPS if by_ase else relax.MAX_STEPS
     if (args.relax or args.hull) and args.potential == "none":
         raise UserError("--relax and --hull: need a --potential")
@@ -184,18 +193,23 @@ def read_set(source: Path) -> list[Item]:
     return items
 
 
-def load_energies(args: argparse.Namespace, dataset: Dataset) -> dict[str, Any]:
-    """The potential and its hull, None and None without one."""
+def load_judges(
+    args: argparse.Namespace, dataset: Dataset
+) -> dict[str, tuple[Potential, Hull]]:
+    """The potentials, each with its hull, by name; none of them for "none"."""
     if args.potential == "none":
-        return {"potential": None, "hull": None}
-    potential = load_potential(args.potential)
+        return {}
     known = None if args.reference == "mp_mini" else dataset
-    hull = (
-        read_hull_file(args.hull, potential)
-        if args.hull
-        else load_hull(potential, known)
-    )
-    return {"potential": potential, "hull": hull}
+    judges = {}
+    for name in args.potential.split(","):
+        potential = load_potential(name)
+        hull = (
+            read_hull_file(args.hull, potential)
+            if args.hull
+            else load_hull(potential, known)
+        )
+        judges[name] = potential, hull
+    return judges
 
 
 def find_sets(paths: list[Path], out: Path | None) -> dict[Path, Path]:
@@ -229,8 +243,10 @@ def _name_of_set(path: Path) -> str:
     return path.name if path.is_dir() else stem_of(path)
 
 
-def relaxation(args: argparse.Namespace, potential, pool: WorkerPool):
-    """What relaxes lists of structures with the potential."""
+def relaxation(args: argparse.Namespace, judges, pool: WorkerPool):
+    """What relaxes lists of structures with the potential that is to do it."""
+    judge = judges.get(args.relax_with)
+    potential = judge[0] if judge else load_potential(args.relax_with)
     return make_relaxation(
         potential,
         pool,
@@ -240,7 +256,7 @@ def relaxation(args: argparse.Namespace, potential, pool: WorkerPool):
     )
 
 
-def describe_protocol(args, dataset: Dataset, vae_params, potential) -> dict[str, Any]:
+def describe_protocol(args, dataset: Dataset, vae_params, judges) -> dict[str, Any]:
     """What the numbers depend on, and must be stated with them."""
     return {
         "reference": {
@@ -250,10 +266,18 @@ def describe_protocol(args, dataset: Dataset, vae_params, potential) -> dict[str
         },
         "matcher": {"ltol": LENGTH_TOL, "stol": SITE_TOL, "angle_tol": ANGLE_TOL},
         "potential": args.potential,
-        "potential_sha256": potential.digest if potential else None,
+        "potentials": {
+            name: {
+                "sha256": potential.digest,
+                "corrections": potential.scheme,
+                "hull_entries": len(hull),
+            }
+            for name, (potential, hull) in judges.items()
+        },
         "hull": str(args.hull or args.reference),
         "hull_sha256": digest(args.hull) if args.hull else None,
         "relaxed": args.relax,
+        "relaxed_with": args.relax_with if args.relax else None,
         "relax_steps": args.relax_steps if args.relax else None,
         "max_force": args.max_force if args.relax else None,
         "relax_time_limit": args.relax_time_limit if args.relax else None,
@@ -311,6 +335,8 @@ def judge_all(
         return []
     rows = [row for file in files.values() for row in read_json(file)["rows"]]
     judge_set(rows, judge.pool)
+    if len(judge.judges) > 1:
+        opinions.add_opinions(rows, list(judge.judges))
     return [{"name": item.name} | r for item, r in zip(items, rows, strict=True)]
 
 
@@ -330,69 +356,6 @@ def prepare_partial(
     if not (mark.is_file() and read_json(mark) == name):
         shutil.rmtree(folder, ignore_errors=True)
         write_json(mark, name)
-
-
-# -------------------------------------------------------------------------- results
-
-
-def write_results(out: Path, rows, scores, protocol: dict[str, Any]) -> None:
-    """Writes crystals.csv, structures.jsonl and, last of all, summary.json."""
-    columns = COLUMNS + (RELAX_COLUMNS if protocol["relaxed"] else ())
-    with replacing(out / "crystals.csv") as temporary:
-        with open(temporary, "w", newline="", encoding="utf-8") as file:
-            table = csv.DictWriter(file, columns, restval="", extrasaction="ignore")
-            table.writeheader()
-            table.writerows({"index": i} | row for i, row in enumerate(rows))
-    with replacing(out / "structures.jsonl") as temporary:
-        with open(temporary, "w") as file:
-            for i, row in enumerate(rows):
-                names = ("name", "structure", "initial_structure")
-                kept = {name: row[name] for name in names if name in row}
-                line = {"index": i, "structure": None} | kept
-                file.write(json.dumps(line) + "\n")
-    write_json(
-        out / "summary.json",
-        {
-            "protocol": protocol,
-            "num_crystals": len(rows),
-            "scores": {
-                name: {k: None if np.isnan(v) else v for k, v in s._asdict().items()}
-                for name, s in scores.items()
-            },
-            "reasons": dict(Counter(row["reason"] for row in rows).most_common()),
-            "status": dict(Counter(row["status"] for row in rows).most_common()),
-        },
-    )
-    shutil.rmtree(out / "partial")
-
-
-def print_table(source: Path, rows, scores, protocol: dict[str, Any]) -> None:
-    """Prints the scores, and the protocol they were taken by."""
-    print(f"\n{source}: {len(rows)} crystals, mean and 95 % bootstrap interval")
-    for name, (value, low, high) in scores.items():
-        if name in SHARES + ENERGY_SHARES:
-            shown = f"{value:8.1%}  [{low:.1%}, {high:.1%}]"
-        else:
-            unit = "eV/atom" if name == "e_above_hull" else ""
-            shown = f"{value:8.3f}  [{low:.3f}, {high:.3f}] {unit}"
-        print(f"  {name:22}{shown}")
-    reference, matcher = protocol["reference"], protocol["matcher"]
-    relaxed = "relaxed" if protocol["relaxed"] else "as they are, not relaxed"
-    energies = "no energies"
-    if protocol["potential"] != "none":
-        energies = (
-            f"potential {protocol['potential']}, hull of {protocol['hull']}; "
-            f"metastable up to {METASTABLE} eV/atom, stable up to {STABLE:g} eV/atom "
-            f"above the hull, far below it: under {FAR_BELOW:g}"
-        )
-    print(
-        f"Reference {reference['name']} ({reference['size']} crystals); pymatgen "
-        f"StructureMatcher, "
-        + ", ".join(f"{k} {v:g}" for k, v in matcher.items())
-        + f"; crystals {relaxed}; {energies}; valid: no contact under "
-        f"{protocol['min_distance']} Å; composition: SMACT {protocol['smact']}; "
-        f"features of {protocol['vae']}"
-    )
 
 
 def main(argv: list[str] | None = None) -> int:

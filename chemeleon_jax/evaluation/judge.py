@@ -56,18 +56,16 @@ class EvaluationContext:
     references: References
     pool: Pool
     vae: tuple[VAE, Any]  # with its parameters
-    potential: Potential | None
-    hull: Hull | None
+    judges: dict[str, tuple[Potential, Hull]]  # by name; the first is the main one
     relax: Callable[[list[Structure]], list[RelaxedStructure]] | None
     width: int  # atoms that all batches are padded to
     chunk: int  # crystals of a batch
     smact: dict[tuple[int, ...], bool | None] = field(default_factory=dict)
 
     @cached_property
-    def energies(self) -> Callable:
-        """The potential, compiled once."""
-        assert self.potential is not None
-        return jax.jit(self.potential.energies)
+    def energies(self) -> dict[str, Callable]:
+        """The potentials, each compiled once."""
+        return {name: jax.jit(p.energies) for name, (p, _) in self.judges.items()}
 
 
 def judge_chunk(
@@ -231,19 +229,22 @@ def _find_known(cells, shares_formula, rows, context: EvaluationContext) -> None
 
 
 def _find_energies(crystals, valid, rows, context: EvaluationContext) -> None:
-    if context.potential is None or context.hull is None:
-        return
+    """Energies by the first potential; of several, also by each under its name."""
     valid = np.append(valid, np.zeros(context.chunk - len(valid), bool))
     judged = crystals.replace(mask=crystals.mask & valid[:, None])  # no work on others
-    energy, status = jax.device_get(context.energies(judged))
-    above, status = judge_energies(
-        context.hull, crystals.atom_types, energy, status, valid
-    )
-    for i in np.flatnonzero(valid):
-        rows[i]["energy"] = _number(energy[i])
-        rows[i]["e_above_hull"] = _number(above[i])
-        if status[i]:
-            _note(rows[i], f"energy: {EnergyStatus(status[i]).name.lower()}")
+    for name, (_, hull) in context.judges.items():
+        energy, status = jax.device_get(context.energies[name](judged))
+        above, status = judge_energies(hull, crystals.atom_types, energy, status, valid)
+        is_main = name == next(iter(context.judges))
+        for i in np.flatnonzero(valid):
+            found = {"energy": energy[i], "e_above_hull": above[i]}
+            if is_main:
+                rows[i] |= {what: _number(x) for what, x in found.items()}
+            if len(context.judges) > 1:
+                rows[i] |= {f"{k}:{name}": _number(x) for k, x in found.items()}
+            if status[i]:
+                whose = "energy" if is_main else f"energy by {name}"
+                _note(rows[i], f"{whose}: {EnergyStatus(status[i]).name.lower()}")
 
 
 def _encode(crystals, valid, rows, context: EvaluationContext) -> None:

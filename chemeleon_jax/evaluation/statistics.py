@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 import numpy as np
-from scipy.stats import entropy
+from scipy.stats import entropy, rankdata
 
 CONFIDENCE = 0.95
 
@@ -31,6 +31,28 @@ def mean_score(values: np.ndarray, draws: np.ndarray) -> Score:
     total = weights.sum(1)
     means = (weights @ values[known])[total > 0] / total[total > 0]
     return Score(float(values[known].mean()), *_quantiles(means))
+
+
+def rank_correlation(x: np.ndarray, y: np.ndarray, draws: np.ndarray) -> Score:
+    """Spearman's rank correlation of x [n] and y [n], and its percentile interval.
+
+    Pairs that are not finite are left out. NaN of fewer than three, or of constants.
+    """
+    known = np.isfinite(x) & np.isfinite(y)
+    x, y, weights = x[known], y[known], draws[:, known]
+    if len(x) < 3 or np.ptp(x) == 0 or np.ptp(y) == 0:
+        return Score(np.nan, np.nan, np.nan)
+    found = []
+    for counts in weights:
+        rows = np.repeat(np.arange(len(x)), counts)
+        if len(rows) > 2 and np.ptp(x[rows]) > 0 and np.ptp(y[rows]) > 0:
+            found.append(_spearman(x[rows], y[rows]))
+    low_high = _quantiles(np.array(found)) if found else (np.nan, np.nan)
+    return Score(_spearman(x, y), *low_high)
+
+
+def _spearman(x: np.ndarray, y: np.ndarray) -> float:
+    return float(np.corrcoef(rankdata(x), rankdata(y))[0, 1])
 
 
 def frechet_score(

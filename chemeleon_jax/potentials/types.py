@@ -43,18 +43,18 @@ def per_device(energies):
     divide, and inside `jax.shard_map`, it does nothing.
 
     Args:
-      energies: of a `Potential`.
+      energies: of a `Potential`; what else it takes is [B] too.
     """
 
-    def sharded(crystals):
+    def sharded(crystals, *others):
         mesh = jax.sharding.get_abstract_mesh()
         alone = mesh.empty or mesh.manual_axes
         if alone or len(crystals.atom_types) % mesh.size:
-            return energies(crystals)
+            return energies(crystals, *others)
         rows = jax.sharding.PartitionSpec(mesh.axis_names)
         # Loops of different length on each device: nothing here is replicated.
         return jax.shard_map(energies, in_specs=rows, out_specs=rows, check_vma=False)(
-            crystals
+            crystals, *others
         )
 
     return sharded

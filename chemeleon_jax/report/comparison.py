@@ -74,8 +74,13 @@ def score_names(sets: list[CrystalSet]) -> list[str]:
 
 
 def describe(name: str) -> Score:
-    """How a score is shown; of one unknown here, as a number with its own name."""
-    return SCORES.get(name, Score(name.replace("_", " "), False, 0))
+    """How a score is shown; of one unknown here, as a number with its own name.
+
+    One by a potential of several, `metastable:NAME`, is shown as the score is.
+    """
+    what, _, judge = name.partition(":")
+    known = SCORES.get(what, Score(what.replace("_", " "), False, 0))
+    return known._replace(label=f"{known.label}: {judge}") if judge else known
 
 
 def verdict(name: str, change: Interval) -> str:

@@ -336,6 +336,37 @@ def test_relaxed_with_an_ase_potential(folder):
     assert before == sodium and after.volume < before.volume
     assert rows[1]["reason"] == "min_distance" and rows[1]["relaxed"] == ""
     assert summary["protocol"]["relaxed"] is True
+    assert rows[0]["space_group_unrelaxed"] == rows[0]["space_group"] == "Fm-3m"
+    # The one atom of the cell cannot move within it.
+    assert float(rows[0]["relax_rmsd"]) == pytest.approx(0, abs=1e-6)
+
+
+def test_several_potentials_judge_what_one_has_relaxed(folder, capsys):
+    """Lennard-Jones relaxes; a Morse potential, and itself, judge."""
+    save(folder / "some.json", [SODIUM, CSCL_TYPE, NEW])
+    names = ["ase:ase.calculators.morse:MorsePotential", "ase:argon:lennard_jones"]
+    rows, summary = run(
+        folder,
+        "some.json",
+        "--relax",
+        "--relax_steps=3",
+        f"--relax_with={names[1]}",
+        potential=",".join(names),
+    )
+    protocol, scores = summary["protocol"], summary["scores"]
+    assert list(protocol["potentials"]) == names
+    assert protocol["relaxed_with"] == names[1]
+    assert protocol["potentials"][names[0]]["corrections"] == "own"
+    row = rows[0]
+    assert row["energy"] == row[f"energy:{names[0]}"] != row[f"energy:{names[1]}"]
+    both = [float(row[f"e_above_hull:{name}"]) for name in names]
+    assert float(row["e_above_hull:spread"]) == pytest.approx(abs(both[0] - both[1]))
+    for flag in ("metastable", "msun", "stable"):
+        values = [scores[f"{flag}:{name}"]["value"] for name in (*names, "all")]
+        assert values[2] <= min(values[:2])
+    shown = capsys.readouterr().out
+    assert f"rank_correlation:{','.join(names)}" in shown
+    assert f"relaxed with {names[1]}" in shown
 
 
 def test_an_evaluation_cut_off_goes_on(folder, monkeypatch):
@@ -385,6 +416,8 @@ def test_two_sets_do_not_share_a_place(folder):
         (["--relax", "--potential=none"], "--relax"),
         (["--hull=x.csv", "--potential=none"], "--hull"),
         (["--hull=nowhere.csv"], "nowhere.csv"),
+        (["--potential=chgnet,none"], "several must differ"),
+        (["--relax_with=chgnet"], "needs --relax"),
         (["--vae=mini:predictor"], "holds no VAE"),
         (["--reference=nowhere.json"], "nowhere.json"),
         (["--workers=0"], "--workers=0: must be above 0"),

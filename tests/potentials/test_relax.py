@@ -204,6 +204,18 @@ def test_steps_are_energies_and_limited(crystals, found):
     assert (stopped.energy[:6] > found.energy[:6]).all()
 
 
+def test_the_hopeless_are_given_up(crystals, found, monkeypatch):
+    """The third and fourth are far above what is called their hull; no hull, no end."""
+    monkeypatch.setattr("chemeleon_jax.potentials.relax.PATIENCE", 3)
+    hull = np.full(8, np.nan)
+    hull[:4] = found.energy[:4] + np.array([0.0, -0.4, -0.6, -2.0])
+    run = jax.jit(partial(relax, potential=MORSE, steps=60, max_force=0.01))
+    judged = jax.device_get(run(crystals, hull_energy=hull))
+    assert judged.given_up.tolist() == [False, False, True, True] + [False] * 4
+    assert judged.steps[2:4].tolist() == [3, 3]
+    assert (judged.converged == (found.converged & ~judged.given_up)).all()
+
+
 def test_the_model_of_stiffness_is_the_curvature_of_its_springs():
     """Two atoms in a long cell: one pair of springs, along x."""
     frac, lattice = np.array([[0, 0, 0], [0.1, 0, 0]]), 30.0 * np.eye(3)
