@@ -42,7 +42,8 @@ def evaluate(crystal):
     crystal = crystal.copy()
     crystal.calc = calculator
     return crystal.get_potential_energy()
-evaluate(crystals[0]), evaluate(crystals[1])  # compiles
+for crystal in crystals:  # compiles
+    evaluate(crystal)
 wall, cpu = time.perf_counter(), time.process_time()
 for crystal in crystals:
     evaluate(crystal)
