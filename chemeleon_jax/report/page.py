@@ -13,7 +13,7 @@ from plotly.io.json import to_json_plotly
 from plotly.offline import get_plotlyjs
 
 from chemeleon_jax import __version__
-from chemeleon_jax.report import charts, comparison
+from chemeleon_jax.report import charts, comparison, disagreement
 from chemeleon_jax.report.gallery import best_crystals
 from chemeleon_jax.report.runs import Run
 from chemeleon_jax.runs.files import read_packaged
@@ -201,6 +201,20 @@ def _cell(shown: Sequence[str] | None, kind: str = "") -> str:
         return "<td>–</td>"
     value, spread = shown
     return f"<td{kind}>{value}<small>{spread}</small></td>"
+
+
+def second_opinion(runs: list[Run], data: dict) -> str:
+    """Where potentials disagree, for sets that several have judged."""
+    found = disagreement.scatter_charts([s for run in runs for s in run.sets])
+    if not found:
+        return ""
+    found += [c for run in runs if (c := disagreement.element_chart(run))]
+    return _section(
+        "A second opinion",
+        "A policy learns what its potential believes. Crystals that another potential "
+        "puts far higher, and elements that grew, show where it may be fooled.",
+        f"<div class=grid>{_charts(data, found)}</div>",
+    )
 
 
 def distributions(runs: list[Run], data: dict) -> str:
