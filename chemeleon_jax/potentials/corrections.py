@@ -21,6 +21,7 @@ from pymatgen.core import Composition, Element, Lattice
 from pymatgen.optimization.neighbors import find_points_in_spheres
 
 from chemeleon_jax.data.types import CrystalBatch
+from chemeleon_jax.devices.host import call_host
 from chemeleon_jax.potentials.types import Status
 
 SCHEME = "MP2020"
@@ -149,9 +150,7 @@ def _is_sulfate(atom_types, frac_coords, lattice) -> bool:
 
 def _host_corrections(status, atom_types, frac_coords, lattice, mask):
     """Corrections [B], eV/atom; 0 where the status is not OK."""
-    status, atom_types, mask = map(np.asarray, (status, atom_types, mask))
-    frac_coords = np.asarray(frac_coords, np.float64)
-    lattice = np.asarray(lattice, np.float64)
+    frac_coords, lattice = frac_coords.astype(np.float64), lattice.astype(np.float64)
     correction = np.zeros(len(status), np.float32)
     for row in np.flatnonzero(status == Status.OK):
         real = mask[row]
@@ -173,12 +172,11 @@ def corrected(energies):
     def with_corrections(crystals: CrystalBatch):
         energy, status = energies(crystals)
         arrays = crystals.atom_types, crystals.frac_coords, crystals.lattice
-        correction = jax.pure_callback(
+        correction = call_host(
             _host_corrections,
             jax.ShapeDtypeStruct(status.shape, np.float32),
             *(jax.lax.stop_gradient(jnp.asarray(x)) for x in (status, *arrays)),
             jnp.asarray(crystals.mask),
-            vmap_method="sequential",
         )
         return energy + correction, status
 
