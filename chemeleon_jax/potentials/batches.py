@@ -19,6 +19,9 @@ from chemeleon_jax.devices.host import call_host
 from chemeleon_jax.potentials.graph import Layout, next_chunk
 from chemeleon_jax.potentials.types import Status
 
+# eV/atom. Elements lie above -15 by PBE; what a network puts below has atoms so close
+# together that it knows nothing of them, and is a hole that a relaxation falls into.
+LOWEST = -25.0
 _PADDING_CELL = 20.0  # Å; longer than the cutoff, so that padding has no weight
 
 
@@ -125,7 +128,7 @@ def _no_energies(batch: int):
 def _fill_in(found, value, rows, status):
     """Energies and statuses [B], with those of a chunk [C] filled in."""
     energy, statuses = found
-    failed = (status == Status.OK) & ~jnp.isfinite(value)
+    failed = (status == Status.OK) & ~(jnp.isfinite(value) & (value > LOWEST))
     status = jnp.where(failed, Status.FAILED, status)
     value = jnp.where(status == Status.OK, value, jnp.nan).astype(energy.dtype)
     return (

@@ -17,7 +17,7 @@ class Status(IntEnum):
     ISOLATED = 3  # an atom without a neighbour within the cutoff
     TOO_DENSE = 4  # atoms too close together, or too many for one graph
     BAD_CELL = 5  # too flat, too skewed or too large to search for neighbours
-    FAILED = 6  # no finite energy
+    FAILED = 6  # no finite energy, or one that no crystal has
 
 
 @dataclass(frozen=True)

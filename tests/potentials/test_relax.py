@@ -230,3 +230,11 @@ def test_the_model_of_stiffness_is_the_curvature_of_its_springs():
     assert hessian[6, 6] == pytest.approx(9 * spring + 2, rel=1e-3)
     np.testing.assert_allclose(hessian, hessian.T, atol=1e-5)
     assert np.linalg.eigvalsh(hessian).min() > 0
+
+
+def test_an_energy_that_no_crystal_has_is_a_failure():
+    """A network may put atoms on top of each other at -1e6 eV/atom."""
+    hole = batches.GraphPotential(lambda *x: chgnet.graph_energy(*x) - 30.0, SMALL)
+    run = jax.jit(partial(batches.energies, hole, chgnet.load_params()))
+    energy, status = run(from_structures([NACL] * 4, 20))
+    assert np.isnan(energy).all() and (status == Status.FAILED).all()
