@@ -11,6 +11,7 @@ import ase.data
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 STRETCH, FADE = 5.0, 7.0  # eV/Å^2 at the sum of the radii; e-fold less at 8/7 of it
 STIFFEST = 50.0  # eV/Å^2, of atoms too close together
@@ -52,31 +53,39 @@ def model_hessian(frac_coords, lattice, atom_types, mask) -> jax.Array:
     """
     n = len(frac_coords)
     between = frac_coords[None] - frac_coords[:, None]
-    between = between - jnp.round(between)
-    vector = (between[:, :, None] + _IMAGES[None, None]) @ lattice  # [N, N, 27, 3]
-    distance = jnp.sqrt((vector**2).sum(-1) + 1e-12)
+    between = between - jnp.round(between)  # [N, N, 3]
     radius = jnp.asarray(_RADII)[atom_types]
-    ideal = (radius[:, None] + radius[None])[:, :, None]
-    spring = jnp.minimum(STRETCH * jnp.exp(-FADE * (distance / ideal - 1)), STIFFEST)
-    pair = mask[:, None, None] & mask[None, :, None] & (distance > 0.1)  # not itself
-    spring = jnp.where(pair, spring, 0.0)[..., None, None]
-    along = vector / distance[..., None]
+    ideal = radius[:, None] + radius[None]
     eye = jnp.eye(3)
-    stiffness = spring * (
-        (1 - BEND) * along[..., :, None] * along[..., None, :]
-        + BEND * eye[None, None, None]
-    )  # [N, N, 27, 3, 3]
-    # How a strain stretches a pair, and the force that answers: [N, N, 27, 6, 3].
-    stretch = jnp.einsum("kab,ijsb->ijska", STRAINS, vector)
-    force = jnp.einsum("ijsab,ijskb->ijska", stiffness, stretch)
+
+    def add(total, image):
+        coupled, pull, cell_cell = total
+        vector = (between + image[None, None]) @ lattice
+        distance = jnp.sqrt((vector**2).sum(-1) + 1e-12)
+        spring = jnp.minimum(
+            STRETCH * jnp.exp(-FADE * (distance / ideal - 1)), STIFFEST
+        )
+        pair = mask[:, None] & mask[None] & (distance > 0.1)  # not an atom and itself
+        spring = jnp.where(pair, spring, 0.0)[..., None, None]
+        along = vector / distance[..., None]
+        stiffness = spring * (
+            (1 - BEND) * along[..., :, None] * along[..., None, :]
+            + BEND * eye[None, None]
+        )  # [N, N, 3, 3]
+        # How a strain stretches a pair, and the force that answers: [N, N, 6, 3].
+        stretch = jnp.einsum("kab,ijb->ijka", STRAINS, vector)
+        force = jnp.einsum("ijab,ijkb->ijka", stiffness, stretch)
+        cell_cell += 0.5 * jnp.einsum("ijka,ijla->kl", force, stretch)
+        return (coupled + stiffness, pull + force.sum(1), cell_cell), None
+
+    nothing = jnp.zeros((n, n, 3, 3)), jnp.zeros((n, 6, 3)), jnp.zeros((6, 6))
+    (coupled, pull, cell_cell), _ = lax.scan(add, nothing, jnp.asarray(_IMAGES))
 
     atoms = jnp.arange(n)
-    coupled = stiffness.sum(2)
     coupled = coupled.at[atoms, atoms].set(0.0)  # images of an atom move with it
     on_site = coupled.sum(1) + ANCHOR * eye[None]
     atom_atom = (-coupled).at[atoms, atoms].add(on_site)
     atom_atom = atom_atom.transpose(0, 2, 1, 3).reshape(3 * n, 3 * n)
-    atom_cell = -force.sum((1, 2)).transpose(0, 2, 1).reshape(3 * n, 6)
-    cell_cell = 0.5 * jnp.einsum("ijska,ijsla->kl", force, stretch)
-    cell_cell = cell_cell + CELL_ANCHOR * mask.sum() * jnp.eye(6)
+    atom_cell = -pull.transpose(0, 2, 1).reshape(3 * n, 6)
+    cell_cell += CELL_ANCHOR * mask.sum() * jnp.eye(6)
     return jnp.block([[atom_atom, atom_cell], [atom_cell.T, cell_cell]])
