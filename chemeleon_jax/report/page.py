@@ -40,15 +40,13 @@ def make_page(runs: list[Run], num_crystals: int) -> str:
         gallery(runs, num_crystals, data),
         protocol(runs),
     )
-    # 3Dmol, which whoever opens a report runs
-    viewer = read_packaged(HERE / "3Dmol-min.js", VIEWER_SHA256).decode()
     return Template(_file("page.html")).substitute(
         title=html.escape(" · ".join(run.name for run in runs)),
         style=_file("page.css"),
         body="\n".join(body),
         data=to_json_plotly(data),  # escapes what would end the script
         plotly=get_plotlyjs(),
-        viewer=f"/*\n{_file('3Dmol-LICENSE.txt')}\n*/\n{viewer}",
+        viewer=f"/*\n{_file('3Dmol-LICENSE.txt')}\n*/\n{_viewer()}",
         script=_file("page.js"),
         version=__version__,
         today=date.today().isoformat(),
@@ -347,6 +345,11 @@ def _charts(data: dict, found: list[dict]) -> str:
 
 def _section(title: str, about: str, content: str) -> str:
     return f"<section><h2>{title}</h2><p class=about>{about}</p>{content}</section>"
+
+
+def _viewer() -> str:
+    """3Dmol, which whoever opens a report runs."""
+    return read_packaged(HERE / "3Dmol-min.js", VIEWER_SHA256).decode()
 
 
 def _file(name: str) -> str:
