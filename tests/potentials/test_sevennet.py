@@ -97,7 +97,7 @@ def check_derivatives(model, crystals, reference, rows):
     forces = -np.einsum("bni,bji->bnj", by_frac, inverse)
     wrong = np.abs(forces - reference[f"forces_{name}"][rows]).max((1, 2))
     size = largest_force(reference, name)[rows]
-    np.testing.assert_array_less(wrong, 1e-3 + 1e-5 * size)  # eV/Å
+    np.testing.assert_array_less(wrong, 1e-3 + 2e-5 * size)  # eV/Å
     stress = np.asarray(by_strain) / volume(lattice)[:, None, None]
     stress = (stress + stress.swapaxes(1, 2)) / 2
     np.testing.assert_allclose(
