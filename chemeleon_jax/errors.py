@@ -33,7 +33,11 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 def one_line(text) -> str:
     """Text of others for a terminal: one line, without control characters."""
-    text = " ".join(str(text).split())
+    return printable(" ".join(str(text).split()))
+
+
+def printable(text: str) -> str:
+    """Text with a question mark in the place of every control character."""
     return "".join(c if c.isprintable() else "?" for c in text)
 
 

@@ -8,7 +8,7 @@ import numpy as np
 from pymatgen.core import DummySpecies, Lattice, Structure
 
 from chemeleon_jax.data.crystals import SYMBOLS
-from chemeleon_jax.errors import one_line
+from chemeleon_jax.errors import one_line, printable
 
 MAX_PROBLEM = 200  # characters
 
@@ -23,7 +23,7 @@ class Item(NamedTuple):
 
 def unreadable(reason, name: str = "") -> Item:
     """An item without a crystal, for a reason on one line."""
-    return Item(None, f"unreadable: {one_line(reason)}"[:MAX_PROBLEM], name)
+    return Item(None, f"unreadable: {one_line(reason)}"[:MAX_PROBLEM], printable(name))
 
 
 def parse(read: Callable[[], Structure | Item], name: str = "") -> Item:
@@ -36,7 +36,7 @@ def parse(read: Callable[[], Structure | Item], name: str = "") -> Item:
     except Exception as error:  # parsers raise anything on damaged text
         reason = f"{type(error).__name__}: {error}" if str(error) else repr(error)
         item = unreadable(str(error) if type(error) is ValueError else reason)
-    return item._replace(name=item.name or name)
+    return item._replace(name=printable(item.name or name))
 
 
 def checked(structure: Structure) -> Item:
