@@ -178,7 +178,9 @@ def _read_archive(path: Path) -> list[Item]:
             shown = [one_line(name) for name in names]
             readers = [partial(_read_member, archive, name) for name in names]
             return _read_many(shown, readers, path)
-    except (OSError, zipfile.BadZipFile) as error:
+    except UserError:
+        raise
+    except (OSError, ValueError, NotImplementedError, zipfile.BadZipFile) as error:
         raise UserError(f"{path}: no sound ZIP file ({one_line(error)})") from error
 
 
