@@ -36,6 +36,7 @@ def make_page(runs: list[Run], num_crystals: int) -> str:
         headlines(runs),
         learning(runs, data),
         scores(runs, data),
+        second_opinion(runs, data),
         distributions(runs, data),
         gallery(runs, num_crystals, data),
         protocol(runs),

@@ -100,6 +100,20 @@ def test_flags_numbers_and_structures_are_read(run_dir):
     assert run.base.scores["e_above_hull"]["value"] == 1.3
 
 
+def test_a_page_of_two_judges_shows_where_they_disagree(run_dir):
+    assert "A second opinion" not in report(parse([str(run_dir)])).read_text()
+    for folder in (run_dir / "samples", run_dir / "samples" / "base"):
+        folder /= "evaluation"
+        table = pd.read_csv(folder / "crystals.csv")
+        for name in ("chgnet", "sevennet-l3i5"):
+            table[f"e_above_hull:{name}"] = table["e_above_hull"]
+        table.to_csv(folder / "crystals.csv", index=False)
+        summary = json.loads((folder / "summary.json").read_text())
+        summary["protocol"]["potentials"] = {"chgnet": {}, "sevennet-l3i5": {}}
+        (folder / "summary.json").write_text(json.dumps(summary))
+    assert "A second opinion" in report(parse([str(run_dir)])).read_text()
+
+
 def test_what_is_missing_is_said_and_how_to_make_it(tmp_path):
     write_events(tmp_path / "run")
     out = report(parse([str(tmp_path / "run")]))
