@@ -16,7 +16,7 @@ KJ_PER_MOL = 0.01036427  # eV
 # the correction of oxygen of 2015, -0.702 eV, exchanged for today's; of the others,
 # enthalpies at 298 K, such as MP2020 was fitted to: NaCl, MgO and hematite from the
 # NIST-JANAF tables (1998), LiCoO2 from Wang and Navrotsky, Solid State Ionics 166, 167
-# (2004).
+# (2004). They were written down without the tables at hand: look them up before use.
 FORMATION = {
     "NaCl": -411.12 * KJ_PER_MOL / 2,
     "MgO": -601.24 * KJ_PER_MOL / 2,
