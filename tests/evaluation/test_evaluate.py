@@ -1,166 +1,27 @@
 import csv
-import gzip
 import json
 
 import numpy as np
 import pytest
-from ase.io import write as write_ase
 from crystal_sets import disguised
+from known_crystals import (
+    CLASH,
+    CSCL_TYPE,
+    KNOWN,
+    NACL,
+    NEW,
+    SODIUM,
+    save,
+)
 from paths import FIXTURES
 from pymatgen.analysis.structure_matcher import StructureMatcher
 from pymatgen.core import Lattice, Structure
-from pymatgen.io.ase import AseAtomsAdaptor
 
 from chemeleon_jax import evaluate
 from chemeleon_jax.data.crystals import take, to_structures
 from chemeleon_jax.data.dataset import load_dataset
-from chemeleon_jax.data.readers.files import read_crystals
 from chemeleon_jax.errors import UserError
-from chemeleon_jax.evaluation.inputs import load_reference
-from chemeleon_jax.evaluation.statistics import (
-    effective_number,
-    frechet_distance,
-    frechet_score,
-    mean_score,
-    resample,
-)
 from chemeleon_jax.runs.directory import work_directory
-
-CUBIC = [[0, 0, 0], [0.5, 0.5, 0.5]]
-NACL = Structure.from_spacegroup("Fm-3m", Lattice.cubic(5.6), ["Na", "Cl"], CUBIC)
-NACL = NACL.get_primitive_structure()
-CSCL_TYPE = Structure(Lattice.cubic(3.5), ["Na", "Cl"], CUBIC)
-SODIUM = Structure(Lattice.cubic(4.2), ["Na", "Na"], CUBIC)
-CHLORINE = Structure(Lattice.cubic(4.0), ["Cl"], [[0, 0, 0]])
-KNOWN = [NACL, CSCL_TYPE, SODIUM, CHLORINE]
-CLASH = Structure(Lattice.cubic(4.0), ["Na", "Cl"], [[0, 0, 0], [0.05, 0, 0]])
-NEW = Structure(Lattice.cubic(3.9), ["K", "Br"], CUBIC)
-
-
-def save(file, structures):
-    file.write_text(json.dumps([s.as_dict() for s in structures]))
-    return file
-
-
-# -------------------------------------------------------------------------- files
-
-
-def test_every_format_gives_the_same_crystals(tmp_path):
-    dicts = [s.as_dict() for s in KNOWN]
-    save(tmp_path / "a.json", KNOWN)
-    with gzip.open(tmp_path / "b.json.gz", "wt") as file:
-        json.dump({f"crystal-{i}": d for i, d in enumerate(dicts)}, file)
-    (tmp_path / "c.jsonl").write_text("\n".join(json.dumps(d) for d in dicts))
-    (tmp_path / "sampled").mkdir()
-    (tmp_path / "sampled" / "crystals.jsonl").write_text(
-        "\n".join(json.dumps({"index": 0, "structure": d}) for d in dicts)
-    )
-    atoms = [AseAtomsAdaptor.get_atoms(s) for s in KNOWN]
-    write_ase(tmp_path / "d.extxyz", atoms, format="extxyz")
-    (tmp_path / "cifs").mkdir()
-    for i, structure in enumerate(KNOWN):
-        structure.to(str(tmp_path / "cifs" / f"{i}.cif"))
-    for name in ("a.json", "b.json.gz", "c.jsonl", "sampled", "d.extxyz", "cifs"):
-        items = read_crystals(tmp_path / name)
-        assert [i.problem for i in items] == [""] * 4, name
-        for item, structure in zip(items, KNOWN, strict=True):
-            assert item.structure.composition == structure.composition
-            np.testing.assert_allclose(
-                item.structure.lattice.abc, structure.lattice.abc, atol=1e-5
-            )
-
-
-def test_what_cannot_be_read_is_a_crystal_with_a_problem(tmp_path):
-    NACL.to(str(tmp_path / "0.cif"))
-    (tmp_path / "1.cif").write_text("data_nothing\n_cell_length_a what")
-    disordered = Structure(Lattice.cubic(3), [{"Na": 0.5, "K": 0.5}], [[0, 0, 0]])
-    disordered.to(str(tmp_path / "2.cif"))
-    problems = [i.problem for i in read_crystals(tmp_path)]
-    assert problems[0] == ""
-    assert problems[1].startswith("unreadable: ")
-    assert problems[2] == "unreadable: disordered"
-    lines = [
-        "{not json",
-        json.dumps({"structure": None, "reason": "cell_angles"}),
-        json.dumps({"@module": "os", "@class": "system", "lattice": "echo"}),
-        json.dumps(NACL.as_dict()).replace("5.6", "NaN"),
-    ]
-    (tmp_path / "x.jsonl").write_text("\n".join(lines))
-    problems = [i.problem for i in read_crystals(tmp_path / "x.jsonl")]
-    assert problems[1] == "cell_angles"
-    assert all(p.startswith("unreadable: ") for p in (problems[0], problems[2]))
-
-
-@pytest.mark.parametrize("name", ["nowhere", "x.txt", "empty", "bad.json"])
-def test_what_holds_no_crystals_is_refused(tmp_path, name):
-    (tmp_path / "x.txt").write_text("")
-    (tmp_path / "empty").mkdir()
-    (tmp_path / "bad.json").write_text("[")
-    with pytest.raises(UserError, match=name):
-        read_crystals(tmp_path / name)
-
-
-# --------------------------------------------------------------------- statistics
-
-
-def test_frechet_distance_by_hand():
-    # In one dimension (m1 - m2)^2 + (s1 - s2)^2: means 1 and 4, deviations 1 and 3.
-    x, y = np.array([[0.0], [2.0]]), np.array([[1.0], [7.0]])
-    np.testing.assert_allclose(frechet_distance(x, y), 9 + 4)
-    rng = np.random.default_rng(0)
-    x = rng.normal(size=(50, 4))
-    np.testing.assert_allclose(frechet_distance(x, x), 0, atol=1e-6)
-    # Independent axes add up.
-    scaled = x - x.mean(0)
-    np.testing.assert_allclose(
-        frechet_distance(scaled, 2 * scaled), (scaled**2).mean(0).sum(), rtol=1e-6
-    )
-
-
-def test_effective_numbers_by_hand():
-    draws = resample(4, 300, seed=0)
-    two, one = np.eye(2)[[0, 0, 1, 1]], np.eye(2)[[0, 0, 0, 1]]
-    assert effective_number(two, draws).value == pytest.approx(2.0)
-    shares = 0.75 * np.log(0.75) + 0.25 * np.log(0.25)
-    score = effective_number(one, draws)
-    assert score.value == pytest.approx(np.exp(-shares))
-    assert score.low < score.value < score.high
-    assert effective_number(one[:3], draws[:, :3]).value == pytest.approx(1.0)
-    assert np.isnan(effective_number(np.zeros((4, 0)), draws)).all()  # all invalid
-
-
-def test_intervals_hold_the_value_and_shrink_with_the_set():
-    rng = np.random.default_rng(0)
-    known, widths = rng.normal(size=(300, 3)), []
-    for count in (50, 800):
-        draws = resample(count, 400, seed=0)
-        share = mean_score((np.arange(count) % 5 == 0).astype(float), draws)
-        assert share.low < share.value < share.high
-        # The normal approximation of a share of 0.2: +- 1.96 sqrt(0.2 * 0.8 / n).
-        half = 1.96 * np.sqrt(0.16 / count)
-        np.testing.assert_allclose((share.high - share.low) / 2, half, rtol=0.15)
-        distance = frechet_score(rng.normal(size=(count, 3)), known, draws)
-        assert 0 <= distance.low < distance.value < distance.high
-        widths.append(distance.high - distance.low)
-    assert widths[1] < widths[0] / 2
-
-
-def test_two_valid_crystals_in_a_set_have_a_distance():
-    features = np.full((20, 2), np.nan)
-    features[:2] = [[0.0, 1.0], [2.0, 1.0]]
-    draws = resample(20, 200, seed=0)  # some of them without either
-    score = frechet_score(features, np.eye(2), draws)
-    assert np.isfinite(score).all()
-
-
-def test_crystals_without_a_value_are_left_out():
-    draws = resample(4, 100, seed=0)
-    score = mean_score(np.array([1.0, 1.0, np.nan, 1.0]), draws)
-    assert score == (1.0, 1.0, 1.0)
-    assert np.isnan(mean_score(np.full(4, np.nan), draws)).all()
-
-
-# -------------------------------------------------------------------- the program
 
 
 @pytest.mark.parametrize(
@@ -192,21 +53,6 @@ def test_the_counts_of_a_person(folder, capfd, caplog, case, names, valid):
         assert [json.loads(line)["name"] for line in file] == names
     assert "hull of" not in capfd.readouterr().out  # without a potential
     assert ("1 of 8 crystals cannot be read" in caplog.text) == (valid < len(names))
-
-
-def test_what_is_left_out_of_the_reference_is_told(tmp_path, caplog):
-    folder = tmp_path / "known"
-    folder.mkdir()
-    for i, structure in enumerate(KNOWN):
-        structure.to(str(folder / f"{i}.cif"))
-    (folder / "bad.cif").write_text("data_x")
-    dataset = load_reference(folder)
-    assert list(dataset.material_ids) == ["0.cif", "1.cif", "2.cif", "3.cif"]
-    assert "1 of 5 crystals cannot be read: bad.cif: unreadable: no " in caplog.text
-    for i in range(len(KNOWN)):
-        (folder / f"{i}.cif").unlink()
-    with pytest.raises(UserError, match="no readable crystal.*bad.cif: unreadable"):
-        load_reference(folder)
 
 
 @pytest.fixture
@@ -430,21 +276,6 @@ def test_errors_of_the_command_line(folder, capsys, flags, message):
     argv = [str(folder / "known.json"), f"--reference={folder / 'known.json'}"]
     assert evaluate.main([*argv, *flags]) == 2
     assert message in capsys.readouterr().err
-
-
-def test_gzip_that_is_damaged_or_a_bomb_ends_in_one_line(tmp_path, monkeypatch):
-    packed = gzip.compress(b"[" + b"1," * 1000 + b"1]")
-    (tmp_path / "cut.json.gz").write_bytes(packed[:-9])
-    (tmp_path / "flipped.json.gz").write_bytes(packed[:15] + b"\xff" + packed[16:])
-    (tmp_path / "bomb.json.gz").write_bytes(packed)
-    for name, limit, problem in (
-        ("cut", 10_000, "damaged"),
-        ("flipped", 10_000, "damaged"),
-        ("bomb", 1_000, "unpacks to more"),
-    ):
-        monkeypatch.setattr("chemeleon_jax.runs.files.MAX_UNPACKED", limit)
-        with pytest.raises(UserError, match=f"{name}.json.gz: .*{problem}"):
-            read_crystals(tmp_path / f"{name}.json.gz")
 
 
 def test_a_place_that_cannot_be_written_is_named_before_the_work(

@@ -2,6 +2,8 @@
 
 from pymatgen.core import Lattice, Structure
 
+from chemeleon_jax.data.readers.files import read_crystals
+
 CUBIC = [[0, 0, 0], [0.5, 0.5, 0.5]]
 NACL = Structure(Lattice.cubic(3.5), ["Na", "Cl"], CUBIC)
 KBR = Structure(Lattice.cubic(3.9), ["K", "Br"], CUBIC)
@@ -40,3 +42,15 @@ def written(path, content):
         content = content.encode()
     path.write_bytes(content)
     return path
+
+
+def shown(path):
+    """Formula of each crystal, or what is wrong with it."""
+    return [
+        item.structure.composition.reduced_formula if item.structure else item.problem
+        for item in read_crystals(path)
+    ]
+
+
+def names(path):
+    return [item.name for item in read_crystals(path)]
