@@ -27,11 +27,8 @@ _OVERRIDE = re.compile(r"--?(?:no)?config\.([^=]+)(?:=(.*))?", re.DOTALL)
 def run(main: Callable[[ConfigDict, str], None], *, program: str = "") -> None:
     """Calls main(config, workdir) with what the command line says.
 
-    What the user can put right (`UserError`) becomes one line and exit status 2.
-
-    Args:
-      main: the program.
-      program: "train" or "pretrain", which refuse each other's configs.
+    What the user can put right (`UserError`) becomes one line and exit status 2. The
+    programs "train" and "pretrain" refuse each other's configs.
     """
     if {"-h", "--help", "--helpfull"} & set(sys.argv):
         print(f"{sys.modules['__main__'].__doc__}\n{describe_configs(program)}")

@@ -318,11 +318,8 @@ def resolve_settings(
 ) -> dict[str, Any]:
     """How to sample: as the command line says, else as the run did, else `DEFAULTS`.
 
-    Args:
-      args: the command line.
-      run: config of an RL run.
-      guided: whether anything is asked of the crystals.
-      elements: whether a composition or a chemical system is.
+    The crystals are `guided` if anything is asked of them, and `elements` says whether
+    that is a composition or a chemical system.
 
     Raises:
       UserError: guidance without a condition, or an unreadable number.

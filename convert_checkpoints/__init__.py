@@ -6,7 +6,7 @@ __all__ = ["CheckpointError", "convert", "read_checkpoint"]
 
 _HOMES = {
     "CheckpointError": "records",
-    "convert": "writing",
+    "convert": "conversion",
     "read_checkpoint": "unpickle",
 }
 

@@ -69,13 +69,13 @@ def _run(argv: list[str] | None) -> None:
     args = parser.parse_args(argv)
     from flax.traverse_util import flatten_dict
 
-    from convert_checkpoints.writing import convert  # after --help: loads JAX
+    from convert_checkpoints.conversion import convert  # after --help: loads JAX
 
     results = convert(args.files, args.out, args.weights, dict(args.heads))
-    for directory, result in results.items():
+    for path, (directory, result) in zip(args.files, results.items(), strict=True):
         tensors = list(flatten_dict(result.params).values())
         size = sum(math.prod(x.shape) for x in tensors)
-        print(f"{result.path}: {describe(result.config)}")
+        print(f"{path}: {describe(result.config)}")
         print(f"  {len(tensors)} tensors, {size:,} parameters ({args.weights})")
         print(f"  -> {directory}")
 

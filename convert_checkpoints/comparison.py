@@ -77,15 +77,10 @@ class Recording:
         *,
         wider: tuple[float, str] = (0.0, ""),
     ) -> None:
-        """Compare one recorded array with the recomputed one.
+        """Compares a recorded array, if it is there, with the recomputed one.
 
-        Args:
-          key: of the recording; nothing happens if it is not there.
-          actual: the recomputed array.
-          tolerance: of the largest difference, relative to the recorded array's largest
-            magnitude.
-          note: why the tolerance is what it is, or what is compared.
-          wider: a tolerance for where the first is too strict, and why it may be.
+        The tolerance is of the largest difference, relative to the recorded array's
+        largest magnitude; a wider one, and why it may be, for where it is too strict.
         """
         if key not in self.arrays:
             return

@@ -1,13 +1,14 @@
-"""Checkpoint files -> parameters and configs."""
+"""Checkpoint files -> parameters and configs, and model directories of them."""
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from flax.traverse_util import unflatten_dict
 
+from chemeleon_jax.models.store import Checkpoint, save_model
 from chemeleon_jax.runs.files import digest
 from convert_checkpoints import architecture as arch
 from convert_checkpoints.records import CheckpointError, Record
@@ -35,18 +36,31 @@ class Source:
         }
 
 
-@dataclass
-class Converted:
-    """What became of a file."""
+def convert(
+    paths,
+    out_dir: str | os.PathLike,
+    weights: str = "raw",
+    heads: dict[str, int] | None = None,
+) -> dict[Path, Checkpoint]:
+    """Writes what `convert_files` makes of checkpoints, once all of them convert.
 
-    path: Path
-    config: dict[str, Any]
-    params: dict[str, Any] = field(repr=False)  # nested arrays
+    Returns:
+      {model directory: what it holds}, in the order of the files: `out_dir` itself; for
+      several files, one folder of it for each, named after the file.
+    """
+    models = convert_files(paths, weights, heads)
+    written = {
+        Path(out_dir, path.stem if len(models) > 1 else ""): model
+        for path, model in models.items()
+    }
+    for directory, model in written.items():
+        save_model(directory, *model)
+    return written
 
 
 def convert_files(
     paths, weights: str = "raw", heads: dict[str, int] | None = None
-) -> list[Converted]:
+) -> dict[Path, Checkpoint]:
     """Convert Chemeleon2 checkpoints.
 
     Args:
@@ -58,7 +72,7 @@ def convert_files(
         "dit".
 
     Returns:
-      One entry per file, in order.
+      The model of each file, in order.
 
     Raises:
       CheckpointError: a file is unreadable, or not wholly understood.
@@ -66,12 +80,7 @@ def convert_files(
     if len({Path(p).stem for p in paths}) < len(paths):
         raise CheckpointError("two files have the same name: convert them one by one")
     sources = [read_source(path) for path in paths]
-    converted = []
-    for source in sources:
-        config, params = convert_source(source, weights, heads or {}, sources)
-        params = unflatten_dict(params, sep="/")
-        converted.append(Converted(source.path, config, params))
-    return converted
+    return {s.path: convert_source(s, weights, heads or {}, sources) for s in sources}
 
 
 def read_source(path: str | os.PathLike) -> Source:
@@ -106,13 +115,13 @@ def read_source(path: str | os.PathLike) -> Source:
 
 def convert_source(
     source: Source,
-    weights: str = "raw",
-    heads: dict[str, int] | None = None,
-    others: list[Source] | None = None,
-) -> tuple[dict[str, Any], Flat]:
-    """Config and parameters {path: array} of one file; see `convert`."""
+    weights: str,
+    heads: dict[str, int],
+    others: list[Source],
+) -> Checkpoint:
+    """The model of one file; see `convert_files`."""
     try:
-        config = find_config(source, heads or {}, others or [])
+        config = find_config(source, heads, others)
         tensors = ema_tensors(source) if weights == "ema" else source.tensors
         params, unknown = convert_tensors(source.kind, tensors)
         check_complete(params, arch.target_shapes(config), unknown)
@@ -128,7 +137,7 @@ def convert_source(
         "sha256": digest(source.path),
         "weights": weights,
     }
-    return config, params
+    return Checkpoint(unflatten_dict(params, sep="/"), config)
 
 
 def find_config(source: Source, heads: dict[str, int], others: list[Source]) -> dict:

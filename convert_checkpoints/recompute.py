@@ -5,7 +5,6 @@ a padded array [B, N, ...] becomes flat by its mask.
 """
 
 import functools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +12,6 @@ import numpy as np
 
 from chemeleon_jax.data import crystals
 from chemeleon_jax.data.crystals import read_structure
-from chemeleon_jax.data.lattice import lattice_matrix
 from chemeleon_jax.data.types import CrystalBatch
 from chemeleon_jax.models import diffusion
 from chemeleon_jax.models.condition import preprocess
@@ -29,31 +27,22 @@ from convert_checkpoints.replay import compare_crystals, flat, pad
 
 REWARD_EPS = 1e-4
 
-Model = tuple[dict[str, Any], dict[str, Any]]  # config, nested parameters
-
 
 def check_batch(rec: Recording, meta: dict) -> CrystalBatch:
     """The input crystals, from the structures in meta.json."""
     structures = [read_structure(s) for s in meta["structures"]]
     batch = crystals.from_structures(structures)
-    mask = batch.mask
-    counts = mask.sum(-1)
+    counts = batch.mask.sum(-1)
     rec.exact("batch/num_atoms", counts)
     rec.exact("batch/batch", np.repeat(np.arange(len(counts)), counts))
     rec.exact("batch/token_idx", np.concatenate([np.arange(n) for n in counts]))
-    rec.exact("batch/atom_types", flat(batch.atom_types, mask))
-    rec.compare("batch/frac_coords", flat(batch.frac_coords, mask))
-    rec.compare("batch/lengths", batch.lengths)
-    rec.compare("batch/angles", batch.angles)
-    lattice = np.asarray(lattice_matrix(batch.lengths, batch.angles))
-    rec.compare("batch/lattices", lattice)
-    rec.compare("batch/cart_coords", flat(batch.frac_coords @ lattice, mask))
+    compare_crystals(rec, "batch/", batch, FORWARD)
     return jax.tree.map(jnp.asarray, batch)
 
 
-def check_vae(rec: Recording, model: Model, batch: CrystalBatch) -> None:
+def check_vae(rec: Recording, model: Checkpoint, batch: CrystalBatch) -> None:
     """Encoder, posterior, decoder, reconstruction and loss."""
-    config, params = model
+    params, config = model
     vae, mask = make_vae(config["vae"]), np.asarray(batch.mask)
     apply = jax.jit(
         functools.partial(vae.apply, {"params": params["vae"]}),
@@ -88,9 +77,9 @@ def check_vae(rec: Recording, model: Model, batch: CrystalBatch) -> None:
     rec.exact("vae/loss/fa_loss", 0.0, note)
 
 
-def check_predictor(rec: Recording, model: Model, batch: CrystalBatch) -> None:
+def check_predictor(rec: Recording, model: Checkpoint, batch: CrystalBatch) -> None:
     """Predicted properties in their own units."""
-    config, params = model
+    params, config = model
     vae, predictor = make_vae(config["vae"]), make_predictor(config["predictor"])
 
     @jax.jit
@@ -107,11 +96,10 @@ def check_predictor(rec: Recording, model: Model, batch: CrystalBatch) -> None:
         rec.compare(f"predictor/{name}", column)
 
 
-def check_ldm(rec: Recording, name: str, model: Model, mask, meta: dict) -> None:
+def check_ldm(rec: Recording, name: str, model: Checkpoint, mask, meta: dict) -> None:
     """Denoiser, training loss, and every recorded run of one LDM."""
-    config, params = model
-    ldm, policy = make_generator(Checkpoint(params, config), mask.shape[1])
-    specs = (config.get("condition") or {}).get("specs")
+    ldm, policy = make_generator(model, mask.shape[1])
+    specs = (model.config.get("condition") or {}).get("specs")
     vectors = {
         spec["name"]: jnp.asarray(preprocess(spec, meta["conditions"][spec["name"]]))
         for spec in specs or ()

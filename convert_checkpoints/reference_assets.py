@@ -23,9 +23,10 @@ import numpy as np
 from pymatgen.core import Element
 
 from chemeleon_jax.data import crystals, dataset
+from chemeleon_jax.data.readers.content import unpack
 from chemeleon_jax.errors import UserError, exit_status
 from chemeleon_jax.potentials.hull import NUM_ELEMENTS, Hull, save_hull
-from chemeleon_jax.runs.files import MAX_UNPACKED, digest, gunzip, replacing, user_path
+from chemeleon_jax.runs.files import MAX_UNPACKED, digest, replacing, user_path
 from convert_checkpoints import opcodes
 from convert_checkpoints.records import CheckpointError, Record
 
@@ -121,7 +122,7 @@ def read_archive(path: Path) -> dict[str, bytes]:
                 if member.isreg() and wanted and name.endswith(".gz"):
                     file = archive.extractfile(member)
                     assert file is not None  # a regular file has one
-                    found[name] = gunzip(file.read(MAX_UNPACKED), name)
+                    found[name] = unpack(file.read(MAX_UNPACKED), name)
     except (OSError, EOFError, tarfile.TarError, zlib.error) as error:
         raise UserError(f"{path}: damaged, or no tar.gz archive ({error})") from error
     return found

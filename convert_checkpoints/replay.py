@@ -94,12 +94,8 @@ def moved_policy(rec: Recording, prefix: str) -> dict[str, Any]:
 def replay(run: Run, policy, z, noise, recorded):
     """A trajectory from the recorded noise, and each recorded step by itself.
 
-    Args:
-      run: which.
-      policy: parameters.
-      z: [B, N, L] initial latent.
-      noise: [T, B, N, L] in sampling order.
-      recorded: [T + 1, B, N, L] latents.
+    From the initial latent z [B, N, L], noise [T, B, N, L] in sampling order, and the
+    recorded latents [T + 1, B, N, L].
 
     Returns:
       Latents [T + 1, B, N, L]; crystals of the last; mean, std and log-probability of

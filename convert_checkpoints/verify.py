@@ -31,8 +31,8 @@ def verify(directory: str | Path) -> list[Row]:
       UserError: a file is missing or cannot be converted.
     """
     import jax
-    from flax.traverse_util import unflatten_dict
 
+    from chemeleon_jax.models.store import Checkpoint
     from convert_checkpoints import recompute, replay
     from convert_checkpoints.conversion import convert_source, read_source
 
@@ -48,9 +48,8 @@ def verify(directory: str | Path) -> list[Row]:
     with jax.default_matmul_precision("highest"):
         batch = recompute.check_batch(recording, meta)
         for source in sources:
-            config, params = convert_source(source, others=sources)
-            params = jax.tree.map(jax.numpy.asarray, unflatten_dict(params, sep="/"))
-            model = config, params
+            params, config = convert_source(source, "raw", {}, sources)
+            model = Checkpoint(jax.tree.map(jax.numpy.asarray, params), config)
             if source.kind == "vae":
                 recompute.check_vae(recording, model, batch)
             elif source.kind == "predictor":

@@ -19,7 +19,7 @@ import numpy as np
 
 from chemeleon_jax.data.crystals import take
 from chemeleon_jax.data.dataset import MAX_ATOMS, load_dataset
-from chemeleon_jax.models.diffusion import add_noise, make_schedule
+from chemeleon_jax.models.diffusion import make_schedule
 from chemeleon_jax.models.generator import combine_checkpoints, make_generator
 from chemeleon_jax.models.loading import load_checkpoint
 from chemeleon_jax.potentials.hull import load_hull
@@ -58,7 +58,7 @@ def main() -> None:
         if steps:
             last = jax.tree.map(lambda table: table[:steps], schedule)
             noise = jax.random.normal(key, (steps + 1, *z.shape)) * mask[..., None]
-            z = add_noise(last, z, noise[-1], jnp.full(len(mask), steps - 1))
+            z = last.add_noise(z, noise[-1], jnp.full(len(mask), steps - 1))
             sampler = Sampler(model, last)
             z, _ = roll_out(policy, z, lambda i: noise[i], mask, sampler=sampler)
         return model.decode(z, mask)

@@ -111,12 +111,9 @@ def corrupt(
 ) -> CrystalBatch:
     """Noisy input for a denoising VAE, whose target stays the clean crystal.
 
-    Args:
-      key: random key.
-      crystals: crystals.
-      lattice: [B, 3, 3] their lattice vectors in any orientation, Å.
-      type_rate: probability that an atom's type is hidden (set to 0).
-      jitter: standard deviation of Cartesian noise, Å.
+    An atom's type is hidden (set to 0) with probability `type_rate`; `jitter` is the
+    standard deviation of Cartesian noise, Å. The lattice vectors [B, 3, 3], Å, may have
+    any orientation.
     """
     crystals.assert_shapes()
     chex.assert_shape(lattice, (len(crystals.mask), 3, 3))

@@ -52,12 +52,7 @@ class Table(NamedTuple):
 
 
 def read_table(path: os.PathLike, content: bytes, max_atoms: int) -> Table:
-    """Reads what `dataset.load_csv` describes.
-
-    Args:
-      path: of the file, for messages.
-      content: of the file.
-      max_atoms: crystals with more atoms are skipped.
+    """Reads what `dataset.load_csv` describes, from the content of the file `path`.
 
     Raises:
       UserError: there is no `cif` column, or no row gives a crystal.

@@ -73,11 +73,8 @@ def judge_chunk(
 ) -> list[Row]:
     """Everything about crystals that does not depend on the rest of their set.
 
-    Args:
-      items: at most `context.chunk` crystals.
-      shares_formula: whether a crystal shares its reduced formula with another one of
-        the set, so that it must be compared.
-      context: what they are judged by.
+    At most `context.chunk` of them. One that `shares_formula` (reduced) with another of
+    the set must be compared with others.
     """
     rows: list[Row] = [{"status": item.problem} for item in items]
     structures = [item.structure for item in items]

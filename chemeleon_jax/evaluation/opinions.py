@@ -29,11 +29,8 @@ def add_opinions(rows: list[Row], names: list[str]) -> None:
     """Flags by each potential and by all; mean and range of the distances, eV/atom.
 
     Where a potential gives no distance from the hull, its flags and those of all are
-    False, and there is neither mean nor range.
-
-    Args:
-      rows: with `e_above_hull:NAME`, `unique` and `novel`.
-      names: of the potentials.
+    False, and there is neither mean nor range. Rows have `e_above_hull:NAME` for each
+    of the names, `unique` and `novel`.
     """
     for row in rows:
         found = np.array([_distance(row, name) for name in names])
@@ -59,10 +56,7 @@ def score_opinions(
 ) -> dict[str, statistics.Score]:
     """Shares by each potential and by all, distances, and rank correlations.
 
-    Args:
-      rows: see `add_opinions`.
-      names: of the potentials.
-      draws: see `statistics.resample`.
+    Of rows that have their opinions; `draws`: see `statistics.resample`.
     """
     scores = {}
     for flag in FLAGS:

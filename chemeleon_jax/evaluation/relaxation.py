@@ -27,14 +27,9 @@ def relax_structures(
     max_force: float = relax.MAX_FORCE,
     batch_size: int = BATCH,
 ) -> list[RelaxedStructure]:
-    """Relaxes crystals of any size with a potential in JAX.
+    """Relaxes ordered crystals of any size with a potential in JAX.
 
-    Args:
-      structures: ordered crystals.
-      potential: whose energies have gradients.
-      max_steps: energies of a crystal, at most.
-      max_force: see `relax.MAX_FORCE`.
-      batch_size: crystals at once.
+    At most `max_steps` energies each; `max_force`: see `relax.MAX_FORCE`.
     """
     widths = np.array([-(-len(s) // WIDTH) * WIDTH for s in structures])
     results: dict[int, RelaxedStructure] = {}
@@ -81,11 +76,8 @@ def _unpack(found: relax.Relaxed, row: int, structure: Structure) -> RelaxedStru
 def make_relaxation(potential: Potential, pool, *, time_limit: float, **limits):
     """Relaxes lists of structures with a potential of any kind.
 
-    Args:
-      potential: one in JAX, or an ASE calculator, whose crystals go one by one.
-      pool: of worker processes, for an ASE calculator.
-      time_limit: s, of a crystal there.
-      **limits: `max_steps` and `max_force`.
+    Crystals of an ASE calculator go one by one to worker processes, where each has a
+    time limit in seconds. The other limits are `max_steps` and `max_force`.
     """
     if potential.name.startswith("ase:"):
         return partial(

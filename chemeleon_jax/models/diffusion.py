@@ -94,14 +94,47 @@ class Schedule:
         """S, the steps that have a density: DDIM's last has a point for one."""
         return self.num_steps - (1 if self.sampler == "ddim" else 0)
 
+    def add_noise(
+        self, z: jax.Array, noise: jax.Array, timestep: jax.Array
+    ) -> jax.Array:
+        """z_t from clean latents: q(z_t | z_0). Timesteps are [] or [B], as below."""
+        return _at(self.signal, timestep) * z + _at(self.noise, timestep) * noise
 
-def linear_betas(num_timesteps: int = NUM_TIMESTEPS) -> np.ndarray:
-    """Linear schedule, 1e-4 to 0.02 over 1000 timesteps, [num_timesteps] float64."""
-    scale = 1000 / num_timesteps
-    return np.linspace(scale * 1e-4, scale * 0.02, num_timesteps)
+    def predict_clean(
+        self, z: jax.Array, eps: jax.Array, timestep: jax.Array
+    ) -> jax.Array:
+        """The clean latent that the noise prediction implies; never clipped."""
+        from_eps = _at(self.clean_from_eps, timestep)
+        return _at(self.clean_from_z, timestep) * z - from_eps * eps
+
+    def posterior_mean(
+        self, z: jax.Array, z_clean: jax.Array, timestep: jax.Array
+    ) -> jax.Array:
+        """Mean of q(z_{t-1} | z_t, z_0), Ho et al. eq. 7."""
+        from_clean = _at(self.mean_from_clean, timestep)
+        return from_clean * z_clean + _at(self.mean_from_z, timestep) * z
+
+    def log_variance(self, values: jax.Array | None, timestep: jax.Array) -> jax.Array:
+        """Log-variance of a DDPM step, [B or 1, N or 1, L or 1].
+
+        Learned: interpolates in log space between beta and the posterior variance
+        (Nichol and Dhariwal, eq. 15). Fixed: beta, but the posterior variance at step
+        0.
+        """
+        low = _at(self.posterior_log_variance, timestep)
+        high = _at(self.log_beta, timestep)
+        if values is None:
+            return jnp.where(jnp.reshape(timestep, (-1, 1, 1)) == 0, low, high)
+        fraction = (values + 1) / 2
+        return fraction * high + (1 - fraction) * low
 
 
-def respaced_timesteps(sampler: str, steps: int, total: int = NUM_TIMESTEPS):
+def _at(table: jax.Array, timestep: jax.Array) -> jax.Array:
+    """table[timestep] for timestep [] or [B], shaped to broadcast against [B, N, L]."""
+    return jnp.reshape(table[timestep], (-1, 1, 1))
+
+
+def respaced_timesteps(sampler: str, steps: int) -> np.ndarray:
     """Which timesteps a sampler of `steps` steps visits, in ascending order.
 
     DDIM takes the smallest integer stride that gives exactly that many steps
@@ -111,6 +144,7 @@ def respaced_timesteps(sampler: str, steps: int, total: int = NUM_TIMESTEPS):
     Raises:
       UserError: no stride gives that many steps, or the sampler is unknown.
     """
+    total = NUM_TIMESTEPS
     if not 1 <= steps <= total:
         raise UserError(f"sampling_steps must be 1 .. {total}, not {steps}")
     if sampler == "ddim":
@@ -126,13 +160,14 @@ def respaced_timesteps(sampler: str, steps: int, total: int = NUM_TIMESTEPS):
     raise UserError(f"sampler must be 'ddim' or 'ddpm', not {sampler!r}")
 
 
-def make_schedule(sampler: str = "ddim", steps: int = 50) -> Schedule:
+def make_schedule(sampler: str, steps: int) -> Schedule:
     """A respaced schedule; `make_schedule("ddpm", 1000)` is the one models train on.
 
-    The kept cumulative products give the new betas.
+    The unrespaced one is linear: betas from 1e-4 to 0.02 over 1000 timesteps. The kept
+    cumulative products give the new betas.
     """
     timesteps = respaced_timesteps(sampler, steps)
-    a = np.cumprod(1 - linear_betas())[timesteps]
+    a = np.cumprod(1 - np.linspace(1e-4, 0.02, NUM_TIMESTEPS))[timesteps]
     a_prev = np.append(1.0, a[:-1])
     beta = 1 - a / a_prev
     variance = beta * (1 - a_prev) / (1 - a)
@@ -160,48 +195,11 @@ def make_schedule(sampler: str = "ddim", steps: int = 50) -> Schedule:
     )
 
 
-def _per_crystal(table: jax.Array, timestep: jax.Array) -> jax.Array:
-    """table[timestep] for timestep [] or [B], shaped to broadcast against [B, N, L]."""
-    return jnp.reshape(table[timestep], (-1, 1, 1))
-
-
 def split_output(output: jax.Array, num_atoms: int):
     """Epsilon, and the variance values if the model learns them (else None)."""
     if output.shape[1] == num_atoms:
         return output, None
     return output[:, :num_atoms], output[:, num_atoms:]
-
-
-def predict_clean(
-    schedule: Schedule, z: jax.Array, eps: jax.Array, timestep: jax.Array
-) -> jax.Array:
-    """The clean latent that the noise prediction implies; never clipped."""
-    from_z = _per_crystal(schedule.clean_from_z, timestep)
-    return from_z * z - _per_crystal(schedule.clean_from_eps, timestep) * eps
-
-
-def posterior_mean(
-    schedule: Schedule, z: jax.Array, z_clean: jax.Array, timestep: jax.Array
-) -> jax.Array:
-    """Mean of q(z_{t-1} | z_t, z_0), Ho et al. eq. 7."""
-    from_clean = _per_crystal(schedule.mean_from_clean, timestep)
-    return from_clean * z_clean + _per_crystal(schedule.mean_from_z, timestep) * z
-
-
-def model_log_variance(
-    schedule: Schedule, values: jax.Array | None, timestep: jax.Array
-) -> jax.Array:
-    """Log-variance of a DDPM step, [B or 1, N or 1, L or 1].
-
-    Learned: interpolates in log space between beta and the posterior variance (Nichol
-    and Dhariwal, eq. 15). Fixed: beta, but the posterior variance at step 0.
-    """
-    low = _per_crystal(schedule.posterior_log_variance, timestep)
-    high = _per_crystal(schedule.log_beta, timestep)
-    if values is None:
-        return jnp.where(jnp.reshape(timestep, (-1, 1, 1)) == 0, low, high)
-    fraction = (values + 1) / 2
-    return fraction * high + (1 - fraction) * low
 
 
 def denoise_step(
@@ -227,22 +225,14 @@ def denoise_step(
     chex.assert_rank([z, timestep], [3, 0], custom_message="z [B, N, L], timestep []")
     t = schedule.model_timesteps[timestep][None]
     eps, values = split_output(denoiser(z, t), z.shape[1])
-    z_clean = predict_clean(schedule, z, eps, timestep)
+    z_clean = schedule.predict_clean(z, eps, timestep)
     if schedule.sampler == "ddpm":
-        mean = posterior_mean(schedule, z, z_clean, timestep)
-        std = jnp.exp(0.5 * model_log_variance(schedule, values, timestep))
+        mean = schedule.posterior_mean(z, z_clean, timestep)
+        std = jnp.exp(0.5 * schedule.log_variance(values, timestep))
     else:
         a_prev, std = schedule.cumprod_prev[timestep], eta * schedule.ddim_std[timestep]
         mean = jnp.sqrt(a_prev) * z_clean + jnp.sqrt(1 - a_prev - std**2) * eps
     return Gaussian(mean, jnp.broadcast_to(std, z.shape))
-
-
-def add_noise(
-    schedule: Schedule, z: jax.Array, noise: jax.Array, timestep: jax.Array
-) -> jax.Array:
-    """z_t from clean latents: q(z_t | z_0) at timesteps [B]."""
-    signal = _per_crystal(schedule.signal, timestep)
-    return signal * z + _per_crystal(schedule.noise, timestep) * noise
 
 
 def ldm_loss(
@@ -271,7 +261,7 @@ def ldm_loss(
     """
     chex.assert_rank([z, timestep], [3, 1], custom_message="z [B, N, L], timestep [B]")
     chex.assert_equal_shape_prefix([z, noise, mask], 2)
-    z_noisy = add_noise(schedule, z, noise, timestep)
+    z_noisy = schedule.add_noise(z, noise, timestep)
     output = denoiser(z_noisy, schedule.model_timesteps[timestep])
     eps, values = split_output(output, z.shape[1])
     terms = {"mse": coordinate_mean((noise - eps) ** 2, mask)}
@@ -290,11 +280,11 @@ def variational_bound(schedule, z, z_noisy, eps, values, timestep, mask) -> jax.
     without the standard deviation in front that would make it a density of the latent:
     Chemeleon2's, which its models were trained with.
     """
-    true_mean = posterior_mean(schedule, z_noisy, z, timestep)
-    z_clean = predict_clean(schedule, z_noisy, eps, timestep)
-    mean = posterior_mean(schedule, z_noisy, z_clean, timestep)
-    logvar = model_log_variance(schedule, values, timestep)
-    true_logvar = _per_crystal(schedule.posterior_log_variance, timestep)
+    true_mean = schedule.posterior_mean(z_noisy, z, timestep)
+    z_clean = schedule.predict_clean(z_noisy, eps, timestep)
+    mean = schedule.posterior_mean(z_noisy, z_clean, timestep)
+    logvar = schedule.log_variance(values, timestep)
+    true_logvar = _at(schedule.posterior_log_variance, timestep)
     kl = 0.5 * (
         logvar
         - true_logvar

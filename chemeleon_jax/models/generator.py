@@ -15,7 +15,6 @@ from chemeleon_jax.models.diffusion import (
     NUM_TIMESTEPS,
     Denoiser,
     make_schedule,
-    predict_clean,
     split_output,
 )
 from chemeleon_jax.models.dit import DiT
@@ -100,7 +99,7 @@ class Generator:
 
         def guided(z, t):
             eps, values = split_output(denoise(z, t), z.shape[1])
-            gradient = jax.grad(log_prob)(predict_clean(every_step, z, eps, t))
+            gradient = jax.grad(log_prob)(every_step.predict_clean(z, eps, t))
             step = scale * every_step.signal[t] * every_step.noise[t]
             eps -= step[:, None, None] * gradient
             return eps if values is None else jnp.concatenate([eps, values], 1)

@@ -44,15 +44,13 @@ def fetch(name: str) -> Path:
     if (directory / "config.json").is_file():  # the last file to be written
         return directory
     # Only here: most runs never convert.
-    from chemeleon_jax.models.store import save_model
     from convert_checkpoints import conversion
 
     files = [_checked(name)]
     if not name.endswith("_vae"):
         # An LDM's file holds its VAE, but not that one's head counts.
         files.append(_checked(name.partition("_ldm_")[0] + "_vae"))
-    for model in conversion.convert_files(files):
-        save_model(models / model.path.stem, model.params, model.config)
+    conversion.convert(files, models if len(files) > 1 else directory)
     return directory
 
 

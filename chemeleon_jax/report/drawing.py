@@ -122,14 +122,9 @@ def color(atomic_number: int) -> str:
 
 
 def draw_crystal(structure: Structure, size: int) -> Image.Image:
-    """A picture of a crystal with its bonds and its cell.
+    """A picture of an ordered crystal with its bonds and its cell.
 
-    Args:
-      structure: an ordered structure.
-      size: width and height, pixels.
-
-    Returns:
-      RGBA, the background transparent.
+    RGBA, `size` pixels wide and high, the background transparent.
     """
     scene = make_scene(structure)
     shown = np.concatenate(

@@ -44,16 +44,11 @@ class Prompts(NamedTuple):
 def group_prompts(
     key: jax.Array, num_atoms: jax.Array, condition: Condition, group_size: int = 1
 ) -> Prompts:
-    """Prompts of groups of crystals, which differ in their keys alone.
+    """Prompts of groups of K = `group_size` crystals, which differ in their keys alone.
 
+    Of atom counts [G] and conditions {name: [G, in]}; crystal b has `fold_in(key, b)`.
     Groups are laid out here and go in as groups of one, so that validation, where every
     crystal has an atom count of its own, is the same program.
-
-    Args:
-      key: crystal b has `fold_in(key, b)`.
-      num_atoms: [G].
-      condition: {name: [G, in]}.
-      group_size: K.
     """
     num_atoms = jnp.repeat(num_atoms, group_size)
     keys = crystal_keys(key, jnp.arange(len(num_atoms)))
@@ -63,13 +58,9 @@ def group_prompts(
 def draw_prompts(
     draw: Callable, key: jax.Array, num_groups: int, group_size: int = 1
 ) -> Prompts:
-    """Prompts of groups whose atom counts and conditions are drawn.
+    """Prompts of G groups whose atom counts and conditions are drawn.
 
-    Args:
-      draw: (key, groups) -> num_atoms, condition; see `make_prompts`.
-      key: of all of it.
-      num_groups: G.
-      group_size: K.
+    `draw`: (key, groups) -> num_atoms, condition; see `make_prompts`.
     """
     num_atoms, condition = draw(jax.random.fold_in(key, 0), num_groups)
     return group_prompts(jax.random.fold_in(key, 1), num_atoms, condition, group_size)
@@ -86,13 +77,8 @@ def sample_on_mesh(
 ) -> tuple[CrystalBatch, Trajectory]:
     """Crystals in their own order, on every device; trajectories as devices hold them.
 
-    Args:
-      params: of the policy.
-      prompts: of B crystals.
-      sampler: see `sample_group`.
-      num_minibatches: of which each device holds an equal share; see `device_order`.
-      num_microbatches: see `sample_group`.
-      num_devices: of the mesh.
+    Each of the `num_devices` of the mesh holds an equal share of each minibatch, see
+    `device_order`. For the rest, see `sample_group`.
     """
     order = device_order(len(prompts.num_atoms), num_minibatches, num_devices)
     keys, num_atoms, condition = prompts.at(order)

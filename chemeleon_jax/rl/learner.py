@@ -58,14 +58,10 @@ def compile_train_step(
 ) -> jax.stages.Compiled:
     """`train_step` of these inputs' shapes, compiled; takes 20 s where they are large.
 
-    Args:
-      state: any, in its place on the mesh that is set; the step leaves it there. It is
-        not donated: a signal during the step saves it.
-      trajectory: any, or its shapes and places.
-      advantage: any.
-      config: of `train_step`, and no argument of the compiled step.
-      optimizer: likewise.
-      **inputs: its other keywords, and the compiled step's.
+    The state is in its place on the mesh that is set, and the step leaves it there. It
+    is not donated: a signal during the step saves it. Trajectory and advantage may be
+    their shapes and places. `config` and `optimizer` are no arguments of the compiled
+    step; the other keywords (`inputs`) are.
     """
     mesh = jax.sharding.get_mesh()
     places = jax.tree.map(lambda x: x.sharding, state), NamedSharding(mesh, P())
@@ -159,15 +155,7 @@ def update(
     same), and the devices exchange one gradient per step. A step whose loss or gradient
     is not finite is skipped: it changes neither parameters nor the moments of AdamW.
 
-    Args:
-      params: of the policy.
-      opt_state: of the optimizer.
-      trajectory: of B crystals.
-      advantage: [B].
-      sampler: that of the rollout.
-      config: see `GRPOConfig`.
-      optimizer: see `make_optimizer`.
-      reference_params: of the original policy; see `grpo_loss`.
+    Arguments as in `train_step`; `reference_params` only where the loss needs them.
 
     Returns:
       New parameters and optimiser state; means of the metrics over the minibatches, and
@@ -207,12 +195,6 @@ def make_gradient(
     params: Any, *, sampler: Sampler, config: GRPOConfig, reference_params: Any = None
 ) -> Callable[..., tuple[Any, dict[str, jax.Array]]]:
     """The gradient of one minibatch, each device's own, then their mean.
-
-    Args:
-      params: of the policy, or their shapes.
-      sampler: that of the rollout.
-      config: see `GRPOConfig`.
-      reference_params: of the original policy; see `grpo_loss`.
 
     Returns:
       (params, trajectory, advantage, number of the minibatch) -> gradient, metrics.
@@ -268,15 +250,9 @@ def trajectory_gradient(
     divided by T, the length of the schedule; where the trajectory holds a choice of the
     S steps (`timesteps`), these count for all. `config.step_weight` is in the loss too.
 
-    Args:
-      params: of the policy.
-      trajectory: of B crystals, scored in `config.grad_accum` microbatches, one after
-        another: the gradient is the same, the memory that much smaller, and so is the
-        padding (`buckets`).
-      advantage: [B].
-      sampler: that of the rollout.
-      config: see `GRPOConfig`.
-      reference_params: of the original policy; see `grpo_loss`.
+    The B crystals are scored in `config.grad_accum` microbatches, one after another:
+    the gradient is the same, the memory that much smaller, and so is the padding
+    (`buckets`). Arguments as in `train_step`.
 
     Returns:
       The gradient; the loss, and means of the metrics over steps (extremes for

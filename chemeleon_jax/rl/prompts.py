@@ -169,9 +169,7 @@ def _read_value(spec: Mapping[str, Any], value: str):
 def atom_count_shares(source: str, max_atoms: int) -> np.ndarray:
     """Share of crystals with 1, 2, ..., max_atoms atoms in a data set, [max_atoms].
 
-    Args:
-      source: see `load_dataset`, or "mp_20", of which the histogram alone is known.
-      max_atoms: crystals with more are left out.
+    Of "mp_20" the histogram alone is known; for others, see `load_dataset`.
     """
     if source == "mp_20":
         shares = MP20_ATOM_COUNTS
@@ -186,20 +184,11 @@ def restrict_atom_counts(
     composition: str | None,
     chemical_system: str | None,
 ) -> np.ndarray:
-    """Atom counts that what is asked for allows.
+    """Of the shares [N] of 1, 2, ..., N atoms, those that what is asked for allows.
 
     Those named by hand, in equal shares; else the data set's, of which a reduced
     formula leaves its multiples, a multiple of it exactly its own atoms, and a chemical
-    system those with room for each element.
-
-    Args:
-      shares: [N] of 1, 2, ..., N atoms.
-      num_atoms: by hand.
-      composition: formula.
-      chemical_system: like "Li-Mn-O".
-
-    Returns:
-      [N], adding up to 1.
+    system those with room for each element. -> [N], adding up to 1.
 
     Raises:
       UserError: nothing is left.

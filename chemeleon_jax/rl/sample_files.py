@@ -50,10 +50,7 @@ def check_free(out: Path, overwrite: bool) -> None:
 def prepare_partial(out: Path, overwrite: bool, facts: Any) -> None:
     """Leaves the folder of finished batches to the command that began it.
 
-    Args:
-      out: of the sampling.
-      overwrite: what is there already.
-      facts: all that the crystals depend on, JSON values.
+    The facts, JSON values, are all that the crystals depend on.
 
     Raises:
       UserError: that was another one, and nobody asked to replace what it made.
@@ -77,16 +74,10 @@ def prepare_partial(out: Path, overwrite: bool, facts: Any) -> None:
 def remember_batch(
     folder: Path, size: int, i: int, compute: Callable[[], CrystalBatch]
 ) -> CrystalBatch:
-    """The batch that an earlier try has left, or else that of `compute()`.
+    """Batch number i that an earlier try has left in a folder, or else `compute()`'s.
 
-    Args:
-      folder: of batches.
-      size: crystals of a batch.
-      i: number of the batch.
-      compute: on all processes, the batch.
-
-    Returns:
-      The batch; only padding on processes other than the first, which alone writes.
+    All processes compute it; the first one alone writes it. Where it was read, it is
+    only padding, `size` crystals of it, on the others.
     """
     file = folder / f"{size}_{i:06d}.npz"
     there = distributed.is_first() and file.is_file()

@@ -29,18 +29,10 @@ def select_timesteps(
 
 
 def random_timesteps(key: jax.Array, schedule: Schedule, count: int) -> jax.Array:
-    """A random few of a trajectory's timesteps, one from each of equal stretches.
+    """A random few of a trajectory's S timesteps, one from each of equal stretches.
 
     DanceGRPO (arXiv:2505.07818) trains on a random subset; stretches spread it over
-    early and late steps.
-
-    Args:
-      key: of this iteration.
-      schedule: whose trajectories have S steps.
-      count: at most S.
-
-    Returns:
-      [count] timesteps, descending, each step as likely as any other.
+    early and late steps. -> [count], descending, each step as likely as any other.
     """
     recorded = schedule.num_recorded
     edges = jnp.arange(count) + jax.random.uniform(key, (count,))
@@ -54,17 +46,8 @@ def window_timesteps(
     """The timesteps of a window that moves along the trajectory, from its start.
 
     MixGRPO (arXiv:2507.21802): steps inside are stochastic and trained on, those
-    outside deterministic. Every few iterations the window moves by a step, and from the
-    end back to the start.
-
-    Args:
-      iteration: [] iterations done.
-      schedule: whose trajectories have S steps.
-      width: of the window, at most S.
-      iterations_per_step: that the window stays where it is.
-
-    Returns:
-      [width] timesteps, descending.
+    outside deterministic. Every `iterations_per_step` the window moves by a step, and
+    from the end back to the start. -> [width], descending; at most S.
     """
     positions = schedule.num_recorded - width + 1
     start = iteration // iterations_per_step % positions

@@ -40,13 +40,9 @@ def work_directory(
 ) -> Iterator[Path]:
     """The directory of a run, made if need be, for this run alone.
 
-    The lock is the kernel's, and held by the first process of the run: it ends with it,
-    however that ends.
-
-    Args:
-      workdir: the directory.
-      option: what names it on the command line, for messages.
-      lock: name of the file that is locked.
+    The lock is the kernel's, on the file `lock` in it, and held by the first process of
+    the run: it ends with it, however that ends. `option` is what names the directory on
+    the command line.
 
     Raises:
       UserError: another run goes on there, or, also from within the block, the
@@ -101,13 +97,9 @@ def write_run_info(
     """Writes how a run was started: `config.json`, `run.json`.
 
     What a run that continues changes in its config is logged. Only the first process
-    does anything.
-
-    Args:
-      workdir: the run directory.
-      config: resolved, JSON values.
-      model: its config.
-      reference_sha256: `params_digest` of what an RL run starts from, frozen parts too.
+    does anything. The config is resolved, with JSON values; `model` is the config of
+    the model, `reference_sha256` the `params_digest` of what an RL run starts from,
+    frozen parts too.
 
     Raises:
       UserError: the directory holds a run of another model.

@@ -1,7 +1,6 @@
 """Files: written whole or not at all, unpacked within bounds, damage found."""
 
 import contextlib
-import gzip
 import hashlib
 import io
 import json
@@ -10,7 +9,6 @@ import os
 import shutil
 import tempfile
 import zipfile
-import zlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -149,22 +147,6 @@ def read_packaged(file: Any, sha256: str) -> bytes:
             f"{file} was altered: its SHA-256 is {found}, not {sha256}; install "
             "chemeleon_jax again"
         )
-    return content
-
-
-def gunzip(content: bytes, name: str) -> bytes:
-    """Unpacks gzip.
-
-    Raises:
-      UserError: `name` is damaged, or holds more than any file of crystals does.
-    """
-    try:
-        with gzip.open(io.BytesIO(content)) as file:
-            content = file.read(MAX_UNPACKED + 1)
-    except (OSError, EOFError, zlib.error) as error:
-        raise UserError(f"{name}: damaged, or no gzip file ({error})") from error
-    if len(content) > MAX_UNPACKED:
-        raise UserError(f"{name}: unpacks to more than {MAX_UNPACKED >> 30} GiB")
     return content
 
 

@@ -35,11 +35,7 @@ class RelaxedStructure(NamedTuple):
 
 
 def make_calculator(name: str, settings: dict[str, Any]):
-    """What `module.callable(**settings)` returns.
-
-    Args:
-      name: "ase:module:callable".
-      settings: keyword arguments, such as {"device": "cpu"}.
+    """What `module.callable(**settings)` returns, for the name "ase:module:callable".
 
     Raises:
       UserError: the module or callable is missing, or refuses the settings.
@@ -84,18 +80,11 @@ def relax(
     max_steps: int = MAX_STEPS,
     time_limit: float = TIME_LIMIT,
 ) -> list[RelaxedStructure]:
-    """Relaxes positions and cells with an ASE calculator, in worker processes.
+    """Relaxes ordered crystals, positions and cells, with an ASE calculator in workers.
 
-    A crystal that the calculator fails for, or that takes too long, stays where it is
-    and says so; nothing that it does ends the program.
-
-    Args:
-      structures: ordered crystals.
-      potential: "ase:module:callable".
-      pool: worker processes.
-      max_steps: at most.
-      max_force: eV/Å on an atom, and eV per atom and unit of strain on the cell.
-      time_limit: s, of a crystal.
+    A crystal that the calculator fails for, or that takes longer than `time_limit` s,
+    stays where it is and says so; nothing that it does ends the program. `max_force` is
+    in eV/Å on an atom, and in eV per atom and unit of strain on the cell.
     """
     task = partial(
         relax_one, potential=potential, max_steps=max_steps, max_force=max_force

@@ -119,12 +119,10 @@ class CustomReward:
     """A user's function, called so that nothing it does can end the program."""
 
     def __init__(self, name: str, pool: Pool, *, time_limit: float):
-        """Checks that the workers can import the function.
+        """Checks that the workers can import the function "module:function".
 
-        Args:
-          name: "module:function"; the current directory is searched first.
-          pool: worker processes; its time limit is that of one crystal alone.
-          time_limit: seconds for a call with all crystals of a batch.
+        The current directory is searched first. A call with all crystals of a batch may
+        take `time_limit` seconds, one with a single crystal what the pool allows.
 
         Raises:
           UserError: the function cannot be loaded.

@@ -12,14 +12,10 @@ def start_pool(
     sharers: int = 1,
     **limits,
 ) -> Pool:
-    """The pool that a config asks for.
+    """The pool that a config asks for: "processes" of this machine, or "ray".
 
-    Args:
-      executor: "processes" of this machine, or "ray".
-      num_workers: processes; by default as many as there are CPUs to use.
-      ray_address: of the cluster, as `ray.init` takes it.
-      sharers: programs that share the cluster.
-      **limits: `time_limit` and `memory_limit`.
+    By default of as many workers as there are CPUs to use, of a cluster divided by the
+    programs that share it (`sharers`). The limits are `time_limit` and `memory_limit`.
 
     Raises:
       UserError: Ray is not installed, or its cluster cannot be used.

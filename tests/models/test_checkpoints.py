@@ -180,9 +180,9 @@ def test_hub_models_are_converted_once(empty_cache, monkeypatch):
     """An LDM is converted beside its VAE, whose head counts only the VAE's file has."""
     converted = []
 
-    def convert_files(paths):
+    def convert_files(paths, weights, heads):
         converted.append([str(path) for path in paths])
-        return [conversion.Converted(path, CONFIG, small_params()) for path in paths]
+        return {path: Checkpoint(small_params(), CONFIG) for path in paths}
 
     monkeypatch.setattr(hub, "_download", lambda name: Path(Path(hub.FILES[name]).name))
     monkeypatch.setattr(conversion, "convert_files", convert_files)

@@ -5,7 +5,6 @@ import pytest
 
 from chemeleon_jax.models.diffusion import (
     Gaussian,
-    add_noise,
     denoise_step,
     ldm_loss,
     make_schedule,
@@ -51,11 +50,11 @@ def test_ddim_step_with_eta_one_has_the_posterior_variance():
 def test_ddim_recovers_the_clean_latent_from_the_true_noise():
     schedule = make_schedule("ddim", 10)
     z, noise = jax.random.normal(jax.random.key(0), (2, 3, 4, 5))
-    noisy = add_noise(schedule, z, noise, jnp.full(3, 7))
+    noisy = schedule.add_noise(z, noise, jnp.full(3, 7))
     step = denoise_step(
         lambda z, t: noise, noisy, jnp.array(7), schedule=schedule, eta=0.0
     )
-    expected = add_noise(schedule, z, noise, jnp.full(3, 6))
+    expected = schedule.add_noise(z, noise, jnp.full(3, 6))
     np.testing.assert_allclose(step.mean, expected, atol=1e-5)
     assert not step.std.any()
 

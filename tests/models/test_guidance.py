@@ -8,7 +8,7 @@ import tiny
 
 from chemeleon_jax.devices.sharding import make_mesh
 from chemeleon_jax.models.condition import make_condition_encoder, preprocess
-from chemeleon_jax.models.diffusion import make_schedule, predict_clean
+from chemeleon_jax.models.diffusion import make_schedule
 from chemeleon_jax.models.guidance import allowed_elements, elements_log_prob
 from chemeleon_jax.rl.bulk import compile_sampling, group_prompts, sample_in_bulk
 from chemeleon_jax.rl.sampler import make_sampler
@@ -125,7 +125,7 @@ def test_predicted_clean_latents_move_along_the_gradient(learn_sigma):
         denoise = model.denoiser(policy, mask, asked, None, decoder_scale)
         out = denoise(z, jnp.array([t]))
         every_step = make_schedule("ddpm", 1000)
-        return predict_clean(every_step, z, out[:, :6], jnp.array([t])), out[:, 6:]
+        return every_step.predict_clean(z, out[:, :6], jnp.array([t])), out[:, 6:]
 
     @jax.jit
     def gradient(z_clean):

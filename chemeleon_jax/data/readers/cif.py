@@ -22,12 +22,7 @@ CELL += [f"_cell_angle_{x}" for x in ("alpha", "beta", "gamma")]
 
 
 def read_cif(text: str, name: str) -> list[Item]:
-    """The crystals of a CIF.
-
-    Args:
-      text: its content.
-      name: of the file; crystals of one with several are `name:block`.
-    """
+    """The crystals of a CIF's text; those of a file with several are `name:block`."""
     blocks = split_blocks(text)
     if not blocks:
         reason = "no data_ block in it: not a CIF" if text.strip() else "empty"

@@ -25,11 +25,9 @@ EXPECTED = (
 
 
 def read_json(text: str, name: str) -> list[Item]:
-    """The crystals of a JSON file.
+    """The crystals of a JSON file's text.
 
-    Args:
-      text: its content.
-      name: of the file; crystals without a name of their own are `name:1`, `name:2`.
+    Those without a name of their own are `name:1`, `name:2` and so on.
 
     Raises:
       UserError: it is no JSON, or nothing in it is a crystal.

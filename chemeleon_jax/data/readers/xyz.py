@@ -32,11 +32,7 @@ logger = logging.getLogger(__name__)
 
 
 def read_xyz(text: str, name: str) -> list[Item]:
-    """The crystals of an extended XYZ file, one per frame.
-
-    Args:
-      text: its content.
-      name: of the file; crystals are `name:1`, `name:2` and so on.
+    """The crystals of an extended XYZ file's text: `name:1`, `name:2`, one per frame.
 
     Raises:
       UserError: it does not begin with an atom count: it is another format.
