@@ -9,12 +9,8 @@ from chemeleon_jax.data.dataset import Dataset
 from chemeleon_jax.evaluation import statistics
 from chemeleon_jax.evaluation.judge import Row
 from chemeleon_jax.models.vae import VAE
-from chemeleon_jax.rewards.diversity import (
-    NUM_ELEMENTS,
-    composition_fractions,
-    embedding_gram,
-)
-from chemeleon_jax.rewards.features import encode_references, type_embedding
+from chemeleon_jax.rewards.diversity import NUM_ELEMENTS, composition_fractions
+from chemeleon_jax.rewards.features import embedding_root, encode_references
 
 RESAMPLES, SEED = 1000, 0  # of the bootstrap
 SHARES = ("valid", "smact_valid", "unique", "novel")
@@ -28,19 +24,8 @@ def features_of_known(vae: tuple[VAE, Any], dataset: Dataset) -> dict[str, np.nd
     fractions = composition_fractions(known.atom_types, known.mask)
     return {
         "structure": np.asarray(encode_references(*vae, dataset), np.float64),
-        "composition": fractions @ embedding_root(vae),
+        "composition": fractions @ embedding_root(*vae),
     }
-
-
-def embedding_root(vae: tuple[VAE, Any]) -> np.ndarray:
-    """Square root R of E E^T, with E the VAE's type embedding, [100, 100].
-
-    Between shares of elements times R, the Fréchet distance is the one between mean
-    embeddings of atoms, at 100 numbers per crystal whatever the width of E.
-    """
-    embedding = type_embedding(*vae, NUM_ELEMENTS)
-    values, vectors = np.linalg.eigh(embedding_gram(embedding) * embedding.shape[1])
-    return (vectors * np.sqrt(np.maximum(values, 0.0))) @ vectors.T
 
 
 def score_set(
@@ -69,7 +54,7 @@ def score_set(
         if row["valid"]:
             types = structure_types(row["structure"])[None]
             fractions[i] = composition_fractions(types, types > 0)[0]
-    generated = {"structure": latents, "composition": fractions @ embedding_root(vae)}
+    generated = {"structure": latents, "composition": fractions @ embedding_root(*vae)}
     for name, features in generated.items():
         scores[f"frechet_{name}"] = statistics.frechet_score(
             features, known[name], draws[:200]

@@ -5,6 +5,8 @@ from typing import NamedTuple
 import numpy as np
 from scipy.stats import entropy, rankdata
 
+from chemeleon_jax.rewards.frechet import fit_gaussian, frechet_distance
+
 CONFIDENCE = 0.95
 
 
@@ -75,10 +77,10 @@ def frechet_score(
         return Score(np.nan, np.nan, np.nan)
     x, weights = features[known], draws[:, known]
     weights = weights[weights.any(1)]  # of few crystals, some resamples hold none
-    target = _moments(references, np.ones(len(references)))
-    root = _square_root(target[1])
-    value = _distance(_moments(x, np.ones(len(x))), target, root)
-    spread = np.array([_distance(_moments(x, w), target, root) for w in weights])
+    target = fit_gaussian(references)
+    value = frechet_distance(fit_gaussian(x), target)
+    spread = [frechet_distance(fit_gaussian(x, w), target) for w in weights]
+    spread = np.array(spread)
     low, high = _quantiles(spread - spread.mean() + value)
     return Score(value, max(low, 0.0), high)
 
@@ -99,35 +101,6 @@ def effective_number(counts: np.ndarray, draws: np.ndarray) -> Score:
     value = float(np.exp(entropy(counts.sum(0))))
     spread = np.exp(entropy(drawn[drawn.any(1)], axis=1))
     return Score(value, *_quantiles(spread - spread.mean() + value))
-
-
-def frechet_distance(x: np.ndarray, y: np.ndarray) -> float:
-    """Squared 2-Wasserstein distance of the Gaussians fitted to x [n, p] and y [m, p].
-
-    |m1 - m2|^2 + tr(S1 + S2 - 2 (S2^1/2 S1 S2^1/2)^1/2)  (Dowson and Landau, 1982), the
-    "FID" of arXiv:1706.08500 on other features.
-    """
-    one, other = (_moments(a, np.ones(len(a))) for a in (x, y))
-    return _distance(one, other, _square_root(other[1]))
-
-
-def _moments(x: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    weights = weights / weights.sum()
-    mean = weights @ x
-    centred = x - mean
-    return mean, (centred * weights[:, None]).T @ centred
-
-
-def _square_root(matrix: np.ndarray) -> np.ndarray:
-    values, vectors = np.linalg.eigh(matrix)
-    return (vectors * np.sqrt(np.maximum(values, 0.0))) @ vectors.T
-
-
-def _distance(one, other, other_root) -> float:
-    between = np.linalg.eigvalsh(other_root @ one[1] @ other_root)
-    trace = np.trace(one[1]) + np.trace(other[1])
-    trace -= 2 * np.sqrt(np.maximum(between, 0.0)).sum()
-    return float(((one[0] - other[0]) ** 2).sum() + max(trace, 0.0))
 
 
 def _quantiles(values: np.ndarray) -> tuple[float, float]:

@@ -13,6 +13,7 @@ from chemeleon_jax.models.layers import masked_mean
 from chemeleon_jax.models.predictor import Predictor
 from chemeleon_jax.models.store import params_digest
 from chemeleon_jax.models.vae import VAE
+from chemeleon_jax.rewards.diversity import NUM_ELEMENTS, embedding_gram
 from chemeleon_jax.runs.cached_arrays import cached_arrays
 
 _BATCH = 256  # reference crystals encoded at once
@@ -51,6 +52,17 @@ def type_embedding(vae: VAE, params, num_types: int) -> np.ndarray:
     types = jnp.arange(num_types)[None]
     table = vae.apply({"params": params}, types, method="embed_types")
     return np.asarray(table[0])
+
+
+def embedding_root(vae: VAE, params) -> np.ndarray:
+    """Square root R of E E^T, with E the VAE's type embedding, [100, 100].
+
+    Between shares of elements times R, the Fréchet distance is the one between mean
+    embeddings of atoms, at 100 numbers per crystal whatever the width of E.
+    """
+    embedding = type_embedding(vae, params, NUM_ELEMENTS)
+    values, vectors = np.linalg.eigh(embedding_gram(embedding) * embedding.shape[1])
+    return (vectors * np.sqrt(np.maximum(values, 0.0))) @ vectors.T
 
 
 def encode_references(vae: VAE, params, dataset: Dataset) -> np.ndarray:

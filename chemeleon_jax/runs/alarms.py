@@ -16,16 +16,30 @@ class Alarms:
         self._limits = limits
         self._ringing: set[str] = set()
 
-    def check(self, iteration: int, metrics: Mapping[str, float]) -> dict[str, float]:
-        """One tag per limit: 1 while its metric is above, else 0."""
-        above = {name for name, limit in self._limits.items() if metrics[name] > limit}
+    def check(
+        self,
+        iteration: int,
+        metrics: Mapping[str, float],
+        causes: Mapping[str, str] | None = None,
+    ) -> dict[str, float]:
+        """One tag per limit: 1 while its metric is above, else 0.
+
+        Args:
+          iteration: from 0.
+          metrics: by name; one that is missing or not a number is not above.
+          causes: by the metric's name, what there is to say of it.
+        """
+        values = {name: float(metrics.get(name, np.nan)) for name in self._limits}
+        above = {name for name, value in values.items() if value > self._limits[name]}
         for name in sorted(above - self._ringing):
+            cause = (causes or {}).get(name)
             logger.warning(
-                "iteration %d: %s is %.3g, above its alarm at %g",
+                "iteration %d: %s is %.3g, above its alarm at %g%s",
                 iteration + 1,
                 name,
-                metrics[name],
+                values[name],
                 self._limits[name],
+                f": {cause}" if cause else "",
             )
         self._ringing = above
         return {f"alarm/{name}": float(name in above) for name in self._limits}

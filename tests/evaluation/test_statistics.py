@@ -3,25 +3,10 @@ import pytest
 
 from chemeleon_jax.evaluation.statistics import (
     effective_number,
-    frechet_distance,
     frechet_score,
     mean_score,
     resample,
 )
-
-
-def test_frechet_distance_by_hand():
-    # In one dimension (m1 - m2)^2 + (s1 - s2)^2: means 1 and 4, deviations 1 and 3.
-    x, y = np.array([[0.0], [2.0]]), np.array([[1.0], [7.0]])
-    np.testing.assert_allclose(frechet_distance(x, y), 9 + 4)
-    rng = np.random.default_rng(0)
-    x = rng.normal(size=(50, 4))
-    np.testing.assert_allclose(frechet_distance(x, x), 0, atol=1e-6)
-    # Independent axes add up.
-    scaled = x - x.mean(0)
-    np.testing.assert_allclose(
-        frechet_distance(scaled, 2 * scaled), (scaled**2).mean(0).sum(), rtol=1e-6
-    )
 
 
 def test_effective_numbers_by_hand():

@@ -19,6 +19,17 @@ def test_an_alarm_is_said_once_and_counted_while_it_lasts(caplog):
     ]
 
 
+def test_a_warning_tells_the_cause_where_it_is_known(caplog):
+    alarms = Alarms({"element_growth": 3.0})
+    cause = {"element_growth": "H is in 24.0% of the last 960 crystals"}
+    assert alarms.check(4, {}, cause) == {"alarm/element_growth": 0}
+    alarms.check(5, {"element_growth": 5.26}, cause)
+    assert caplog.messages == [
+        "iteration 6: element_growth is 5.26, above its alarm at 3: "
+        "H is in 24.0% of the last 960 crystals"
+    ]
+
+
 def test_the_cause_of_skipped_updates_is_named():
     metrics = {"loss": math.nan, "custom": -math.inf, "kl_div": 0.1}
     message = explain_skipped(41, metrics | {"skipped_in_a_row": 10})
