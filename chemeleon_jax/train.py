@@ -25,6 +25,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -46,7 +47,9 @@ from chemeleon_jax.models.store import params_digest, save_start
 from chemeleon_jax.report.pictures import log_validation
 from chemeleon_jax.rewards import Reward, RewardOutput, compute_rewards
 from chemeleon_jax.rewards.config import active_components
+from chemeleon_jax.rewards.drift import Drift, window_iterations
 from chemeleon_jax.rewards.faults import FaultStreak
+from chemeleon_jax.rewards.features import embedding_root
 from chemeleon_jax.rewards.loading import load_reward
 from chemeleon_jax.rewards.recent import load_recent
 from chemeleon_jax.rl.bulk import (
@@ -55,7 +58,7 @@ from chemeleon_jax.rl.bulk import (
     sample_in_bulk,
     shard_as_trajectory,
 )
-from chemeleon_jax.rl.config import check_rl, describe, grpo_config
+from chemeleon_jax.rl.config import alarm_limits, check_rl, describe, grpo_config
 from chemeleon_jax.rl.learner import compile_train_step, init_state
 from chemeleon_jax.rl.prompts import make_prompts
 from chemeleon_jax.rl.sampler import make_sampler
@@ -99,7 +102,7 @@ def train(config, workdir: str) -> None:
         tracker = stack.enter_context(
             Tracker(folder, config.num_iterations, start=start)
         )
-        alarms = Alarms(config.alarms.to_dict())
+        alarms = Alarms(alarm_limits(config.alarms))
         faults = FaultStreak(reward, workdir)
         recent = load_recent(
             folder,
@@ -128,11 +131,22 @@ def train(config, workdir: str) -> None:
         place = partial(
             shard_as_trajectory, num_minibatches=grpo.num_inner_batch, mesh=mesh
         )
+        bulk = partial(
+            sample_in_bulk,
+            sample=lambda *x: rollout(*x, sampler=sampler)[0],
+            batch_size=num_crystals,
+        )
         # Crystals that nobody trains on, always from the same noise.
         validation = draw_prompts(
             make_prompts(model, source, MAX_ATOMS),
             jax.random.key(config.seed + 1),
             config.validation_samples,
+        )
+        # What the original model makes of what is trained on, likewise.
+        base = draw_prompts(
+            draw,
+            jax.random.key(config.seed + 2),
+            window_iterations(num_crystals) * num_crystals,
         )
 
         # -------------------------------------------------------------------- the loop
@@ -158,6 +172,9 @@ def train(config, workdir: str) -> None:
                     optimizer=optimizer,
                     **fixed,
                 )
+                drift = start_drift(
+                    config, folder, start, bulk(reference, base), reward
+                )
             seconds: dict[str, float] = {}
             with timed(seconds, "sample"):
                 noisy = sampler
@@ -170,12 +187,14 @@ def train(config, workdir: str) -> None:
                 rewards = jax.device_get(score(crystals, recent=recent.crystals))
                 recent.add(crystals)
                 faults.add(crystals, rewards)
+                drift.add(crystals, rewards.valid)
+                drifted, cause = drift.measure()
             with timed(seconds, "update"):
                 state, metrics = train_step.result()(
                     state, trajectory, place(rewards.advantage), **fixed
                 )
-                metrics = jax.device_get(metrics) | rewards.metrics
-            metrics |= alarms.check(iteration, metrics)
+                metrics = jax.device_get(metrics) | rewards.metrics | drifted
+            metrics |= alarms.check(iteration, metrics, {"element_growth": cause})
             log_iteration(tracker, iteration, metrics, seconds)
             save_iteration(folder, iteration, vars(crystals), vars(rewards))
 
@@ -183,12 +202,7 @@ def train(config, workdir: str) -> None:
             done, validated = iteration + 1, None
             last = done == total
             if config.validate_every and (done % config.validate_every == 0 or last):
-                found = sample_in_bulk(
-                    state.ema_params,
-                    validation,
-                    sample=lambda *x: rollout(*x, sampler=sampler)[0],
-                    batch_size=num_crystals,
-                )
+                found = bulk(state.ema_params, validation)
                 rewards = jax.device_get(score_validation(found))
                 validated = float(rewards.metrics["reward"])
                 pictures = config.validation_pictures
@@ -240,6 +254,25 @@ def jit_scores(config, reward: Reward, mesh: Mesh) -> tuple[Callable, Callable]:
         for score in (iteration, validation)
     )
     return iteration, validation
+
+
+def start_drift(
+    config, folder: Path, start: int, base: CrystalBatch, reward: Reward
+) -> Drift:
+    """The drift of a run that begins, or continues, from crystals of its base."""
+    context, alarms = reward.context, config.alarms
+    assert context.vae is not None, "load_reward passes the policy's"
+    drift = Drift(
+        base,
+        context.dataset.crystals,
+        embedding_root(*context.vae),
+        iterations=window_iterations(
+            config.data.batch_size * config.rl.num_group_samples
+        ),
+        floor=alarms.element_share / alarms.element_growth,
+    )
+    drift.resume(folder, start)
+    return drift
 
 
 def trained_timesteps(

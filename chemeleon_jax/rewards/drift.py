@@ -205,18 +205,17 @@ class Drift:
         )
         return metrics, cause
 
+    def resume(self, workdir: Path, start: int) -> None:
+        """Adds the last iterations before `start`, as far as the run still has them."""
+        for iteration in range(max(start - len(self._window), 0), start):
+            try:
+                arrays = read_iteration(iteration_file(workdir, iteration))
+            except UserError as error:
+                logger.warning("%s; drift is measured without it", error)
+                continue
+            self.add(crystals_of(arrays), arrays["valid"])
+
 
 def _valid_types(crystals: CrystalBatch, valid: np.ndarray) -> np.ndarray:
     """Atomic numbers of valid crystals, 0 for padding, [n, N]."""
     return np.where(crystals.mask, crystals.atom_types, 0)[valid]
-
-
-def resume_drift(drift: Drift, workdir: Path, start: int, iterations: int) -> None:
-    """Adds the last iterations before `start`, as far as the run still has them."""
-    for iteration in range(max(start - iterations, 0), start):
-        try:
-            arrays = read_iteration(iteration_file(workdir, iteration))
-        except UserError as error:
-            logger.warning("%s; drift is measured without it", error)
-            continue
-        drift.add(crystals_of(arrays), arrays["valid"])

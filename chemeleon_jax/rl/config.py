@@ -98,6 +98,10 @@ def _paper(models: str) -> ConfigDict:
     config.alarms = ConfigDict()
     config.alarms.kl_div = 0.5  # nats per coordinate and step
     config.alarms.ratio_max = 10.0
+    # An element in more of the last crystals (about 1,000) than this share, and in so
+    # many times the share that it has in the original model's.
+    config.alarms.element_growth = 3.0
+    config.alarms.element_share = 0.15
 
     config.data = ConfigDict()
     # Where atom counts, and conditions if any, are drawn from: 'mp_mini' (embedded),
@@ -179,6 +183,11 @@ def grpo_config(rl: ConfigDict, grad_accum: int) -> GRPOConfig:
     return GRPOConfig(**fields | {"grad_accum": rl.grad_accum or grad_accum})
 
 
+def alarm_limits(alarms: ConfigDict) -> dict[str, float]:
+    """What of `config.alarms` is a metric's limit; see `rewards.drift` for the rest."""
+    return {k: v for k, v in alarms.to_dict().items() if k != "element_share"}
+
+
 # -------------------------------------------------------------------------- checks
 
 _CHOICES = {
@@ -210,6 +219,8 @@ _POSITIVE = (
     "rl.memory_budget",
     "alarms.kl_div",
     "alarms.ratio_max",
+    "alarms.element_growth",
+    "alarms.element_share",
     "optimizer.lr",
     "optimizer.max_grad_norm",
 )

@@ -84,7 +84,9 @@ def test_the_promised_tags_are_written(run):
     for tag in (
         "reward kl_div kl_old clip_fraction loss grad_norm ratio_first ratio_max "
         "creativity energy structure_diversity composition_diversity "
-        "valid unique novel metastable msun"
+        "valid unique novel metastable msun "
+        "elements_effective prototypes_effective frechet_base frechet_reference "
+        "element_growth element_grown_most alarm/element_growth"
     ).split():
         steps, values = curves[f"train/{tag}"]
         np.testing.assert_array_equal(steps, [0, 1, 2], err_msg=tag)

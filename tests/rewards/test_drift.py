@@ -14,7 +14,6 @@ from chemeleon_jax.rewards.drift import (
     element_kl,
     element_marginals,
     element_shares,
-    resume_drift,
     window_iterations,
 )
 from chemeleon_jax.runs.iteration_files import save_iteration
@@ -203,9 +202,9 @@ def test_a_resumed_run_measures_the_same(tmp_path, caplog):
         scores = dict.fromkeys(("total", "advantage", "unique", "novel"), np.zeros(12))
         scores |= {"components": {}, "valid": valid, "e_above_hull": None}
         save_iteration(tmp_path, iteration, vars(crystals), scores)
-    resume_drift(resumed, tmp_path, 4, 2)
+    resumed.resume(tmp_path, 4)
     assert resumed.measure() == going.measure()
     assert not caplog.messages
-    resume_drift(late, tmp_path, 5, 2)
+    late.resume(tmp_path, 5)
     assert "iteration_000004" in caplog.text and "measured without it" in caplog.text
     assert jax.tree.all(jax.tree.map(np.isfinite, late.measure()[0]))
