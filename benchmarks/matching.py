@@ -21,7 +21,7 @@ from pymatgen.analysis.structure_matcher import StructureMatcher
 
 from chemeleon_jax.data.crystals import to_structures
 from chemeleon_jax.data.dataset import load_dataset
-from chemeleon_jax.rewards.creativity import index_references, match_crystals
+from chemeleon_jax.rewards.matches import index_references, match_crystals
 from chemeleon_jax.workers.matching import Cell, reduce_cell
 from chemeleon_jax.workers.pool import WorkerPool
 

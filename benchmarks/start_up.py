@@ -13,8 +13,9 @@ from benchmarks.rewards import enlarged
 from chemeleon_jax.data.dataset import Dataset, load_dataset
 from chemeleon_jax.models.loading import load_checkpoint
 from chemeleon_jax.models.vae import make_vae
-from chemeleon_jax.rewards.components import COMPONENTS, Context
-from chemeleon_jax.rewards.creativity import index_references
+from chemeleon_jax.rewards.analysis import Context
+from chemeleon_jax.rewards.components import COMPONENTS
+from chemeleon_jax.rewards.matches import index_references
 from chemeleon_jax.workers.pool import Pool
 
 

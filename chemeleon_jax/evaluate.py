@@ -58,8 +58,8 @@ from chemeleon_jax.potentials.hull import Hull, load_hull
 from chemeleon_jax.potentials.hull_file import read_hull_file
 from chemeleon_jax.potentials.loading import load_potential
 from chemeleon_jax.potentials.types import Potential
-from chemeleon_jax.rewards.creativity import index_references
-from chemeleon_jax.rewards.energy import FAR_BELOW, METASTABLE
+from chemeleon_jax.rewards.matches import index_references
+from chemeleon_jax.rewards.stability import FAR_BELOW, METASTABLE
 from chemeleon_jax.runs.directory import work_directory
 from chemeleon_jax.runs.files import (
     digest,

@@ -24,7 +24,7 @@ from chemeleon_jax.models.generator import combine_checkpoints, make_generator
 from chemeleon_jax.models.loading import load_checkpoint
 from chemeleon_jax.potentials.hull import load_hull
 from chemeleon_jax.potentials.loading import load_potential
-from chemeleon_jax.rewards.energy import METASTABLE
+from chemeleon_jax.rewards.stability import METASTABLE
 from chemeleon_jax.rl.sampler import Sampler, roll_out
 
 KEY = jax.random.key(0)

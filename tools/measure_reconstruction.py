@@ -23,7 +23,7 @@ from chemeleon_jax.models.loading import load_checkpoint
 from chemeleon_jax.models.vae import make_vae, to_crystals
 from chemeleon_jax.potentials.hull import load_hull
 from chemeleon_jax.potentials.loading import load_potential
-from chemeleon_jax.rewards.energy import METASTABLE
+from chemeleon_jax.rewards.stability import METASTABLE
 
 KEY = jax.random.key(0)
 

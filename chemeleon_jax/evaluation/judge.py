@@ -24,20 +24,20 @@ from chemeleon_jax.data.types import CrystalBatch
 from chemeleon_jax.models.vae import VAE
 from chemeleon_jax.potentials.hull import Hull
 from chemeleon_jax.potentials.types import Potential
-from chemeleon_jax.rewards.creativity import (
+from chemeleon_jax.rewards.features import mean_latent
+from chemeleon_jax.rewards.matches import (
     References,
     by_formula,
     find_known,
     first_occurrences,
 )
-from chemeleon_jax.rewards.energy import (
+from chemeleon_jax.rewards.stability import (
     FAR_BELOW,
     EnergyStatus,
     is_metastable,
     is_msun,
     judge_energies,
 )
-from chemeleon_jax.rewards.features import mean_latent
 from chemeleon_jax.workers.calculators import RelaxedStructure
 from chemeleon_jax.workers.matching import Cell, reduce_cell, to_structure
 from chemeleon_jax.workers.outcome import Outcome, Status

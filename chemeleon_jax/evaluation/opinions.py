@@ -10,7 +10,7 @@ import numpy as np
 
 from chemeleon_jax.evaluation import statistics
 from chemeleon_jax.evaluation.judge import STABLE, Row
-from chemeleon_jax.rewards.energy import is_metastable, is_msun
+from chemeleon_jax.rewards.stability import is_metastable, is_msun
 
 FLAGS = ("metastable", "stable", "msun")
 

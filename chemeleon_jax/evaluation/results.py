@@ -12,7 +12,7 @@ import numpy as np
 from chemeleon_jax.evaluation import opinions
 from chemeleon_jax.evaluation.judge import STABLE
 from chemeleon_jax.evaluation.scores import ENERGY_SHARES, SHARES
-from chemeleon_jax.rewards.energy import FAR_BELOW, METASTABLE
+from chemeleon_jax.rewards.stability import FAR_BELOW, METASTABLE
 from chemeleon_jax.runs.files import replacing, write_json
 
 COLUMNS = (

@@ -8,10 +8,44 @@ from dataclasses import dataclass
 import chex
 import numpy as np
 
+from chemeleon_jax.rewards.analysis import Component, Context
+from chemeleon_jax.rewards.features import encode_references, type_embedding
+from chemeleon_jax.runs.cached_arrays import cached_arrays
 from chemeleon_jax.workers.outcome import Status
 
 NUM_ELEMENTS = 100  # width of composition vectors, indexed by atomic number
 _BLOCK = 2_000_000  # products held at once, 16 MB
+
+
+def structure_diversity_component(context: Context) -> Component:
+    if context.vae is None:
+        raise ValueError("structure_diversity needs a VAE: pass `vae` to make_reward")
+    kernel = kernel_mean(encode_references(*context.vae, context.dataset))
+
+    def evaluate(batch):
+        return diversity(batch.computed["latent"], batch.valid, kernel)
+
+    return Component(evaluate, "latent", of_batch=True)
+
+
+def composition_diversity_component(context: Context) -> Component:
+    if context.vae is None:
+        raise ValueError("composition_diversity needs a VAE: pass `vae` to make_reward")
+    gram = embedding_gram(type_embedding(*context.vae, NUM_ELEMENTS))
+    known = context.dataset.crystals
+
+    def moments():
+        return feature_moments(composition_fractions(known.atom_types, known.mask))
+
+    found = cached_arrays("composition_moments", context.dataset.digest, moments)
+    kernel = KernelMean(tuple(found), gram)
+
+    def evaluate(batch):
+        crystals = batch.crystals
+        shares = composition_fractions(crystals.atom_types, crystals.mask)
+        return diversity(shares, batch.valid, kernel)
+
+    return Component(evaluate, of_batch=True)
 
 
 @dataclass(frozen=True, eq=False)

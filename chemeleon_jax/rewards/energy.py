@@ -1,69 +1,36 @@
 """Reward of a low energy above the convex hull. NumPy on the host."""
 
-from enum import IntEnum
-
 import chex
 import numpy as np
 
-from chemeleon_jax.potentials.types import Status
-
-METASTABLE = 0.1  # eV/atom above the hull
-# Lower, it is rather an error of the potential, or a compound that the hull lacks, than
-# a discovery: one known compound in nine is as far below the others
-# (docs/notebook/guards.md).
-FAR_BELOW = -0.2  # eV/atom above the hull
+from chemeleon_jax.rewards.analysis import Component, Context
+from chemeleon_jax.rewards.stability import EnergyStatus
 
 
-class EnergyStatus(IntEnum):
-    """What became of a crystal: that of its potential, or one added here."""
+def energy_component(
+    context: Context,
+    *,
+    clip_max: float = 1.0,
+    decay: float = 0.0,
+    min_elements: int = 1,
+    min_hull_entries: int = 0,
+    min_e_above_hull: float | None = None,
+) -> Component:
+    def evaluate(batch):
+        above, status = batch.e_above_hull
+        status = guard_energies(
+            context.hull,
+            batch.cells,
+            above,
+            status,
+            min_elements=min_elements,
+            min_hull_entries=min_hull_entries,
+            min_e_above_hull=min_e_above_hull,
+        )
+        return energy_reward(above, clip_max, decay), status
 
-    OK = Status.OK
-    NOT_FINITE = Status.NOT_FINITE
-    UNKNOWN_ELEMENT = Status.UNKNOWN_ELEMENT
-    ISOLATED = Status.ISOLATED
-    TOO_DENSE = Status.TOO_DENSE
-    BAD_CELL = Status.BAD_CELL
-    FAILED = Status.FAILED
-    NO_HULL = 7
-    INVALID = 8
-    RAISED = 9
-    FEW_ELEMENTS = 10
-    FEW_HULL_ENTRIES = 11
-    FAR_BELOW_HULL = 12
-
-
-def is_metastable(e_above_hull):
-    """At most `METASTABLE` above the hull, eV/atom; not where that is NaN."""
-    return e_above_hull <= METASTABLE
-
-
-def is_msun(e_above_hull, unique, novel):
-    """Metastable, unique and novel: what a generator is for."""
-    return is_metastable(e_above_hull) & unique & novel
-
-
-def judge_energies(hull, atom_types, energy, status, valid):
-    """Energies above the hull of the crystals that have any.
-
-    Args:
-      hull: `potentials.hull.Hull`.
-      atom_types: [B, N].
-      energy: [B] eV/atom, of the potential that made the hull.
-      status: [B] int, `potentials.types.Status`.
-      valid: [B] bool.
-
-    Returns:
-      [B] eV/atom, NaN where the status is not OK; [B] status, `EnergyStatus`.
-    """
-    chex.assert_rank(atom_types, 2)  # [B, N]
-    chex.assert_shape([energy, status, valid], (len(atom_types),))  # [B]
-    status = np.where(valid, status, EnergyStatus.INVALID)
-    energy = np.where(status == EnergyStatus.OK, energy, np.nan)
-    above = hull.e_above_hull(atom_types, energy)
-    status = np.where(
-        (status == EnergyStatus.OK) & ~np.isfinite(above), EnergyStatus.NO_HULL, status
-    )
-    return above, status
+    (lowest,) = energy_reward(np.array([np.nan]), clip_max, decay)
+    return Component(evaluate, "energy", penalty=float(lowest), statuses=EnergyStatus)
 
 
 def guard_energies(

@@ -10,7 +10,7 @@ from chemeleon_jax.data.crystals import take
 from chemeleon_jax.data.types import CrystalBatch
 from chemeleon_jax.devices import distributed
 from chemeleon_jax.errors import UserError
-from chemeleon_jax.rewards.creativity import to_cells
+from chemeleon_jax.rewards.matches import to_cells
 from chemeleon_jax.rewards.reward import Reward, RewardOutput
 from chemeleon_jax.workers.custom import MAX_FAULTS, CustomReward, count_tried
 from chemeleon_jax.workers.matching import Cell, to_structure

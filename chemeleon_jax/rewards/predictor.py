@@ -3,7 +3,42 @@
 import chex
 import numpy as np
 
+from chemeleon_jax.errors import UserError
+from chemeleon_jax.rewards.analysis import Component, Context
 from chemeleon_jax.workers.outcome import Status
+
+
+def predictor_component(
+    context: Context,
+    *,
+    property: str,
+    target: float | None = None,
+    clip_min: float | None = None,
+    clip_max: float | None = None,
+    ckpt_path: str = "",  # read by the program, which loads the model
+) -> Component:
+    del ckpt_path
+    if context.predictor is None:
+        raise ValueError("predictor needs a model: pass `predictor` to make_reward")
+    known = list(context.predictor[1].targets)
+    if property not in known:
+        raise UserError(
+            f"config.reward.components.predictor.property = {property!r}: the "
+            f"predictor knows {', '.join(known)}"
+        )
+    column = known.index(property)
+
+    def evaluate(batch):
+        predicted = batch.computed["properties"][:, column]
+        return property_reward(
+            predicted,
+            batch.valid,
+            target=target,
+            clip_min=clip_min,
+            clip_max=clip_max,
+        )
+
+    return Component(evaluate, "properties")
 
 
 def property_reward(

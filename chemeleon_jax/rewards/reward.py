@@ -17,9 +17,10 @@ from chemeleon_jax.potentials.hull import Hull, load_hull
 from chemeleon_jax.potentials.hull_file import read_hull_file
 from chemeleon_jax.potentials.loading import load_potential
 from chemeleon_jax.potentials.types import Potential
-from chemeleon_jax.rewards.components import COMPONENTS, Component, Context
-from chemeleon_jax.rewards.creativity import index_references
+from chemeleon_jax.rewards.analysis import Component, Context
+from chemeleon_jax.rewards.components import COMPONENTS
 from chemeleon_jax.rewards.features import mean_latent, predict_properties
+from chemeleon_jax.rewards.matches import index_references
 from chemeleon_jax.rewards.normalize import NORMALIZATIONS
 from chemeleon_jax.workers.executors import start_pool
 from chemeleon_jax.workers.pool import Pool

@@ -23,11 +23,11 @@ from chemeleon_jax.data.crystals import VALIDITY_REASONS, formula_keys, take
 from chemeleon_jax.data.types import CrystalBatch
 from chemeleon_jax.devices.host import call_host
 from chemeleon_jax.devices.sharding import over_devices
-from chemeleon_jax.rewards.components import BatchAnalysis
-from chemeleon_jax.rewards.creativity import by_formula
-from chemeleon_jax.rewards.energy import is_metastable, is_msun
+from chemeleon_jax.rewards.analysis import BatchAnalysis
+from chemeleon_jax.rewards.matches import by_formula
 from chemeleon_jax.rewards.normalize import NORMALIZATIONS
 from chemeleon_jax.rewards.reward import Reward, RewardOutput
+from chemeleon_jax.rewards.stability import is_metastable, is_msun
 
 logger = logging.getLogger(__name__)
 

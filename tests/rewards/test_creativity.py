@@ -6,10 +6,9 @@ from pymatgen.analysis.structure_matcher import StructureMatcher
 from pymatgen.core import Lattice, Structure
 
 from chemeleon_jax.data.crystals import from_structures, to_structures, validity
-from chemeleon_jax.rewards.creativity import (
-    CreativityStatus,
+from chemeleon_jax.rewards.creativity import CreativityStatus, creativity
+from chemeleon_jax.rewards.matches import (
     References,
-    creativity,
     index_recent,
     index_references,
     match_crystals,

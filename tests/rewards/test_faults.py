@@ -9,8 +9,8 @@ from small_reward import build
 
 from chemeleon_jax.data.crystals import from_structures
 from chemeleon_jax.errors import UserError
-from chemeleon_jax.rewards.creativity import to_cells
 from chemeleon_jax.rewards.faults import FaultStreak
+from chemeleon_jax.rewards.matches import to_cells
 from chemeleon_jax.workers.outcome import Status
 from chemeleon_jax.workers.pool import WorkerPool
 

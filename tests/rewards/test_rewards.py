@@ -25,9 +25,9 @@ from chemeleon_jax.errors import UserError
 from chemeleon_jax.potentials.hull import Hull, composition_counts, save_hull
 from chemeleon_jax.potentials.types import Potential
 from chemeleon_jax.rewards import compute_rewards, make_reward
-from chemeleon_jax.rewards.energy import EnergyStatus
 from chemeleon_jax.rewards.features import encode_references, mean_latent
 from chemeleon_jax.rewards.predictor import property_reward
+from chemeleon_jax.rewards.stability import EnergyStatus
 
 
 def test_total_and_advantage(reward):

@@ -6,7 +6,7 @@ from pymatgen.core import Lattice, Structure
 
 from chemeleon_jax.data.crystals import from_structures
 from chemeleon_jax.errors import UserError
-from chemeleon_jax.rewards.creativity import to_cells
+from chemeleon_jax.rewards.matches import to_cells
 from chemeleon_jax.workers.custom import CustomReward, atomic_density
 from chemeleon_jax.workers.outcome import Status
 from chemeleon_jax.workers.pool import WorkerPool

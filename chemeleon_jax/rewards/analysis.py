@@ -1,0 +1,123 @@
+"""A batch of crystals as the components of a reward see it.
+
+Runs on the host, inside one callback per batch: NumPy, pymatgen and worker processes.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from enum import IntEnum
+from functools import cached_property
+from threading import Barrier
+from typing import Any
+
+import numpy as np
+
+from chemeleon_jax.data.crystals import validity
+from chemeleon_jax.data.dataset import Dataset
+from chemeleon_jax.data.types import CrystalBatch
+from chemeleon_jax.models.predictor import Predictor
+from chemeleon_jax.models.vae import VAE
+from chemeleon_jax.potentials.hull import Hull
+from chemeleon_jax.rewards.matches import (
+    Matches,
+    ReferenceMatches,
+    References,
+    index_recent,
+    match_crystals,
+    match_references,
+    to_cells,
+)
+from chemeleon_jax.rewards.stability import judge_energies
+from chemeleon_jax.workers.custom import CustomReward
+from chemeleon_jax.workers.matching import Cell
+from chemeleon_jax.workers.outcome import Outcome, Status
+from chemeleon_jax.workers.pool import Pool
+
+
+@dataclass(frozen=True, eq=False)
+class Context:
+    """What components score against, made once at start-up."""
+
+    dataset: Dataset  # the known crystals
+    references: References  # the same, by formula
+    pool: Pool
+    hull: Hull | None = None
+    vae: tuple[VAE, Any] | None = None  # with its parameters
+    predictor: tuple[VAE, Predictor, Any] | None = None  # see features.py
+    # Reduced cells of recent crystals, by content: kept for the next batch.
+    recent_reduced: dict[Any, Outcome] = field(default_factory=dict)
+    barriers: dict[int, Barrier] = field(default_factory=dict)
+
+    def wait_for(self, devices: int) -> None:
+        """Returns when the callbacks of so many devices of this process are here."""
+        self.barriers.setdefault(devices, Barrier(devices)).wait()
+
+
+@dataclass(frozen=True, eq=False)
+class BatchAnalysis:
+    """A batch of B crystals on the host.
+
+    Each quantity is computed once, when the first component asks for it.
+    """
+
+    crystals: CrystalBatch  # NumPy
+    computed: dict[str, Any]  # on the device: "energy", "latent", "properties"
+    context: Context
+    recent: CrystalBatch | None = None  # of earlier batches, if they count; NumPy
+
+    @cached_property
+    def validity(self) -> np.ndarray:
+        """Index into VALIDITY_REASONS, [B]."""
+        return validity(self.crystals)
+
+    @cached_property
+    def valid(self) -> np.ndarray:
+        """[B] bool."""
+        return self.validity == 0
+
+    @cached_property
+    def cells(self) -> list[Cell]:
+        """B crystals without padding."""
+        return to_cells(self.crystals)
+
+    @cached_property
+    def reference_matches(self) -> ReferenceMatches:
+        """How each crystal relates to the references and the recent ones."""
+        references, pool = self.context.references, self.context.pool
+        if self.recent is None:
+            return match_references(self.cells, self.valid, references, pool)
+        with index_recent(self.recent, self.context.recent_reduced) as recent:
+            return match_references(self.cells, self.valid, references, pool, recent)
+
+    @cached_property
+    def matches(self) -> Matches:
+        """How the crystals relate to each other and to the references."""
+        references, pool = self.context.references, self.context.pool
+        return match_crystals(
+            self.cells, self.valid, references, pool, self.reference_matches
+        )
+
+    @cached_property
+    def e_above_hull(self) -> tuple[np.ndarray, np.ndarray]:
+        """Energies in eV/atom [B], NaN where there is none; `EnergyStatus` [B]."""
+        energy, status = self.computed["energy"]
+        types, hull = self.crystals.atom_types, self.context.hull
+        return judge_energies(hull, types, energy, status, self.valid)
+
+
+# BatchAnalysis -> values [B], status [B].
+Evaluate = Callable[[BatchAnalysis], tuple[np.ndarray, np.ndarray]]
+
+
+@dataclass(frozen=True, eq=False)
+class Component:
+    """One term of a reward, before its normalisation and weight."""
+
+    evaluate: Evaluate
+    needs: str | None = None  # what of `BatchAnalysis.computed` it reads
+    # What a crystal without a value gets; None is the lowest value of its batch.
+    penalty: float | None = None
+    statuses: type[IntEnum] = Status  # of a crystal; 0 is OK
+    custom: CustomReward | None = None  # the function that it calls
+    # A crystal's value depends on all crystals of the batch, not on its formula alone.
+    of_batch: bool = False
