@@ -110,6 +110,7 @@ def train(config, workdir: str) -> None:
             start,
             batch_size=num_crystals,
             max_atoms=MAX_ATOMS,
+            relaxed=config.reward.relaxed,
         )
         executor = stack.enter_context(background())
 
@@ -185,7 +186,7 @@ def train(config, workdir: str) -> None:
                 crystals = jax.device_get(crystals)
             with timed(seconds, "reward"):
                 rewards = jax.device_get(score(crystals, recent=recent.crystals))
-                recent.add(crystals)
+                recent.add(rewards.relaxed if config.reward.relaxed else crystals)
                 faults.add(crystals, rewards)
                 drift.add(crystals, rewards.valid)
                 drifted, cause = drift.measure()

@@ -27,7 +27,7 @@ from chemeleon_jax.rewards.matches import (
     match_references,
     to_cells,
 )
-from chemeleon_jax.rewards.stability import judge_energies
+from chemeleon_jax.rewards.stability import combine_opinions, judge_energies
 from chemeleon_jax.workers.custom import CustomReward
 from chemeleon_jax.workers.matching import Cell
 from chemeleon_jax.workers.outcome import Outcome, Status
@@ -41,7 +41,9 @@ class Context:
     dataset: Dataset  # the known crystals
     references: References  # the same, by formula
     pool: Pool
-    hull: Hull | None = None
+    hulls: dict[str, Hull] = field(default_factory=dict)  # of each potential
+    combine: str = "max"  # of what the potentials say, see `combine_opinions`
+    relaxed: bool = False  # components see the crystals as they relax
     vae: tuple[VAE, Any] | None = None  # with its parameters
     predictor: tuple[VAE, Predictor, Any] | None = None  # see features.py
     # Reduced cells of recent crystals, by content: kept for the next batch.
@@ -60,15 +62,24 @@ class BatchAnalysis:
     Each quantity is computed once, when the first component asks for it.
     """
 
-    crystals: CrystalBatch  # NumPy
-    computed: dict[str, Any]  # on the device: "energy", "latent", "properties"
+    crystals: CrystalBatch  # as generated, NumPy
+    # On the device: "energy", "latent", "properties"; "relaxed", "rmsd"
+    computed: dict[str, Any]
     context: Context
     recent: CrystalBatch | None = None  # of earlier batches, if they count; NumPy
 
     @cached_property
     def validity(self) -> np.ndarray:
-        """Index into VALIDITY_REASONS, [B]."""
-        return validity(self.crystals)
+        """Index into VALIDITY_REASONS, [B]: as generated, and as it relaxes."""
+        found = validity(self.crystals)
+        if "relaxed" not in self.computed:
+            return found
+        return np.where(found == 0, validity(self.computed["relaxed"]), found)
+
+    @property
+    def seen(self) -> CrystalBatch:
+        """The crystals that components see: as generated, or relaxed."""
+        return self.computed["relaxed"] if self.context.relaxed else self.crystals
 
     @cached_property
     def valid(self) -> np.ndarray:
@@ -78,7 +89,7 @@ class BatchAnalysis:
     @cached_property
     def cells(self) -> list[Cell]:
         """B crystals without padding."""
-        return to_cells(self.crystals)
+        return to_cells(self.seen)
 
     @cached_property
     def reference_matches(self) -> ReferenceMatches:
@@ -98,11 +109,26 @@ class BatchAnalysis:
         )
 
     @cached_property
+    def opinions(self) -> list[tuple[np.ndarray, np.ndarray]]:
+        """What each potential says, of the crystals as they relax where they do.
+
+        Energies above its hull [B] in eV/atom, NaN where it has none, and
+        `EnergyStatus` [B].
+        """
+        types, valid = self.crystals.atom_types, self.valid
+        return [
+            judge_energies(hull, types, energy, status, valid)
+            for hull, energy, status in zip(
+                self.context.hulls.values(),
+                *(x.T for x in self.computed["energy"]),
+                strict=True,
+            )
+        ]
+
+    @cached_property
     def e_above_hull(self) -> tuple[np.ndarray, np.ndarray]:
-        """Energies in eV/atom [B], NaN where there is none; `EnergyStatus` [B]."""
-        energy, status = self.computed["energy"]
-        types, hull = self.crystals.atom_types, self.context.hull
-        return judge_energies(hull, types, energy, status, self.valid)
+        """What the potentials say, in one: eV/atom [B]; `EnergyStatus` [B]."""
+        return combine_opinions(self.opinions, self.context.combine)
 
 
 # BatchAnalysis -> values [B], status [B].

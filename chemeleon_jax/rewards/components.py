@@ -8,7 +8,7 @@ from chemeleon_jax.rewards.diversity import (
     composition_diversity_component,
     structure_diversity_component,
 )
-from chemeleon_jax.rewards.energy import energy_component
+from chemeleon_jax.rewards.energy import displacement_component, energy_component
 from chemeleon_jax.rewards.predictor import predictor_component
 from chemeleon_jax.workers.custom import BATCH_TIME_LIMIT, CustomReward
 
@@ -16,6 +16,7 @@ from chemeleon_jax.workers.custom import BATCH_TIME_LIMIT, CustomReward
 def custom_component(
     context: Context, *, function: str, time_limit: float = BATCH_TIME_LIMIT
 ) -> Component:
+    """The user's own function of crystals, see `CustomReward`."""
     call = CustomReward(function, context.pool, time_limit=time_limit)
     return Component(
         lambda batch: call(batch.cells, batch.valid),
@@ -28,6 +29,7 @@ def custom_component(
 COMPONENTS: dict[str, Callable[..., Component]] = {
     "creativity": creativity_component,
     "energy": energy_component,
+    "displacement": displacement_component,
     "structure_diversity": structure_diversity_component,
     "composition_diversity": composition_diversity_component,
     "predictor": predictor_component,

@@ -11,6 +11,7 @@ from chemeleon_jax.errors import UserError, require
 
 NORMALIZE_FNS = ("norm", "std", "subtract_mean", "clip", "none")  # see normalize.py
 EXECUTORS = ("processes", "ray")
+COMBINATIONS = ("max", "mean_plus_spread")  # see stability.py
 
 
 def reward_config() -> ConfigDict:
@@ -39,6 +40,8 @@ def reward_config() -> ConfigDict:
     # Energies of that potential that make the hull, .csv or .npz (docs/potentials.md);
     # empty: those of reference_dataset
     reward.hull_file = ""
+    # Every component sees the crystals as they relax, see energy.relax_steps
+    reward.relaxed = False
     reward.components = {
         # 1: unique and novel, 0: neither, else the distance to the nearest crystal, at
         # most max_amd (inf: as the original has it)
@@ -59,7 +62,19 @@ def reward_config() -> ConfigDict:
             "min_elements": 1,
             "min_hull_entries": 0,
             "min_e_above_hull": placeholder(float),
+            # Who judges, with commas between (empty: reward.potential), and what counts
+            # of what they say: max, or mean_plus_spread. Further apart than
+            # max_disagreement, eV/atom, a crystal is disputed: the lowest value.
+            "potentials": "",
+            "combine": "max",
+            "max_disagreement": placeholder(float),
+            # The judges see the crystal after so many energies of a relaxation (0: as
+            # it is) with one potential (empty: the first of them).
+            "relax_steps": 0,
+            "relax_with": "",
         },
+        # minus how far atoms move in that relaxation, Å, within [-clip_max, 0]
+        "displacement": {"weight": 0.0, "normalize_fn": "none", "clip_max": 1.0},
         # what a crystal adds to the diversity of the batch
         "structure_diversity": {"weight": 0.0, "normalize_fn": "norm"},
         "composition_diversity": {"weight": 0.0, "normalize_fn": "norm"},
@@ -132,6 +147,7 @@ def check_reward(config: Any) -> None:
             lambda x: 0 < x < math.inf,
             "a finite number above 0 (for less of a thing, reward minus it)",
         )
+    _check_judges(config, active)
     if "custom" in active:
         require(
             config,
@@ -139,3 +155,19 @@ def check_reward(config: Any) -> None:
             re.compile(r"([\w.]+|.+\.py):\w+").fullmatch,
             "module:function, the module as Python imports it, or FILE.py:function",
         )
+
+
+def _check_judges(config: Any, active: dict[str, dict]) -> None:
+    field = "reward.components.energy"
+    require(config, f"{field}.relax_steps", lambda x: x >= 0, "0 or more")
+    rule = f"one of {COMBINATIONS}"
+    require(config, f"{field}.combine", lambda x: x in COMBINATIONS, rule)
+    if config.reward.components.energy.max_disagreement is not None:
+        require(config, f"{field}.max_disagreement", lambda x: x > 0, "above 0")
+    if not config.reward.components.energy.relax_steps:
+        rule = f"False where config.{field}.relax_steps is 0"
+        require(config, "reward.relaxed", lambda x: not x, rule)
+        rule = f"0 where config.{field}.relax_steps is 0"
+        if "displacement" in active:
+            field = "reward.components.displacement.weight"
+            require(config, field, lambda x: x == 0, rule)

@@ -33,6 +33,8 @@ class CreativityStatus(IntEnum):
 def creativity_component(
     context: Context, *, max_amd: float | None = 1.0, min_elements: int = 1
 ) -> Component:
+    """See `creativity`."""
+
     def evaluate(batch):
         return creativity(
             batch.cells,

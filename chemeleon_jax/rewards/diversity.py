@@ -18,6 +18,7 @@ _BLOCK = 2_000_000  # products held at once, 16 MB
 
 
 def structure_diversity_component(context: Context) -> Component:
+    """`diversity` of the VAE's mean latents."""
     if context.vae is None:
         raise ValueError("structure_diversity needs a VAE: pass `vae` to make_reward")
     kernel = kernel_mean(encode_references(*context.vae, context.dataset))
@@ -29,6 +30,7 @@ def structure_diversity_component(context: Context) -> Component:
 
 
 def composition_diversity_component(context: Context) -> Component:
+    """`diversity` of the VAE's embeddings of the elements."""
     if context.vae is None:
         raise ValueError("composition_diversity needs a VAE: pass `vae` to make_reward")
     gram = embedding_gram(type_embedding(*context.vae, NUM_ELEMENTS))

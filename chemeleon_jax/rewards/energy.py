@@ -4,7 +4,8 @@ import chex
 import numpy as np
 
 from chemeleon_jax.rewards.analysis import Component, Context
-from chemeleon_jax.rewards.stability import EnergyStatus
+from chemeleon_jax.rewards.stability import EnergyStatus, disagreement
+from chemeleon_jax.workers.outcome import Status
 
 
 def energy_component(
@@ -15,11 +16,14 @@ def energy_component(
     min_elements: int = 1,
     min_hull_entries: int = 0,
     min_e_above_hull: float | None = None,
+    max_disagreement: float | None = None,
 ) -> Component:
+    """Minus the energy above the hull, see `energy_reward` and `guard_energies`."""
+
     def evaluate(batch):
         above, status = batch.e_above_hull
         status = guard_energies(
-            context.hull,
+            next(iter(context.hulls.values())),
             batch.cells,
             above,
             status,
@@ -27,10 +31,32 @@ def energy_component(
             min_hull_entries=min_hull_entries,
             min_e_above_hull=min_e_above_hull,
         )
+        if max_disagreement is not None:
+            disputed = disagreement(batch.opinions) > max_disagreement
+            disputed &= status == EnergyStatus.OK
+            status = np.where(disputed, EnergyStatus.DISPUTED, status)
         return energy_reward(above, clip_max, decay), status
 
     (lowest,) = energy_reward(np.array([np.nan]), clip_max, decay)
     return Component(evaluate, "energy", penalty=float(lowest), statuses=EnergyStatus)
+
+
+def displacement_component(context: Context, *, clip_max: float = 1.0) -> Component:
+    """Minus how far the atoms move when the crystal is relaxed, RMSD in Å.
+
+    Args:
+      context: unused.
+      clip_max: Å; further is no worse, and a crystal that cannot be relaxed as bad.
+    """
+    del context
+
+    def evaluate(batch):
+        rmsd = batch.computed["rmsd"]
+        status = np.where(np.isfinite(rmsd), Status.OK, Status.BAD_VALUE)
+        status = np.where(batch.valid, status, Status.INVALID)
+        return -np.clip(np.nan_to_num(rmsd), 0.0, clip_max), status
+
+    return Component(evaluate, "relaxation", penalty=-clip_max)
 
 
 def guard_energies(

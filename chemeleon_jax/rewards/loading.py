@@ -23,8 +23,9 @@ def load_reward(config, model: Generator) -> Reward:
             make_predictor(checkpoint.config["predictor"]),
             {"vae": vae.params["vae"], "predictor": checkpoint.params["predictor"]},
         )
+    energy = config.reward.components.energy.to_dict()
     return make_reward(
-        config.reward.to_dict() | {"components": components},
+        config.reward.to_dict() | {"components": {"energy": energy} | components},
         dataset=references,
         vae=(model.vae, model.frozen["vae"]),
         predictor=predictor,

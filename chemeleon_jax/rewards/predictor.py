@@ -17,6 +17,7 @@ def predictor_component(
     clip_max: float | None = None,
     ckpt_path: str = "",  # read by the program, which loads the model
 ) -> Component:
+    """See `property_reward`."""
     del ckpt_path
     if context.predictor is None:
         raise ValueError("predictor needs a model: pass `predictor` to make_reward")

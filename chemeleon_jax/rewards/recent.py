@@ -8,7 +8,7 @@ import numpy as np
 from chemeleon_jax.data.crystals import crystals_of, empty_batch, take, validity
 from chemeleon_jax.data.types import CrystalBatch
 from chemeleon_jax.errors import UserError
-from chemeleon_jax.runs.iteration_files import iteration_file, read_iteration
+from chemeleon_jax.runs.iteration_files import RELAXED, iteration_file, read_iteration
 
 
 class RecentCrystals:
@@ -42,9 +42,15 @@ class RecentCrystals:
 
 
 def load_recent(
-    workdir: Path, count: int, start: int, *, batch_size: int, max_atoms: int
+    workdir: Path,
+    count: int,
+    start: int,
+    *,
+    batch_size: int,
+    max_atoms: int,
+    relaxed: bool = False,
 ) -> RecentCrystals:
-    """The crystals of the last `count` iterations before `start`.
+    """The crystals of the last `count` iterations before `start`; as they relaxed.
 
     Raises:
       UserError: they are not all in the run's directory.
@@ -52,11 +58,14 @@ def load_recent(
     recent = RecentCrystals(count, batch_size, max_atoms)
     for iteration in range(max(start - count, 0), start):
         try:
-            arrays = read_iteration(iteration_file(workdir, iteration))
+            names = [f"relaxed_{k}" for k in RELAXED] if relaxed else []
+            arrays = read_iteration(iteration_file(workdir, iteration), names)
         except UserError as error:
             raise UserError(
                 f"{error}, and config.reward.recent_iterations = {count} needs it; "
                 "0 does without"
             ) from error
+        if relaxed:
+            arrays |= {k: arrays[f"relaxed_{k}"] for k in RELAXED}
         recent.add(crystals_of(arrays))
     return recent

@@ -10,16 +10,17 @@ import jax
 from flax import struct
 
 from chemeleon_jax.data.dataset import Dataset
+from chemeleon_jax.data.types import CrystalBatch
 from chemeleon_jax.errors import UserError, nearest
 from chemeleon_jax.models.predictor import Predictor
 from chemeleon_jax.models.vae import VAE
-from chemeleon_jax.potentials.hull import Hull, load_hull
-from chemeleon_jax.potentials.hull_file import read_hull_file
-from chemeleon_jax.potentials.loading import load_potential
+from chemeleon_jax.potentials.hull import Hull
 from chemeleon_jax.potentials.types import Potential
 from chemeleon_jax.rewards.analysis import Component, Context
 from chemeleon_jax.rewards.components import COMPONENTS
 from chemeleon_jax.rewards.features import mean_latent, predict_properties
+from chemeleon_jax.rewards.judges import FIELDS as JUDGING
+from chemeleon_jax.rewards.judges import load_judges
 from chemeleon_jax.rewards.matches import index_references
 from chemeleon_jax.rewards.normalize import NORMALIZATIONS
 from chemeleon_jax.workers.executors import start_pool
@@ -38,7 +39,11 @@ class RewardOutput:
     valid: jax.Array  # [B] bool
     unique: jax.Array  # [B] bool  first of its kind in the batch
     novel: jax.Array  # [B] bool  matches no reference crystal
-    e_above_hull: jax.Array | None  # [B] eV/atom, NaN where unknown; None: not computed
+    # [B] eV/atom, NaN where unknown, of all potentials in one; None: not computed
+    e_above_hull: jax.Array | None
+    opinions: dict[str, jax.Array]  # the same by each potential, {name: [B]}
+    relaxed: CrystalBatch | None  # the crystals as they relax, if they were relaxed
+    rmsd: jax.Array | None  # [B] Å, by how far
     metrics: dict[str, jax.Array]  # scalars, by TensorBoard tag without its prefix
 
 
@@ -64,6 +69,7 @@ class Reward:
     params: dict[str, Any]  # of the models below, by name
     # (name, function of parameters and crystals): what the device can compute
     models: tuple[tuple[str, Callable], ...] = struct.field(pytree_node=False)
+    relax: Callable | None = struct.field(pytree_node=False)  # see `relax_valid`
     terms: tuple[Term, ...] = struct.field(pytree_node=False)
     normalize_fn: str = struct.field(pytree_node=False)
     eps: float = struct.field(pytree_node=False)
@@ -88,14 +94,15 @@ def make_reward(
 
     Args:
       config: `normalize_fn`, `eps`, `components` {name: {weight, normalize_fn, ...}},
-        and where the arguments below leave them open, `potential`,
+        `relaxed`, and where the arguments below leave them open, `potential`,
         `reference_dataset`, `hull_file`, `executor`, `ray_address`, `workers`,
-        `time_limit` and `memory_limit`. Components of weight 0 are left out.
+        `time_limit` and `memory_limit`. Components of weight 0 are left out, but what
+        `energy` says of potentials and relaxation counts for all.
       dataset: the known crystals, which are not novel.
       vae: module and parameters, for the diversity components.
       predictor: VAE, predictor and {"vae": ..., "predictor": ...} parameters.
-      potential: energies; `config.potential` by default.
-      hull: of the same potential; by default that of `hull_file` or, without one, of
+      potential: in place of the first; `config.potential` by default.
+      hull: of this potential; by default that of `hull_file` or, without one, of
         the reference data set.
       pool: worker processes; started here by default.
 
@@ -103,12 +110,11 @@ def make_reward(
       UserError: a field, component or function of the config that does not exist.
     """
     config = _plain(config)
+    judges = load_judges(config, dataset, potential=potential, hull=hull)
     components = {k: v for k, v in config["components"].items() if v["weight"]}
     for name, fields in components.items():
         _check_fields(name, fields)
     _nearest_or_raise("reward.normalize_fn", config["normalize_fn"], NORMALIZATIONS)
-    potential = potential or load_potential(config.get("potential", "chgnet"))
-    hull = hull or _default_hull(config, components, potential, dataset)
     pool = pool or start_pool(
         config.get("executor", "processes"),
         config.get("workers") or None,
@@ -118,11 +124,20 @@ def make_reward(
         memory_limit=config.get("memory_limit"),
     )
     references = index_references(dataset.crystals)
-    context = Context(dataset, references, pool, hull, vae, predictor)
+    context = Context(
+        dataset,
+        references,
+        pool,
+        vae=vae,
+        predictor=predictor,
+        hulls=judges.hulls,
+        combine=judges.combine,
+        relaxed=bool(config.get("relaxed")),
+    )
     models, params = {}, {}
-    if hull is not None:
-        models["energy"] = lambda _, crystals: potential.energies(crystals)
-        params["energy"] = None  # the potential's own constants
+    if judges.energies is not None:
+        models["energy"] = judges.energies
+        params["energy"] = None  # the potentials' own constants
     if vae is not None:
         models["latent"] = partial(mean_latent, vae[0])
         params["latent"] = vae[1]
@@ -136,6 +151,7 @@ def make_reward(
     return Reward(
         params,
         tuple(models.items()),
+        judges.relax,
         terms,
         config["normalize_fn"],
         config["eps"],
@@ -143,24 +159,15 @@ def make_reward(
     )
 
 
-def _default_hull(config, components, potential, dataset) -> Hull | None:
-    """The hull of the user's own entries, else of the reference data set.
-
-    Where it would have to be computed and no component asks for it, there is none.
-    """
-    if config.get("hull_file"):
-        return read_hull_file(config["hull_file"], potential)
-    if config.get("reference_dataset", "mp_mini") == "mp_mini":
-        return load_hull(potential)
-    return load_hull(potential, dataset) if "energy" in components else None
-
-
 def _plain(config: Any) -> dict[str, Any]:
     """A ConfigDict or mapping as a dict of dicts."""
     return config.to_dict() if hasattr(config, "to_dict") else dict(config)
 
 
-_COMMON = ("weight", "normalize_fn", "eps")
+def _shared(name: str) -> tuple[str, ...]:
+    """Fields of a component that its builder does not take."""
+    common = ("weight", "normalize_fn", "eps")
+    return common + (JUDGING if name == "energy" else ())
 
 
 def _builder(name: str, fields: Mapping[str, Any]) -> Callable[..., Component]:
@@ -171,7 +178,7 @@ def _check_fields(name: str, fields: Mapping[str, Any]) -> None:
     if "function" not in fields:
         _nearest_or_raise("reward.components", name, COMPONENTS)
     where = f"reward.components.{name}"
-    known = {*_COMMON, *inspect.signature(_builder(name, fields)).parameters}
+    known = {*_shared(name), *inspect.signature(_builder(name, fields)).parameters}
     for field in fields:
         _nearest_or_raise(where, field, known - {"context"})
     normalize_fn = fields.get("normalize_fn") or "none"
@@ -189,7 +196,7 @@ def _nearest_or_raise(where: str, name: str, known) -> None:
 
 
 def _make_term(name: str, fields: Mapping, context: Context, eps: float) -> Term:
-    own = {k: v for k, v in fields.items() if k not in _COMMON}
+    own = {k: v for k, v in fields.items() if k not in _shared(name)}
     return Term(
         name,
         _builder(name, fields)(context, **own),

@@ -72,14 +72,18 @@ def compute_rewards(
     needs = {term.component.needs for term in reward.terms}
     if with_energies:
         needs |= {"energy"}
+    if not (reward.context.relaxed or needs & {"energy", "relaxation"}):
+        reward = reward.replace(relax=None)
     models = {name: model for name, model in reward.models if name in needs}
     share = over_devices(
         partial(score_share, reward=reward.replace(params=None), models=models),
         in_specs=P(),
         out_specs=P(),
     )
+    found, relaxation = share(crystals, recent, reward.params)
     return combine(
-        share(crystals, recent, reward.params),
+        found,
+        relaxation,
         reward=reward,
         group_size=group_size,
         component_group_size=component_group_size,
@@ -97,8 +101,10 @@ def score_share(
     *,
     reward: Reward,
     models: dict[str, Callable],
-) -> dict[str, Any]:
+) -> tuple[dict[str, Any], dict[str, Any]]:
     """Inside `over_devices`: what the host finds of all crystals, each device's share.
+
+    And, where they are relaxed, the crystals "relaxed" and their "rmsd".
 
     Args:
       crystals: B crystals, the same on every device.
@@ -117,24 +123,49 @@ def score_share(
     # Equal shares, filled up with the first crystals.
     size = -(-batch // devices)
     mine = take(crystals, (device * size + jnp.arange(size)) % batch)
-    computed = {name: model(params[name], mine) for name, model in models.items()}
+    computed = compute(mine, params, reward=reward, models=models)
     if devices > 1:
+        if reward.relax:  # takes one device far longer than another
+            wait = partial(_wait, reward.context, devices)
+            computed = call_host(wait, shapes_of(computed), device, process, computed)
         gather = partial(lax.all_gather, axis_name=axes, tiled=True)
         computed = jax.tree.map(lambda x: gather(x)[:batch], computed)
     found = call_host(
         partial(_on_host, reward.terms, reward.context, devices),
-        jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype),
-            blank(reward.terms, batch),
-        ),
+        shapes_of(blank(reward.terms, reward.context.hulls, batch)),
         device,
         process,
         crystals,
         computed,
         recent,
     )
-    # Where it is not a device's share, it has found zeros.
-    return jax.tree.map(lambda x: lax.psum(x, axes), found) if devices > 1 else found
+    if devices > 1:  # where it is not a device's share, it has found zeros
+        found = jax.tree.map(lambda x: lax.psum(x, axes), found)
+    return found, {k: v for k, v in computed.items() if k in ("relaxed", "rmsd")}
+
+
+def compute(
+    crystals: CrystalBatch,
+    params: dict[str, Any],
+    *,
+    reward: Reward,
+    models: dict[str, Callable],
+) -> dict[str, Any]:
+    """What models say of B crystals, relaxed first where the reward says so."""
+    computed, relaxed, seen = {}, None, crystals
+    if reward.relax:
+        relaxed = reward.relax(crystals)
+        computed = {"relaxed": relaxed.crystals, "rmsd": relaxed.rmsd}
+        seen = relaxed.crystals if reward.context.relaxed else crystals
+    for name, model in models.items():
+        arguments = (crystals, relaxed) if name == "energy" else (seen,)
+        computed[name] = model(params[name], *arguments)
+    return computed
+
+
+def shapes_of(arrays):
+    """What `jax.pure_callback` must know of its results."""
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), arrays)
 
 
 # ------------------------------------------------------------------------ on the host
@@ -144,6 +175,12 @@ def _process() -> np.ndarray:
     return np.int32(jax.process_index())
 
 
+def _wait(context, devices, device, process, computed):
+    """`computed`, when all devices of this process have theirs."""
+    context.wait_for(int(np.sum(process == process[int(device)])))
+    return computed
+
+
 def _on_host(terms, context, devices, device, process, crystals, computed, recent):
     """The callback: NumPy in, NumPy out, no JAX call in between, and no raise."""
     device = int(device)
@@ -151,10 +188,12 @@ def _on_host(terms, context, devices, device, process, crystals, computed, recen
     # A fault outside of what is guarded below: no number, and the update is skipped.
     nothing = {
         name: np.full_like(zeros, np.nan if zeros.dtype == np.float32 else 0)
-        for name, zeros in blank(terms, len(crystals.mask)).items()
+        for name, zeros in blank(terms, context.hulls, len(crystals.mask)).items()
     }
     found = _attempt(
-        lambda: find_share(terms, analyse, crystals, computed, device, devices),
+        lambda: find_share(
+            terms, context.hulls, analyse, crystals, computed, device, devices
+        ),
         nothing,
         "rewards",
     )
@@ -165,6 +204,7 @@ def _on_host(terms, context, devices, device, process, crystals, computed, recen
 
 def find_share(
     terms,
+    hulls,
     analyse: Callable[..., BatchAnalysis],
     crystals: CrystalBatch,
     computed: dict[str, Any],
@@ -174,7 +214,7 @@ def find_share(
     """What one device's host finds: zeros for crystals and terms of other devices."""
     batch = len(crystals.mask)
     rows = np.flatnonzero(owners(crystals, devices) == device)
-    found = blank(terms, batch)
+    found = blank(terms, hulls, batch)
     if len(rows):
         mine = analyse(take(crystals, rows), jax.tree.map(lambda x: x[rows], computed))
         singly = [term for term in terms if not term.component.of_batch]
@@ -198,10 +238,11 @@ def owners(crystals: CrystalBatch, num_devices: int) -> np.ndarray:
     return owner
 
 
-def blank(terms, batch: int) -> dict[str, np.ndarray]:
+def blank(terms, hulls, batch: int) -> dict[str, np.ndarray]:
     """What `find_share` returns, zeros."""
     codes = [f"status/{term.name}" for term in terms] + ["validity", "unique", "novel"]
     numbers = [f"value/{term.name}" for term in terms] + ["e_above_hull"]
+    numbers += [f"above/{name}" for name in hulls]
     found = {name: np.zeros(batch, np.int32) for name in codes}
     return found | {name: np.zeros(batch, np.float32) for name in numbers}
 
@@ -229,9 +270,13 @@ def describe(analysis: BatchAnalysis) -> dict[str, np.ndarray]:
         (none, none),
         "matches",
     )
+    opinions = {f"above/{name}": above for name in analysis.context.hulls}
     if "energy" in analysis.computed:
         above = _attempt(lambda: analysis.e_above_hull[0], above, "e_above_hull")
-    return {
+        found = _attempt(lambda: [x for x, _ in analysis.opinions], [], "opinions")
+        opinions |= dict(zip(opinions, found, strict=False))
+    opinions = {name: x.astype(np.float32) for name, x in opinions.items()}
+    return opinions | {
         "validity": analysis.validity.astype(np.int32),
         "unique": flags[0].astype(np.int32),
         "novel": flags[1].astype(np.int32),
@@ -253,6 +298,7 @@ def _attempt(function: Callable, fallback, what: str):
 
 def combine(
     found: dict[str, Any],
+    relaxation: dict[str, Any],
     *,
     reward: Reward,
     group_size: int,
@@ -283,6 +329,13 @@ def combine(
         unique=found["unique"] > 0,
         novel=found["novel"] > 0,
         e_above_hull=found["e_above_hull"] if with_energies else None,
+        opinions={
+            name: found[f"above/{name}"]
+            for name in reward.context.hulls
+            if with_energies
+        },
+        relaxed=relaxation.get("relaxed"),
+        rmsd=relaxation.get("rmsd"),
         metrics={},
     )
     return output.replace(metrics=_metrics(reward, output, found["validity"]))
@@ -305,6 +358,13 @@ def _metrics(reward: Reward, output: RewardOutput, validity) -> dict[str, jax.Ar
         shares["msun"] = is_msun(output.e_above_hull, output.unique, output.novel)
     metrics = {name: share.mean(dtype=jnp.float32) for name, share in shares.items()}
     metrics["reward"] = output.raw.mean()
+    if len(output.opinions) > 1:
+        above = jnp.stack(list(output.opinions.values()))
+        metrics["disagreement"] = jnp.nanmean(jnp.ptp(above, axis=0))
+        for name, one in output.opinions.items():
+            metrics[f"metastable/{name}"] = is_metastable(one).mean(dtype=jnp.float32)
+    if output.rmsd is not None:
+        metrics["rmsd"] = jnp.nanmean(jnp.where(output.valid, output.rmsd, jnp.nan))
     for code, reason in enumerate(VALIDITY_REASONS[1:], 1):
         metrics[f"invalid/{reason}"] = (validity == code).sum()
     for term in reward.terms:

@@ -1,5 +1,6 @@
 """Energies above the convex hull, and what they make of a crystal. NumPy."""
 
+from collections.abc import Sequence
 from enum import IntEnum
 
 import chex
@@ -30,6 +31,7 @@ class EnergyStatus(IntEnum):
     FEW_ELEMENTS = 10
     FEW_HULL_ENTRIES = 11
     FAR_BELOW_HULL = 12
+    DISPUTED = 13
 
 
 def is_metastable(e_above_hull):
@@ -64,3 +66,27 @@ def judge_energies(hull, atom_types, energy, status, valid):
         (status == EnergyStatus.OK) & ~np.isfinite(above), EnergyStatus.NO_HULL, status
     )
     return above, status
+
+
+def combine_opinions(
+    opinions: Sequence[tuple[np.ndarray, np.ndarray]], how: str = "max"
+) -> tuple[np.ndarray, np.ndarray]:
+    """One energy above the hull of what several potentials say, and its status.
+
+    Args:
+      opinions: of each potential, as `judge_energies` returns them.
+      how: "max", the largest, or "mean_plus_spread", mean plus range.
+
+    Returns:
+      [B] eV/atom, NaN where one potential has none; [B] the first status not OK.
+    """
+    above = np.stack([above for above, _ in opinions])
+    combined = above.max(0) if how == "max" else above.mean(0) + np.ptp(above, axis=0)
+    statuses = np.stack([status for _, status in opinions])
+    first = (statuses != EnergyStatus.OK).argmax(0)
+    return combined, statuses[first, np.arange(len(first))]
+
+
+def disagreement(opinions: Sequence[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
+    """Range of the energies above the hull over the potentials, [B] eV/atom."""
+    return np.ptp(np.stack([above for above, _ in opinions]), axis=0)

@@ -1,6 +1,6 @@
 """The crystals of each iteration on disk, crystals/iteration_NNNNNN.npz of a run."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ from chemeleon_jax.devices import distributed
 from chemeleon_jax.runs.files import read_npz
 
 CRYSTALS = ("atom_types", "frac_coords", "lengths", "angles", "mask")
+RELAXED = ("frac_coords", "lengths", "angles")  # that relaxation changes
 SCORES = ("total", "advantage", "valid", "unique", "novel", "e_above_hull")
 
 
@@ -34,15 +35,20 @@ def save_iteration(
         return
     scores = {f"component_{k}": v for k, v in rewards["components"].items()}
     scores |= {k: v for k in SCORES if (v := rewards[k]) is not None}
+    scores |= {f"e_above_hull_{k}": v for k, v in rewards["opinions"].items()}
+    if rewards["relaxed"] is not None:
+        relaxed = vars(rewards["relaxed"])
+        scores |= {f"relaxed_{k}": relaxed[k] for k in RELAXED}
+        scores["rmsd"] = rewards["rmsd"]
     file = iteration_file(workdir, iteration)
     file.parent.mkdir(exist_ok=True)
     np.savez_compressed(file, **crystals, **scores)
 
 
-def read_iteration(file: Path) -> dict[str, np.ndarray]:
-    """What `save_iteration` wrote, by name.
+def read_iteration(file: Path, more: Sequence[str] = ()) -> dict[str, np.ndarray]:
+    """What `save_iteration` wrote, by name; arrays of the names `more` too.
 
     Raises:
       UserError: the file cannot be read, or lacks an array.
     """
-    return read_npz(file, "an iteration's crystals", (*CRYSTALS, "total"))
+    return read_npz(file, "an iteration's crystals", (*CRYSTALS, "total", *more))
