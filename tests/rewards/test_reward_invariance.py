@@ -163,7 +163,7 @@ def test_a_fault_of_a_component_is_not_the_end(reward, pool, caplog):
         def e_above_hull(self, atom_types, energies):
             raise RuntimeError("no hull today")
 
-    object.__setattr__(reward.context, "hull", Broken(PURE, [0.0] * 5))
+    object.__setattr__(reward.context, "hulls", {"stub": Broken(PURE, [0.0] * 5)})
     output = score(BATCH, reward=reward, group_size=4)
     check_finite(output)
     assert output.metrics["failures/energy/raised"] == 16
