@@ -16,11 +16,8 @@ from chemeleon_jax.data.crystals import formula_key, take, validity
 from chemeleon_jax.data.dataset import load_dataset
 from chemeleon_jax.data.types import CrystalBatch
 from chemeleon_jax.rewards.creativity import creativity
-from chemeleon_jax.rewards.diversity import (
-    composition_fractions,
-    diversity,
-    kernel_mean,
-)
+from chemeleon_jax.rewards.diversity import diversity, kernel_mean
+from chemeleon_jax.rewards.features import composition_fractions
 from chemeleon_jax.rewards.matches import index_references, match_crystals, to_cells
 from chemeleon_jax.workers.matching import reduce_cell, to_structure
 from chemeleon_jax.workers.pool import WorkerPool

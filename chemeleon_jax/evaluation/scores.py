@@ -9,8 +9,12 @@ from chemeleon_jax.data.dataset import Dataset
 from chemeleon_jax.evaluation import statistics
 from chemeleon_jax.evaluation.judge import Row
 from chemeleon_jax.models.vae import VAE
-from chemeleon_jax.rewards.diversity import NUM_ELEMENTS, composition_fractions
-from chemeleon_jax.rewards.features import embedding_root, encode_references
+from chemeleon_jax.rewards.features import (
+    NUM_ELEMENTS,
+    composition_fractions,
+    embedding_root,
+    encode_references,
+)
 
 RESAMPLES, SEED = 1000, 0  # of the bootstrap
 SHARES = ("valid", "smact_valid", "unique", "novel")

@@ -9,11 +9,16 @@ import chex
 import numpy as np
 
 from chemeleon_jax.rewards.analysis import Component, Context
-from chemeleon_jax.rewards.features import encode_references, type_embedding
+from chemeleon_jax.rewards.features import (
+    NUM_ELEMENTS,
+    composition_fractions,
+    embedding_gram,
+    encode_references,
+    type_embedding,
+)
 from chemeleon_jax.runs.cached_arrays import cached_arrays
 from chemeleon_jax.workers.outcome import Status
 
-NUM_ELEMENTS = 100  # width of composition vectors, indexed by atomic number
 _BLOCK = 2_000_000  # products held at once, 16 MB
 
 
@@ -157,23 +162,3 @@ def diversity(
         features[status == Status.OK], references
     )
     return values, status
-
-
-def composition_fractions(atom_types: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """Share of each element, [B, 100], from atomic numbers [B, N] and mask [B, N].
-
-    The mean of an embedding over a crystal's atoms is these shares times the embedding
-    table: composition features of any width in 100 numbers.
-    """
-    chex.assert_rank(atom_types, 2)  # [B, N]
-    chex.assert_equal_shape([atom_types, mask])
-    counts = np.zeros((len(atom_types), NUM_ELEMENTS))
-    known = mask & (atom_types > 0) & (atom_types < NUM_ELEMENTS)
-    np.add.at(counts, (np.nonzero(known)[0], atom_types[known]), 1.0)
-    return counts / np.maximum(counts.sum(-1, keepdims=True), 1.0)
-
-
-def embedding_gram(embedding: np.ndarray) -> np.ndarray:
-    """Inner products of an atom-type embedding [100, D], divided by D, [100, 100]."""
-    embedding = np.asarray(embedding, np.float64)
-    return embedding @ embedding.T / embedding.shape[1]

@@ -15,7 +15,7 @@ from chemeleon_jax.data.crystals import SYMBOLS, crystals_of, validity
 from chemeleon_jax.data.types import CrystalBatch
 from chemeleon_jax.errors import UserError
 from chemeleon_jax.potentials.hull import composition_counts
-from chemeleon_jax.rewards.diversity import composition_fractions
+from chemeleon_jax.rewards.features import composition_fractions
 from chemeleon_jax.rewards.frechet import fit_gaussian, frechet_distance
 from chemeleon_jax.runs.iteration_files import iteration_file, read_iteration
 from chemeleon_jax.workers.outcome import Status

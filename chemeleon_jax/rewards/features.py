@@ -1,7 +1,8 @@
-"""What rewards need of the models, computed on the device."""
+"""Features of crystals: what models compute of them on the device, and compositions."""
 
 from functools import partial
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,9 +14,9 @@ from chemeleon_jax.models.layers import masked_mean
 from chemeleon_jax.models.predictor import Predictor
 from chemeleon_jax.models.store import params_digest
 from chemeleon_jax.models.vae import VAE
-from chemeleon_jax.rewards.diversity import NUM_ELEMENTS, embedding_gram
 from chemeleon_jax.runs.cached_arrays import cached_arrays
 
+NUM_ELEMENTS = 100  # width of composition vectors, indexed by atomic number
 _BATCH = 256  # reference crystals encoded at once
 
 
@@ -83,3 +84,23 @@ def _encode(vae: VAE, params, crystals: CrystalBatch) -> np.ndarray:
         rows = np.minimum(np.arange(start, start + _BATCH), count - 1)
         features.append(np.asarray(mean_latent(vae, params, take(crystals, rows))))
     return np.concatenate(features)[:count]
+
+
+def composition_fractions(atom_types: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """Share of each element, [B, 100], from atomic numbers [B, N] and mask [B, N].
+
+    The mean of an embedding over a crystal's atoms is these shares times the embedding
+    table: composition features of any width in 100 numbers.
+    """
+    chex.assert_rank(atom_types, 2)  # [B, N]
+    chex.assert_equal_shape([atom_types, mask])
+    counts = np.zeros((len(atom_types), NUM_ELEMENTS))
+    known = mask & (atom_types > 0) & (atom_types < NUM_ELEMENTS)
+    np.add.at(counts, (np.nonzero(known)[0], atom_types[known]), 1.0)
+    return counts / np.maximum(counts.sum(-1, keepdims=True), 1.0)
+
+
+def embedding_gram(embedding: np.ndarray) -> np.ndarray:
+    """Inner products of an atom-type embedding [100, D], divided by D, [100, 100]."""
+    embedding = np.asarray(embedding, np.float64)
+    return embedding @ embedding.T / embedding.shape[1]

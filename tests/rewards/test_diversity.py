@@ -2,13 +2,8 @@ import numpy as np
 import paths
 import pytest
 
-from chemeleon_jax.rewards.diversity import (
-    composition_fractions,
-    diversity,
-    embedding_gram,
-    kernel_mean,
-    leave_one_out_mmd,
-)
+from chemeleon_jax.rewards.diversity import diversity, kernel_mean, leave_one_out_mmd
+from chemeleon_jax.rewards.features import composition_fractions, embedding_gram
 from chemeleon_jax.workers.outcome import Status
 
 RECORDED = np.load(paths.FIXTURES / "rewards.npz")
