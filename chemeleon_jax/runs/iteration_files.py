@@ -35,8 +35,8 @@ def save_iteration(
         return
     scores = {f"component_{k}": v for k, v in rewards["components"].items()}
     scores |= {k: v for k in SCORES if (v := rewards[k]) is not None}
-    scores |= {f"e_above_hull_{k}": v for k, v in rewards["opinions"].items()}
-    if rewards["relaxed"] is not None:
+    scores |= {f"e_above_hull_{k}": v for k, v in rewards.get("opinions", {}).items()}
+    if rewards.get("relaxed") is not None:
         relaxed = vars(rewards["relaxed"])
         scores |= {f"relaxed_{k}": relaxed[k] for k in RELAXED}
         scores["rmsd"] = rewards["rmsd"]
