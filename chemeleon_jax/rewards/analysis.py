@@ -131,8 +131,8 @@ class BatchAnalysis:
         return combine_opinions(self.opinions, self.context.combine)
 
 
-# BatchAnalysis -> values [B], status [B].
-Evaluate = Callable[[BatchAnalysis], tuple[np.ndarray, np.ndarray]]
+# BatchAnalysis -> values [B], status [B]; and a number of the whole batch, if any.
+Evaluate = Callable[[BatchAnalysis], tuple[Any, ...]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -147,3 +147,4 @@ class Component:
     custom: CustomReward | None = None  # the function that it calls
     # A crystal's value depends on all crystals of the batch, not on its formula alone.
     of_batch: bool = False
+    batch_value: bool = False  # a number of the batch is logged, not the values' mean

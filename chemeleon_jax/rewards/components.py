@@ -8,6 +8,7 @@ from chemeleon_jax.rewards.diversity import (
     composition_diversity_component,
     structure_diversity_component,
 )
+from chemeleon_jax.rewards.drift import element_kl_component
 from chemeleon_jax.rewards.energy import displacement_component, energy_component
 from chemeleon_jax.rewards.predictor import predictor_component
 from chemeleon_jax.workers.custom import BATCH_TIME_LIMIT, CustomReward
@@ -32,6 +33,7 @@ COMPONENTS: dict[str, Callable[..., Component]] = {
     "displacement": displacement_component,
     "structure_diversity": structure_diversity_component,
     "composition_diversity": composition_diversity_component,
+    "element_kl": element_kl_component,
     "predictor": predictor_component,
     "custom": custom_component,
 }

@@ -26,7 +26,8 @@ def reward_config() -> ConfigDict:
     reward.normalize_in_group = False  # components, within a group instead of the batch
     reward.eps = 1e-4
     reward.reference_dataset = "mp_mini"  # what is novel is not in here
-    # What matches a crystal of so many last iterations is not creative.
+    # What matches a crystal of so many last iterations is not creative; element_kl
+    # counts their elements too.
     reward.recent_iterations = 0
     reward.workers = 0  # processes; 0: as many as CPUs
     # Where the workers are: processes of this machine, or ray, a cluster whose address
@@ -78,6 +79,8 @@ def reward_config() -> ConfigDict:
         # what a crystal adds to the diversity of the batch
         "structure_diversity": {"weight": 0.0, "normalize_fn": "norm"},
         "composition_diversity": {"weight": 0.0, "normalize_fn": "norm"},
+        # minus what a crystal adds to the divergence of elements from the references'
+        "element_kl": {"weight": 0.0, "normalize_fn": "none"},
         # a predicted property: minus its squared distance to the target, or, without a
         # target, the property itself
         "predictor": {
@@ -130,8 +133,8 @@ def check_reward(config: Any) -> None:
             "config.reward.components: none has a weight, so there is nothing to "
             f"learn; give one of {names} a weight, or custom a function"
         )
-    if "creativity" not in active:
-        rule = "0 where config.reward.components.creativity has no weight"
+    if not {"creativity", "element_kl"} & set(active):
+        rule = "0 where creativity has no weight, nor element_kl"
         require(config, "reward.recent_iterations", lambda x: x == 0, rule)
     for name in active:
         field = f"reward.components.{name}"

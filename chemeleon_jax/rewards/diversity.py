@@ -4,6 +4,7 @@ NumPy in float64: differences of kernel means cancel in float32.
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import chex
 import numpy as np
@@ -31,7 +32,7 @@ def structure_diversity_component(context: Context) -> Component:
     def evaluate(batch):
         return diversity(batch.computed["latent"], batch.valid, kernel)
 
-    return Component(evaluate, "latent", of_batch=True)
+    return Component(evaluate, "latent", of_batch=True, batch_value=True)
 
 
 def composition_diversity_component(context: Context) -> Component:
@@ -52,7 +53,7 @@ def composition_diversity_component(context: Context) -> Component:
         shares = composition_fractions(crystals.atom_types, crystals.mask)
         return diversity(shares, batch.valid, kernel)
 
-    return Component(evaluate, of_batch=True)
+    return Component(evaluate, of_batch=True, batch_value=True)
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,6 +80,18 @@ class KernelMean:
         inner = 3 * second + u @ third.reshape(p, p * p)  # [n, p^2]
         inner = 3 * first + np.einsum("nab,na->nb", inner.reshape(-1, p, p), u)
         return 1 + np.einsum("nb,nb->n", inner, u)
+
+    @cached_property
+    def among(self) -> float:
+        """Mean kernel of two references drawn at random, with replacement."""
+        # Of <y, y'>^k: the k-th moment with itself, the gram matrix along each axis.
+        powers, p = [], len(self.gram)
+        for degree, moment in enumerate(self.moments, 1):
+            moment = turned = moment.reshape((p,) * degree)
+            for _ in range(degree):
+                turned = np.tensordot(turned, self.gram, (0, 0))  # axes rotate by one
+            powers.append((moment * turned).sum())
+        return float(1 + 3 * powers[0] + 3 * powers[1] + powers[2])
 
 
 def kernel_mean(references: np.ndarray, gram: np.ndarray | None = None) -> KernelMean:
@@ -108,24 +121,23 @@ def feature_moments(references: np.ndarray) -> tuple[np.ndarray, ...]:
     return tuple(m / count for m in moments)
 
 
-def leave_one_out_mmd(features: np.ndarray, references: KernelMean) -> np.ndarray:
-    """MMD^2 without crystal i minus MMD^2 of all: what crystal i contributes.
+def leave_one_out_mmd(
+    features: np.ndarray, references: KernelMean
+) -> tuple[np.ndarray, float]:
+    """MMD^2 to the references without each crystal, and of all.
 
-    The unbiased estimator (Gretton et al., JMLR 13, 723, 2012, eq. 3). The term among
-    references cancels in the difference and is never computed.
+    The unbiased estimator (Gretton et al., JMLR 13, 723, 2012, eq. 3), the references
+    taken as the whole of what there is.
 
     Args:
-      features: [n, p] of the generated crystals.
+      features: [n, p] of the generated crystals, n at least 3.
       references: of the known ones.
 
     Returns:
-      [n]; positive where the crystal brings the two sets together. Zeros for n < 3,
-      where nothing can be left out.
+      [n] without crystal i, and one number.
     """
     chex.assert_rank(features, 2)  # [n, p]
     n = len(features)
-    if n < 3:
-        return np.zeros(n)
     among = references.kernel(features, features)
     np.fill_diagonal(among, 0.0)
     rows = among.sum(1)
@@ -133,16 +145,19 @@ def leave_one_out_mmd(features: np.ndarray, references: KernelMean) -> np.ndarra
     without = (rows.sum() - 2 * rows) / ((n - 1) * (n - 2))
     without -= 2 * (cross.sum() - cross) / (n - 1)
     everything = rows.sum() / (n * (n - 1)) - 2 * cross.mean()
-    return without - everything
+    return without + references.among, float(everything + references.among)
 
 
 def diversity(
     features: np.ndarray, valid: np.ndarray, references: KernelMean
-) -> tuple[np.ndarray, np.ndarray]:
-    """Diversity reward of B crystals.
+) -> tuple[np.ndarray, np.ndarray, float]:
+    """What each of B crystals contributes to the likeness of batch and references.
 
-    Invalid crystals, and those whose features are not finite, are left out of the sums
-    and so do not change the others' rewards.
+    MMD^2(without it) - MMD^2(all), positive where it brings the two sets together.
+    Contributions are 0 on average, whatever the crystals are (the estimator is a
+    U-statistic), so that the likeness itself is given too. Invalid crystals, and those
+    whose features are not finite, are left out of the sums and so do not change the
+    others' rewards.
 
     Args:
       features: [B, p].
@@ -150,15 +165,17 @@ def diversity(
       references: of the known crystals.
 
     Returns:
-      [B] values, 0 where the status is not OK; [B] status.
+      [B] values, 0 where the status is not OK; [B] status; -MMD^2(all). Zeros for fewer
+      than three crystals, of which none can be left out.
     """
     features = np.asarray(features, np.float64)
     chex.assert_rank(features, 2)  # [B, p]
     chex.assert_shape(valid, (len(features),))  # [B]
     status = np.where(np.isfinite(features).all(-1), Status.OK, Status.BAD_VALUE)
     status = np.where(valid, status, Status.INVALID)
-    values = np.zeros(len(features))
-    values[status == Status.OK] = leave_one_out_mmd(
-        features[status == Status.OK], references
-    )
-    return values, status
+    values, known = np.zeros(len(features)), status == Status.OK
+    if known.sum() < 3:
+        return values, status, 0.0
+    without, everything = leave_one_out_mmd(features[known], references)
+    values[known] = without - everything
+    return values, status, -everything

@@ -15,6 +15,7 @@ from chemeleon_jax.data.crystals import SYMBOLS, crystals_of, validity
 from chemeleon_jax.data.types import CrystalBatch
 from chemeleon_jax.errors import UserError
 from chemeleon_jax.potentials.hull import composition_counts
+from chemeleon_jax.rewards.analysis import Component, Context
 from chemeleon_jax.rewards.features import composition_fractions
 from chemeleon_jax.rewards.frechet import fit_gaussian, frechet_distance
 from chemeleon_jax.runs.iteration_files import iteration_file, read_iteration
@@ -79,6 +80,16 @@ def element_marginals(counts: np.ndarray) -> np.ndarray:
 
 
 # -------------------------------------------------------------------- what holds it
+
+
+def element_kl_component(context: Context) -> Component:
+    """`element_kl` of the reference data set."""
+    known = element_marginals(count_atoms(context.dataset.crystals))
+
+    def evaluate(batch):
+        return element_kl(batch.crystals, batch.valid, known, batch.recent)
+
+    return Component(evaluate, of_batch=True)
 
 
 def element_kl(

@@ -244,7 +244,9 @@ def blank(terms, hulls, batch: int) -> dict[str, np.ndarray]:
     numbers = [f"value/{term.name}" for term in terms] + ["e_above_hull"]
     numbers += [f"above/{name}" for name in hulls]
     found = {name: np.zeros(batch, np.int32) for name in codes}
-    return found | {name: np.zeros(batch, np.float32) for name in numbers}
+    found |= {name: np.zeros(batch, np.float32) for name in numbers}
+    of_batches = [term.name for term in terms if term.component.batch_value]
+    return found | {f"batch/{name}": np.zeros((), np.float32) for name in of_batches}
 
 
 def evaluate_terms(terms, analysis: BatchAnalysis) -> dict[str, np.ndarray]:
@@ -253,11 +255,13 @@ def evaluate_terms(terms, analysis: BatchAnalysis) -> dict[str, np.ndarray]:
     for term in terms:
         component = term.component
         failed = np.full(batch, component.statuses["RAISED"])
-        values, status = _attempt(
+        values, status, *of_batch = _attempt(
             partial(component.evaluate, analysis), (np.zeros(batch), failed), term.name
         )
         found[f"value/{term.name}"] = values.astype(np.float32)
         found[f"status/{term.name}"] = status.astype(np.int32)
+        if component.batch_value:
+            found[f"batch/{term.name}"] = np.float32(sum(of_batch))  # 0 if it failed
     return found
 
 
@@ -338,7 +342,7 @@ def combine(
         rmsd=relaxation.get("rmsd"),
         metrics={},
     )
-    return output.replace(metrics=_metrics(reward, output, found["validity"]))
+    return output.replace(metrics=_metrics(reward, output, found))
 
 
 def fill_penalty(values: jax.Array, status: jax.Array, term) -> jax.Array:
@@ -350,7 +354,9 @@ def fill_penalty(values: jax.Array, status: jax.Array, term) -> jax.Array:
     return jnp.where(ok, values, penalty)
 
 
-def _metrics(reward: Reward, output: RewardOutput, validity) -> dict[str, jax.Array]:
+def _metrics(
+    reward: Reward, output: RewardOutput, found: dict[str, Any]
+) -> dict[str, jax.Array]:
     """Shares, mean raw values, and counts of what failed."""
     shares = {name: getattr(output, name) for name in ("valid", "unique", "novel")}
     if output.e_above_hull is not None:
@@ -366,13 +372,13 @@ def _metrics(reward: Reward, output: RewardOutput, validity) -> dict[str, jax.Ar
     if output.rmsd is not None:
         metrics["rmsd"] = jnp.nanmean(jnp.where(output.valid, output.rmsd, jnp.nan))
     for code, reason in enumerate(VALIDITY_REASONS[1:], 1):
-        metrics[f"invalid/{reason}"] = (validity == code).sum()
+        metrics[f"invalid/{reason}"] = (found["validity"] == code).sum()
     for term in reward.terms:
         status, values = output.status[term.name], output.components[term.name]
         # A penalty that is a value of its own kind counts in the mean.
         scored = (status == 0) | (term.component.penalty is not None)
         mean = jnp.where(scored, values, 0.0).sum() / jnp.maximum(scored.sum(), 1)
-        metrics[term.name] = mean
+        metrics[term.name] = found.get(f"batch/{term.name}", mean)
         for code in term.component.statuses:
             if code.name not in ("OK", "INVALID"):
                 tag = f"failures/{term.name}/{code.name.lower()}"

@@ -25,6 +25,7 @@ from chemeleon_jax.errors import UserError
 from chemeleon_jax.potentials.hull import Hull, composition_counts, save_hull
 from chemeleon_jax.potentials.types import Potential
 from chemeleon_jax.rewards import compute_rewards, make_reward
+from chemeleon_jax.rewards.diversity import diversity, kernel_mean
 from chemeleon_jax.rewards.features import encode_references, mean_latent
 from chemeleon_jax.rewards.predictor import property_reward
 from chemeleon_jax.rewards.stability import EnergyStatus
@@ -42,6 +43,7 @@ def test_total_and_advantage(reward):
         * (np.ptp(parts["structure_diversity"]) >= 1e-4)
         + norm(parts["composition_diversity"])
         * (np.ptp(parts["composition_diversity"]) >= 1e-4)
+        + 0.3 * parts["element_kl"]
         + parts["predictor"]
         + 0.5 * parts["custom"]
     )
@@ -53,8 +55,15 @@ def test_total_and_advantage(reward):
     weights = {k: c["weight"] for k, c in COMPONENTS.items()}
     raw = sum(weights[k] * parts[k] for k in parts)
     np.testing.assert_allclose(output.raw, raw, atol=1e-5)
-    for name in ("creativity", "energy", "predictor", "custom"):
+    for name in ("creativity", "energy", "element_kl", "predictor", "custom"):
         assert output.metrics[name] == pytest.approx(parts[name].mean(), abs=1e-6)
+    # What crystals contribute adds up to nothing: the batch's own number is logged.
+    vae, params = models()["vae"]
+    latent = mean_latent(vae, params, BATCH)
+    kernel = kernel_mean(encode_references(vae, params, KNOWN))
+    _, _, likeness = diversity(latent, np.asarray(output.valid), kernel)
+    assert output.metrics["structure_diversity"] == pytest.approx(likeness, rel=1e-5)
+    assert abs(parts["structure_diversity"].mean()) < 1e-6 < abs(likeness)
 
 
 def test_components_normalised_within_their_group(reward):

@@ -26,6 +26,7 @@ COMPONENTS = {
     "energy": {"weight": 1.0, "normalize_fn": "norm"},
     "structure_diversity": {"weight": 0.1, "normalize_fn": "norm"},
     "composition_diversity": {"weight": 1.0, "normalize_fn": "norm"},
+    "element_kl": {"weight": 0.3, "normalize_fn": "none"},
     "predictor": {"weight": 1.0, "property": "density", "target": 3.0},
     "custom": {
         "weight": 0.5,
