@@ -12,6 +12,7 @@ from chemeleon_jax.errors import UserError
 from chemeleon_jax.models import hub
 from chemeleon_jax.rewards.components import COMPONENTS
 from chemeleon_jax.rewards.config import NORMALIZE_FNS, active_components
+from chemeleon_jax.rewards.judges import FIELDS as JUDGING
 from chemeleon_jax.rewards.normalize import NORMALIZATIONS
 from chemeleon_jax.rl.config import check_divisible, check_rl, describe
 from chemeleon_jax.workers.custom import load_function
@@ -131,6 +132,7 @@ def test_components_and_their_fields_are_those_of_the_rewards():
     assert set(components) == set(COMPONENTS)
     for name, own in components.items():
         known = {"weight", "normalize_fn", *signature(COMPONENTS[name]).parameters}
+        known |= set(JUDGING) if name == "energy" else set()
         assert set(own) <= known, name
     assert tuple(NORMALIZATIONS) == NORMALIZE_FNS
 
