@@ -89,16 +89,18 @@ def main() -> None:
 
 def potentials():
     """Name -> parameters, the potential in graphs of many crystals, and of one."""
-    params, packed = sevennet.load_model("sevennet-l3i5")
-    alone = packed.capacity._replace(**SINGLE_BLOCKS)
-    return {
+    found = {
         "chgnet": (
             chgnet.load_params(),
             GraphPotential(chgnet.graph_energy, Capacity()),
             GraphPotential(chgnet.graph_energy, SINGLE),
-        ),
-        "sevennet-l3i5": (params, packed, packed._replace(capacity=alone)),
+        )
     }
+    for name in sevennet.SHA256:
+        params, packed = sevennet.load_model(name)
+        alone = packed.capacity._replace(**SINGLE_BLOCKS)
+        found[name] = params, packed, packed._replace(capacity=alone)
+    return found
 
 
 def row(name: str, fitted, size: int, wall: float, cpu: float) -> dict:

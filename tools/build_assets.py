@@ -19,7 +19,7 @@ from pathlib import Path
 from tools.build_chgnet import build_chgnet
 from tools.build_crystals import build_crystals
 from tools.build_hull import build_elements, build_hulls
-from tools.build_sevennet import EMBEDDED, build_sevennet
+from tools.build_sevennet import CHECKPOINTS, build_sevennet
 
 
 def main() -> None:
@@ -32,7 +32,8 @@ def main() -> None:
     build_crystals(args.packages, crystals)
     print(f'MP_MINI_SHA256 = "{hashlib.sha256(crystals.read_bytes()).hexdigest()}"')
     build_chgnet(args.packages, args.out / "chgnet.safetensors")
-    build_sevennet(EMBEDDED, args.packages, args.out / f"{EMBEDDED}.safetensors")
+    for name in CHECKPOINTS:
+        build_sevennet(name, args.packages, args.out / f"{name}.safetensors")
     build_elements(args.packages, args.out / "elements.npz")
     build_hulls(args.out)
 

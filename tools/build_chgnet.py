@@ -4,13 +4,14 @@ Source: the `chgnet` 0.4.2 wheel, modified BSD licence (Deng et al. 2023, Nature
 Machine Intelligence 5, 1031). Kernels are transposed to [inputs, outputs].
 """
 
+import json
 import re
 import tempfile
 import zipfile
 from pathlib import Path
 
 import numpy as np
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from convert_checkpoints.unpickle import read_checkpoint
 
@@ -75,6 +76,17 @@ def build_chgnet(packages: Path, out: Path) -> None:
     count = sum(t.size for t in tensors.values())
     if count != NUM_PARAMETERS:
         raise ValueError(f"{CHECKPOINT}: {count} parameters, not {NUM_PARAMETERS}")
-    save_file(
-        tensors, out, metadata={"model": "CHGNet 0.3.0", "source": "chgnet 0.4.2"}
-    )
+    save_weights(tensors, {"model": "CHGNet 0.3.0", "source": "chgnet 0.4.2"}, out)
+
+
+def save_weights(tensors: dict, metadata: dict[str, str], out: Path) -> None:
+    """Write a safetensors file that is the same each time.
+
+    The library writes the metadata in a random order; here it is sorted.
+    """
+    content = save(tensors, metadata)
+    start, end = 8, 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[start:end])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    ordered = json.dumps(header, separators=(",", ":")).encode()
+    out.write_bytes(content[:start] + ordered.ljust(end - start) + content[end:])

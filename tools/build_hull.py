@@ -1,12 +1,15 @@
 """How the hulls in chemeleon_jax/assets were made: energies of all embedded crystals.
 
+    python -m tools.build_hull sevennet-0 hull-sevennet-0.npz
+
 Pure elements come in addition from the `matcalc` 0.3.3 wheel (BSD; PBE ground states of
 89 elements from MatPES). Their structures alone are used: every energy is that of the
 potential whose hull it is.
 
-Run by `tools.build_assets` after the crystals and the weights; 5 minutes on 2 cores.
+`tools.build_assets` runs it for all three potentials, after the crystals and weights.
 """
 
+import argparse
 import gzip
 import hashlib
 import json
@@ -89,3 +92,18 @@ def report(hull: Hull, dataset, counts, energies) -> None:
         print(
             f"{name}: {known.sum()} labels, MAE {mae:.3f} eV/atom, Spearman {rank:.3f}"
         )
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("potential", help="a name, as reward.potential takes it")
+    parser.add_argument("out", type=Path)
+    args = parser.parse_args()
+    build_hull(args.potential, args.out)
+
+
+if __name__ == "__main__":
+    main()

