@@ -3,6 +3,9 @@
 The host packs as many crystals as fit into one graph, the device evaluates it, and so
 on to the end of the batch. So the arithmetic follows the real size of the graphs, and
 one compilation serves every batch.
+
+On a CPU the graphs are small, so that what an atom sends stays in its cache, and only
+crystals that do not fit into such a graph are packed into large ones.
 """
 
 from collections.abc import Callable
@@ -36,6 +39,7 @@ class GraphPotential(NamedTuple):
 
     graph_energy: Callable[..., jax.Array]
     capacity: Layout
+    small: Layout | None = None  # used on a CPU, where a crystal fits in
 
 
 def energies(potential: GraphPotential, params, crystals: CrystalBatch):
@@ -80,7 +84,7 @@ def batch_energy(
 
     init = _no_energies(len(lattice))
     return _for_each_chunk(
-        potential.capacity, body, init, frac_coords, lattice, atom_types, mask
+        potential, body, init, frac_coords, lattice, atom_types, mask
     )
 
 
@@ -104,7 +108,7 @@ def _batch_energy_fwd(potential, params, frac_coords, lattice, atom_types, mask)
     zeros = jnp.zeros_like(frac_coords), jnp.zeros_like(lattice)
     init = _no_energies(len(lattice)), zeros
     found, gradient = _for_each_chunk(
-        potential.capacity, body, init, frac_coords, lattice, atom_types, mask
+        potential, body, init, frac_coords, lattice, atom_types, mask
     )
     return found, (gradient, found[1] == Status.OK)
 
@@ -148,12 +152,12 @@ def _gather(graph: Any, rows, frac_coords, lattice):
 
 
 def _for_each_chunk(
-    capacity: Layout, body, init, frac_coords, lattice, atom_types, mask
+    potential: GraphPotential, body, init, frac_coords, lattice, atom_types, mask
 ):
     """Fold `body(carry, graph, rows, status)` over the graphs of a batch.
 
     Args:
-      capacity: of a graph.
+      potential: whose graphs they are.
       body: `rows` [C] are the crystals of the slots, B for a slot without one; `status`
         [C] says why.
       init: carry.
@@ -162,27 +166,49 @@ def _for_each_chunk(
       atom_types: [B, N].
       mask: [B, N].
     """
-    batch = len(lattice)
-    slots = jnp.arange(capacity.crystals)
+    batch, capacity = len(lattice), potential.capacity
+    small = potential.small if jax.default_backend() == "cpu" else None
+    pack = partial(_padded_chunk, capacity=capacity, small=small)
     shapes = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype),
-        (capacity.empty(), np.zeros(capacity.crystals, np.int32), np.int32(0)),
+        (_entries(capacity), np.int32(0), np.bool_(False)),
     )
+
+    def fold(carry, entries, start, end, *, layout):
+        graph, status = jax.tree.map(
+            lambda x, y: x[: len(y)], entries, _entries(layout)
+        )
+        rows = start + jnp.arange(layout.crystals)
+        return body(carry, graph, jnp.where(rows < end, rows, batch), status)
 
     def step(state):
         start, carry = state
-        graph, status, end = call_host(
-            partial(next_chunk, capacity=capacity),
-            shapes,
-            start,
-            atom_types,
-            frac_coords,
-            lattice,
-            mask,
+        entries, end, is_small = call_host(
+            pack, shapes, start, atom_types, frac_coords, lattice, mask
         )
-        rows = jnp.where(start + slots < end, start + slots, batch)
-        return end, body(carry, graph, rows, status)
+        whole = partial(fold, layout=capacity)
+        if small is None:
+            return end, whole(carry, entries, start, end)
+        part = partial(fold, layout=small)
+        return end, lax.cond(is_small, part, whole, carry, entries, start, end)
 
     # Rows without atoms at the end, those that `relax` is done with, cost nothing.
     stop = jnp.where(mask.any(1), jnp.arange(1, batch + 1), 0).max()
     return lax.while_loop(lambda s: s[0] < stop, step, (jnp.int32(0), init))[1]
+
+
+def _entries(layout: Layout):
+    """An empty graph, and statuses of its slots."""
+    return layout.empty(), np.zeros(layout.crystals, np.int32)
+
+
+def _padded_chunk(*arguments, capacity: Layout, small: Layout | None):
+    """`next_chunk` in arrays of the capacity's shape, and whether it is a small one."""
+    graph, status, end = next_chunk(*arguments, capacity=capacity, small=small)
+    is_small = len(status) < capacity.crystals
+    if is_small:
+        whole, statuses = _entries(capacity)
+        for array, entries in zip((*whole, statuses), (*graph, status), strict=True):
+            array[: len(entries)] = entries
+        graph, status = whole, statuses
+    return (graph, status), end, np.bool_(is_small)

@@ -31,6 +31,8 @@ from chemeleon_jax.runs.files import read_packaged
 WEIGHTS = files("chemeleon_jax") / "assets" / "chgnet.safetensors"
 WEIGHTS_SHA256 = "fd2cf236ad7ba50e9abf3ac90f16d761b8c3117e10a8bdc1370b25abf8dfd4f9"
 WIDTH = 64
+# About 8 crystals of at most 20 atoms, whose messages stay in the cache.
+SMALL = Capacity(crystals=16, atoms=128, edges=2560, bonds=320, angles=3584)
 
 
 @cache
@@ -283,8 +285,10 @@ def energies(params, crystals: CrystalBatch, *, capacity: Capacity | None = None
     Args:
       params: `load_params()`.
       crystals: `CrystalBatch` [B, N].
-      capacity: of the graph that is evaluated at once; by default what N asks for.
+      capacity: of the graph that is evaluated at once; by default `SMALL`, or what N
+        asks for.
     """
+    small = None if capacity else SMALL
     capacity = capacity or Capacity.for_width(crystals.mask.shape[1])
-    model = GraphPotential(graph_energy, capacity)
+    model = GraphPotential(graph_energy, capacity, small)
     return batches.energies(model, params, crystals)

@@ -244,10 +244,13 @@ def _angles(first, second):
     return order[left[distinct]], order[right[distinct]]
 
 
-def next_chunk(start, atom_types, frac_coords, lattice, mask, *, capacity: Layout):
+def next_chunk(
+    start, atom_types, frac_coords, lattice, mask, *, capacity: Layout, small=None
+):
     """Graph of as many crystals as fit, from row `start` on, in order.
 
     Crystal `start + k` goes to slot k. A crystal without a graph leaves its slot empty.
+    The graph is a small one if its first crystal fits there.
 
     Args:
       start: first row.
@@ -256,9 +259,10 @@ def next_chunk(start, atom_types, frac_coords, lattice, mask, *, capacity: Layou
       lattice: [B, 3, 3] in Å.
       mask: [B, N] True on real atoms.
       capacity: sizes of the graph.
+      small: sizes of a smaller one, or None.
 
     Returns:
-      graph: `Graph`, or what else `capacity.empty` makes.
+      graph: `Graph`, or what else `empty` of the chosen sizes makes.
       status: [C] int32, a `Status`, per slot.
       end: int32, the row after the last one taken; greater than `start`.
     """
@@ -267,19 +271,20 @@ def next_chunk(start, atom_types, frac_coords, lattice, mask, *, capacity: Layou
     lattice = np.asarray(lattice, np.float64)
     batch, padded = atom_types.shape
     row = start = int(start)
-    room = np.array(capacity.sizes)
-    used = np.zeros_like(room)
+    chosen, used = small or capacity, np.zeros(len(capacity.sizes), int)
     status = np.zeros(capacity.crystals, np.int32)
     pieces, slots, crystals = [], [], []
-    while row < min(batch, start + capacity.crystals - 1):
+    while row < min(batch, start + chosen.crystals - 1):
         real = np.flatnonzero(mask[row])
         code, edges, sizes = capacity.find(
             atom_types[row, real], frac_coords[row, real], lattice[row]
         )
-        if edges is not None and not (sizes < room).all():
+        if edges is not None and not _fits(sizes, capacity):
             code, edges = Status.TOO_DENSE, None
         if edges is not None:
-            if not (used + sizes < room).all():
+            if not pieces and not _fits(sizes, chosen):
+                chosen = capacity
+            if not _fits(used + sizes, chosen):
                 break
             pieces.append((edges, used[0]))
             slots.append(row * padded + real)
@@ -288,12 +293,16 @@ def next_chunk(start, atom_types, frac_coords, lattice, mask, *, capacity: Layou
         status[row - start] = code
         row += 1
 
-    graph = capacity.empty()
+    graph = chosen.empty()
     graph.atom_slot[:] = batch * padded
     if pieces:
         atoms = slice(used[0])
         graph.atom_slot[atoms] = np.concatenate(slots)
         graph.atom_types[atoms] = atom_types.reshape(-1)[graph.atom_slot[atoms]]
         graph.atom_crystal[atoms] = np.concatenate(crystals)
-        capacity.fill(graph, pieces)
-    return graph, status, np.int32(row)
+        chosen.fill(graph, pieces)
+    return graph, status[: chosen.crystals], np.int32(row)
+
+
+def _fits(sizes, layout: Layout) -> bool:
+    return bool((sizes < np.array(layout.sizes)).all())

@@ -247,6 +247,20 @@ def test_chunks_take_every_crystal_once():
     assert taken == 40
 
 
+def test_a_small_graph_is_taken_where_the_first_crystal_fits():
+    """The 60 angles of two atoms of salt do; the 132 of one of copper do not."""
+    tiny = Capacity(crystals=4, atoms=8, edges=96, bonds=16, angles=128)
+    crystals = batch(SALT, fcc([29], [[0, 0, 0]], 3.62), SALT, SALT, SALT)
+    arrays = crystals.atom_types, crystals.frac_coords, crystals.lattice, crystals.mask
+    ends, sizes = [0], []
+    while ends[-1] < 5:
+        graph, status, end = next_chunk(ends[-1], *arrays, capacity=SMALL, small=tiny)
+        assert len(status) in (tiny.crystals, SMALL.crystals)
+        sizes.append(len(graph.atom_types))
+        ends.append(int(end))
+    assert ends == [0, 1, 16] and sizes == [tiny.atoms, SMALL.atoms]
+
+
 def test_weights_are_checked(monkeypatch):
     monkeypatch.setattr(chgnet, "WEIGHTS_SHA256", "0" * 64)
     with pytest.raises(ValueError, match="chgnet.safetensors was altered"):
