@@ -188,14 +188,14 @@ class Drift:
         """Adds an iteration (NumPy), and forgets the oldest."""
         self._window = [*self._window[1:], _valid_types(crystals, valid)]
 
-    def measure(self) -> tuple[dict[str, float], str]:
-        """Metrics by tag, and what there is to say of the element that has grown most.
+    def measure(self) -> tuple[dict[str, float], tuple[str, str]]:
+        """Metrics by tag; the element that has grown most, and what it has done.
 
         No metric where the window or the base has fewer than two valid crystals.
         """
         found = np.concatenate(self._window)
         if len(found) < 2 or self._base is None:
-            return {}, ""
+            return {}, ("", "")
         counts, base = composition_counts(found), self._base_shares
         shares, features = element_shares(counts), fit_gaussian(self._features(found))
         growth = element_growth(shares, base, self._floor)
@@ -210,11 +210,11 @@ class Drift:
         }
         for common in np.flatnonzero(np.maximum(shares, base) > COMMON):
             metrics[f"element_share/{SYMBOLS[common]}"] = float(shares[common])
-        cause = (
-            f"{SYMBOLS[z]} is in {shares[z]:.1%} of the last {len(found)} crystals, in "
+        what = (
+            f"is in {shares[z]:.1%} of the last {len(found)} crystals, in "
             f"{base[z]:.1%} of the original model's"
         )
-        return metrics, cause
+        return metrics, (SYMBOLS[z], what)
 
     def resume(self, workdir: Path, start: int) -> None:
         """Adds the last iterations before `start`, as far as the run still has them."""

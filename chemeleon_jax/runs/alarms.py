@@ -9,37 +9,42 @@ logger = logging.getLogger(__name__)
 
 
 class Alarms:
-    """Metrics above their limits: said when it begins, counted while it lasts."""
+    """Metrics above their limits: warned of at first, counted while it lasts."""
 
     def __init__(self, limits: Mapping[str, float]):
         """The limits by the metric's name; inf for none."""
         self._limits = limits
         self._ringing: set[str] = set()
+        self._named: set[tuple[str, str]] = set()
 
     def check(
         self,
         iteration: int,
         metrics: Mapping[str, float],
-        causes: Mapping[str, str] | None = None,
+        causes: Mapping[str, tuple[str, str]] | None = None,
     ) -> dict[str, float]:
         """One tag per limit: 1 while its metric is above, else 0.
 
         Args:
           iteration: from 0.
           metrics: by name; one that is missing or not a number is not above.
-          causes: by the metric's name, what there is to say of it.
+          causes: by the metric's name, who has raised it, and what there is to say of
+            that one. Whoever is not yet named is another warning.
         """
         values = {name: float(metrics.get(name, np.nan)) for name in self._limits}
         above = {name for name, value in values.items() if value > self._limits[name]}
-        for name in sorted(above - self._ringing):
-            cause = (causes or {}).get(name)
+        for name in sorted(above):
+            who, what = (causes or {}).get(name, ("", ""))
+            if name in self._ringing and (name, who) in self._named:
+                continue
+            self._named.add((name, who))
             logger.warning(
                 "iteration %d: %s is %.3g, above its alarm at %g%s",
                 iteration + 1,
                 name,
                 values[name],
                 self._limits[name],
-                f": {cause}" if cause else "",
+                f": {who} {what}" if who else "",
             )
         self._ringing = above
         return {f"alarm/{name}": float(name in above) for name in self._limits}
