@@ -1,16 +1,44 @@
-"""Potentials by the name that a config gives."""
+"""Potentials by the name that a config gives.
+
+A potential's module is imported when it is asked for: e3nn-jax and ASE's optimisers,
+which most runs do not need, take longer than all of this package.
+"""
 
 from chemeleon_jax.errors import UserError
-from chemeleon_jax.potentials import ase, chgnet, nequix, sevennet
 from chemeleon_jax.potentials.types import Potential
+
+
+def _chgnet(name: str, settings: dict) -> Potential:
+    from chemeleon_jax.potentials import chgnet
+
+    return chgnet.potential(name, settings)
+
+
+def _sevennet(name: str, settings: dict) -> Potential:
+    from chemeleon_jax.potentials import sevennet
+
+    return sevennet.potential(name, settings)
+
+
+def _nequix(name: str, settings: dict) -> Potential:
+    from chemeleon_jax.potentials import nequix
+
+    return nequix.potential(name, settings)
+
+
+def _ase(name: str, settings: dict) -> Potential:
+    from chemeleon_jax.potentials import ase
+
+    return ase.potential(name, settings)
+
 
 # By what stands before the first colon: name, settings -> Potential.
 LOADERS = {
-    "chgnet": chgnet.potential,
-    "sevennet-l3i5": sevennet.potential,
-    "sevennet-0": sevennet.potential,
-    "nequix": nequix.potential,
-    "ase": ase.potential,
+    "chgnet": _chgnet,
+    "sevennet-l3i5": _sevennet,
+    "sevennet-0": _sevennet,
+    "nequix": _nequix,
+    "ase": _ase,
 }
 
 

@@ -19,7 +19,10 @@ BEND = 0.3  # stiffness of a spring sideways, by that lengthwise
 ANCHOR, CELL_ANCHOR = 0.2, 1.0  # eV/Å^2 of an atom; eV per atom of the cell
 
 _RADII = np.array(ase.data.covalent_radii, np.float32)  # Å (Cordero et al., 2008)
-_IMAGES = np.stack(np.meshgrid(*[[-1, 0, 1]] * 3, indexing="ij"), -1).reshape(-1, 3)
+# Of two opposite images one, the first half and the cell itself: a pair from its other
+# end is the same pair.
+_IMAGES = np.stack(np.meshgrid(*[[-1, 0, 1]] * 3, indexing="ij"), -1).reshape(-1, 3)[:14]
+_WEIGHTS = np.array([1.0] * 13 + [0.5], np.float32)  # in the cell itself it has both
 _ROOT = np.sqrt(0.5)
 
 
@@ -58,28 +61,31 @@ def model_hessian(frac_coords, lattice, atom_types, mask) -> jax.Array:
     ideal = radius[:, None] + radius[None]
     eye = jnp.eye(3)
 
-    def add(total, image):
-        coupled, pull, cell_cell = total
+    def add(total, image_and_weight):
+        image, weight = image_and_weight
+        coupled, pull, cell = total
         vector = (between + image[None, None]) @ lattice
         distance = jnp.sqrt((vector**2).sum(-1) + 1e-12)
         spring = jnp.minimum(
             STRETCH * jnp.exp(-FADE * (distance / ideal - 1)), STIFFEST
         )
         pair = mask[:, None] & mask[None] & (distance > 0.1)  # not an atom and itself
-        spring = jnp.where(pair, spring, 0.0)[..., None, None]
-        along = vector / distance[..., None]
-        stiffness = spring * (
-            (1 - BEND) * along[..., :, None] * along[..., None, :]
-            + BEND * eye[None, None]
-        )  # [N, N, 3, 3]
-        # How a strain stretches a pair, and the force that answers: [N, N, 6, 3].
-        stretch = jnp.einsum("kab,ijb->ijka", STRAINS, vector)
-        force = jnp.einsum("ijab,ijkb->ijka", stiffness, stretch)
-        cell_cell += 0.5 * jnp.einsum("ijka,ijla->kl", force, stretch)
-        return (coupled + stiffness, pull + force.sum(1), cell_cell), None
+        spring = jnp.where(pair, weight * spring, 0.0)[..., None, None]
+        square = vector[..., :, None] * vector[..., None, :]
+        along = square / (distance**2)[..., None, None]
+        stiffness = spring * ((1 - BEND) * along + BEND * eye[None, None])
+        moment = stiffness[..., None] * vector[:, :, None, None]  # [N, N, 3, 3, 3]
+        coupled += stiffness + stiffness.swapaxes(0, 1)
+        pull += moment.sum(1) - moment.sum(0)
+        cell += jnp.einsum("ijab,ijcd->abcd", stiffness, square)
+        return (coupled, pull, cell), None
 
-    nothing = jnp.zeros((n, n, 3, 3)), jnp.zeros((n, 6, 3)), jnp.zeros((6, 6))
-    (coupled, pull, cell_cell), _ = lax.scan(add, nothing, jnp.asarray(_IMAGES))
+    nothing = jnp.zeros((n, n, 3, 3)), jnp.zeros((n, 3, 3, 3)), jnp.zeros([3] * 4)
+    images = jnp.asarray(_IMAGES), jnp.asarray(_WEIGHTS)
+    (coupled, pull, cell), _ = lax.scan(add, nothing, images)
+    # What a strain does to a vector: of the second index, or of the last two.
+    pull = jnp.einsum("iabc,kbc->ika", pull, STRAINS)
+    cell_cell = jnp.einsum("abcd,kac,lbd->kl", cell, STRAINS, STRAINS)
 
     atoms = jnp.arange(n)
     coupled = coupled.at[atoms, atoms].set(0.0)  # images of an atom move with it

@@ -10,8 +10,6 @@ from functools import cache, partial
 from typing import Any, NamedTuple
 
 import ase
-from ase.filters import FrechetCellFilter
-from ase.optimize import FIRE
 from pymatgen.core import Lattice, Structure
 
 from chemeleon_jax.errors import UserError
@@ -110,6 +108,10 @@ def relax_one(
     Raises:
       ValueError: an energy that is not finite; and whatever the calculator raises.
     """
+    # A second of imports that only workers need.
+    from ase.filters import FrechetCellFilter
+    from ase.optimize import FIRE
+
     atoms = ase.Atoms(
         structure.atomic_numbers,
         scaled_positions=structure.frac_coords,
