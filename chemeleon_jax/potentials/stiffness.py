@@ -21,7 +21,8 @@ ANCHOR, CELL_ANCHOR = 0.2, 1.0  # eV/Å^2 of an atom; eV per atom of the cell
 _RADII = np.array(ase.data.covalent_radii, np.float32)  # Å (Cordero et al., 2008)
 # Of two opposite images one, the first half and the cell itself: a pair from its other
 # end is the same pair.
-_IMAGES = np.stack(np.meshgrid(*[[-1, 0, 1]] * 3, indexing="ij"), -1).reshape(-1, 3)[:14]
+_IMAGES = np.stack(np.meshgrid(*[[-1, 0, 1]] * 3, indexing="ij"), -1).reshape(-1, 3)
+_IMAGES = _IMAGES[:14]
 _WEIGHTS = np.array([1.0] * 13 + [0.5], np.float32)  # in the cell itself it has both
 _ROOT = np.sqrt(0.5)
 
