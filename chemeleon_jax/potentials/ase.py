@@ -1,7 +1,7 @@
-"""Any ASE calculator as a potential: MACE, SevenNet, ORB, or a pair potential.
+"""Any ASE calculator as a potential: MACE, ORB, or a pair potential.
 
-The calculator runs on the host, one crystal at a time, in the process that trains. One
-that is itself built on JAX may not be used: JAX inside a callback can deadlock.
+The calculator runs in worker processes, each of which has its own: one that hangs or
+crashes costs its crystal the energy, and nothing more.
 
 The hull must hold energies of the same calculator, or energies above it mean nothing.
 `hull.load_hull` sees to that: it evaluates the reference data set with the calculator
@@ -11,10 +11,8 @@ once, which may take hours for a large model, and keeps the result on disk.
 import hashlib
 import importlib
 import json
-import threading
-from functools import partial
+from functools import cache, partial
 
-import ase
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -23,11 +21,13 @@ from chemeleon_jax.data.types import CrystalBatch
 from chemeleon_jax.devices.host import call_host
 from chemeleon_jax.potentials.graph import screen
 from chemeleon_jax.potentials.types import Potential, Status, per_device
-from chemeleon_jax.workers.calculators import make_calculator, split_name
+from chemeleon_jax.workers import calculators
+from chemeleon_jax.workers.pool import WorkerPool
 
 _MAX_EDGES = 20_000  # for one crystal; more are atoms on top of each other
 _CUTOFF = 6.0  # Å; what a calculator's own may be is not known
 _ELEMENTS = np.arange(1, 119)
+_TIME_LIMIT = 120.0  # s, of an energy, making the calculator included
 
 
 def potential(name: str, settings: dict) -> Potential:
@@ -40,11 +40,15 @@ def potential(name: str, settings: dict) -> Potential:
     Raises:
       UserError: the module or callable is missing, or refuses the settings.
     """
-    calculator = make_calculator(name, settings)
-    package = split_name(name)[0].split(".")[0]
+    calculators.find_callable(name)
+    calculators.check(name, settings, pool=_pool())
+    package = calculators.split_name(name)[0].split(".")[0]
     version = getattr(importlib.import_module(package), "__version__", "")
     identity = json.dumps([name, version, settings], sort_keys=True, default=str)
-    host = partial(_host_energies, calculator, threading.Lock())
+    evaluate = partial(
+        calculators.energies, potential=name, settings=settings, pool=_pool()
+    )
+    host = partial(_host_energies, evaluate)
     return Potential(
         name,
         hashlib.sha256(identity.encode()).hexdigest(),
@@ -68,34 +72,25 @@ def _energies(host, crystals: CrystalBatch):
     )
 
 
-def _host_energies(calculator, lock, atom_types, frac_coords, lattice, mask):
-    """Energies per atom [B] and statuses [B], one crystal after the other."""
+def _host_energies(evaluate, atom_types, frac_coords, lattice, mask):
+    """Energies per atom [B] and statuses [B]."""
     atom_types, mask = np.asarray(atom_types), np.asarray(mask)
     frac_coords = np.asarray(frac_coords, np.float64)
     lattice = np.asarray(lattice, np.float64)
-    energy = np.full(len(atom_types), np.nan, np.float32)
-    status = np.zeros(len(atom_types), np.int32)
-    for row, real in enumerate(mask):
-        types, frac = atom_types[row, real], frac_coords[row, real]
-        status[row] = screen(
-            types,
-            frac,
-            lattice[row],
-            cutoff=_CUTOFF,
-            elements=_ELEMENTS,
-            max_edges=_MAX_EDGES,
-        )
-        if status[row] != Status.OK:
-            continue
-        atoms = ase.Atoms(types, scaled_positions=frac, cell=lattice[row], pbc=True)
-        try:
-            # Callbacks of several devices come in several threads; a calculator holds
-            # the state of one crystal.
-            with lock:
-                atoms.calc = calculator
-                energy[row] = atoms.get_potential_energy() / len(types)
-        except Exception:  # whatever a calculator raises is about this crystal
-            energy[row] = np.nan
-        if not np.isfinite(energy[row]):
-            energy[row], status[row] = np.nan, Status.FAILED
-    return energy, status
+    crystals = [
+        (atom_types[row, real], frac_coords[row, real], lattice[row])
+        for row, real in enumerate(mask)
+    ]
+    bounds = {"cutoff": _CUTOFF, "elements": _ELEMENTS, "max_edges": _MAX_EDGES}
+    status = np.array([screen(*crystal, **bounds) for crystal in crystals], np.int32)
+    energy = np.full(len(crystals), np.nan, np.float32)
+    fit = np.flatnonzero(status == Status.OK)
+    energy[fit] = evaluate([crystals[row] for row in fit])
+    status[fit[~np.isfinite(energy[fit])]] = Status.FAILED
+    return np.where(np.isfinite(energy), energy, np.float32(np.nan)), status
+
+
+@cache
+def _pool() -> WorkerPool:
+    """The workers of all calculators of this process."""
+    return WorkerPool(time_limit=_TIME_LIMIT)

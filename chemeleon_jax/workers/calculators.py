@@ -1,12 +1,12 @@
-"""ASE calculators by name, and relaxation with one.
+"""ASE calculators by name; energies, and relaxation with one.
 
 A calculator holds the state of one crystal at a time, and may hang or crash: each
-worker process has its own, and relaxes one crystal after another.
+worker process has its own, and takes one crystal after another.
 """
 
 import importlib
 import math
-from functools import cache, partial
+from functools import partial
 from typing import Any, NamedTuple
 
 import ase
@@ -32,11 +32,14 @@ class RelaxedStructure(NamedTuple):
     rmsd: float = math.nan  # Å, of the atoms within the cell, see `potentials.relax`
 
 
-def make_calculator(name: str, settings: dict[str, Any]):
-    """What `module.callable(**settings)` returns, for the name "ase:module:callable".
+def find_callable(name: str):
+    """The callable that makes a calculator.
+
+    Args:
+      name: "ase:module:callable".
 
     Raises:
-      UserError: the module or callable is missing, or refuses the settings.
+      UserError: the module or callable is missing.
     """
     module_name, callable_name = split_name(name)
     try:
@@ -52,13 +55,24 @@ def make_calculator(name: str, settings: dict[str, Any]):
             f"potential {name!r}: module {module_name!r} has no callable "
             f"{callable_name!r}"
         )
-    try:
-        return make(**settings)
-    except Exception as error:
-        raise UserError(
-            f"potential {name!r}: {callable_name}(**{settings}) failed: "
-            f"{type(error).__name__}: {error}"
-        ) from error
+    return make
+
+
+def check(name: str, settings: dict[str, Any], *, pool: WorkerPool) -> None:
+    """Makes a calculator in a worker, as the first to ask for it.
+
+    Args:
+      name: "ase:module:callable".
+      settings: keyword arguments, such as {"device": "cpu"}.
+      pool: worker processes.
+
+    Raises:
+      UserError: it cannot be made.
+    """
+    outcome = pool.call(has_calculator, (name, settings), time_limit=TIME_LIMIT)
+    if outcome.status != Status.OK:
+        call = f"{split_name(name)[1]}(**{settings})"
+        raise UserError(f"potential {name!r}: {call} failed: {outcome.message}")
 
 
 def split_name(name: str) -> tuple[str, str]:
@@ -67,6 +81,40 @@ def split_name(name: str) -> tuple[str, str]:
     if not (module_name and callable_name):
         raise UserError(f"potential {name!r} is not of the form 'ase:module:callable'")
     return module_name, callable_name
+
+
+def energies(
+    crystals: list[tuple],
+    *,
+    potential: str,
+    settings: dict[str, Any],
+    pool: WorkerPool,
+) -> list[float]:
+    """Energies in eV/atom, in worker processes; NaN where the calculator has none.
+
+    Args:
+      crystals: atomic numbers [n], fractional coordinates [n, 3] and lattice vectors
+        [3, 3] in Å, of each.
+      potential: "ase:module:callable".
+      settings: of the callable.
+      pool: worker processes, whose time limit is that of an energy.
+    """
+    task = partial(energy_of, potential=potential, settings=settings)
+    outcomes = pool.map(task, crystals, chunk_size=1)
+    return [o.value if o.status == Status.OK else math.nan for o in outcomes]
+
+
+def energy_of(crystal: tuple, *, potential: str, settings: dict[str, Any]) -> float:
+    """Energy in eV/atom; runs in a worker, and raises what the calculator raises."""
+    types, frac_coords, lattice = crystal
+    atoms = ase.Atoms(types, scaled_positions=frac_coords, cell=lattice, pbc=True)
+    atoms.calc = _calculator(potential, settings)
+    return float(atoms.get_potential_energy()) / len(types)
+
+
+def has_calculator(name_and_settings: tuple[str, dict[str, Any]]) -> bool:
+    """Makes a calculator unless the process has it; runs in a worker."""
+    return _calculator(*name_and_settings) is not None
 
 
 def relax(
@@ -118,7 +166,7 @@ def relax_one(
         cell=structure.lattice.matrix,
         pbc=True,
     )
-    atoms.calc = _calculator(potential)
+    atoms.calc = _calculator(potential, {})
     optimizer = FIRE(FrechetCellFilter(atoms), logfile=None)
     energies, converged = [], False
     for done in optimizer.irun(max_force, max_steps):
@@ -140,7 +188,11 @@ def relax_one(
     )
 
 
-@cache
-def _calculator(potential: str):
-    """This process's own."""
-    return make_calculator(potential, {})
+_calculators: dict[str, Any] = {}  # this process's own
+
+
+def _calculator(potential: str, settings: dict[str, Any]):
+    key = repr((potential, sorted(settings.items())))
+    if key not in _calculators:
+        _calculators[key] = find_callable(potential)(**settings)
+    return _calculators[key]

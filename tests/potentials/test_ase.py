@@ -16,6 +16,7 @@ from pymatgen.core import Lattice, Structure
 from chemeleon_jax.data.crystals import from_structures
 from chemeleon_jax.devices.sharding import make_mesh, shard_batch
 from chemeleon_jax.errors import UserError
+from chemeleon_jax.potentials import ase
 from chemeleon_jax.potentials.loading import load_potential
 from chemeleon_jax.potentials.types import Status
 from chemeleon_jax.workers import calculators
@@ -96,6 +97,26 @@ class Moody(EMT):
         super().calculate(atoms, *args, **kwargs)
         if symbol == "Ni":
             self.results["energy"] = np.nan
+
+
+def test_what_a_calculator_does_to_its_process_costs_one_energy():
+    """Gold would take an hour, silver kills its worker."""
+    crystals = from_structures(
+        [Structure(copper(3.6).lattice, [s], [[0, 0, 0]]) for s in ("Cu", "Au", "Ag")]
+    )
+    name = f"ase:{__name__}:Moody"
+    energies = partial(calculators.energies, potential=name, settings={})
+    with WorkerPool(1, time_limit=3.0) as pool:
+        calculators.check(name, {}, pool=pool)  # copper needs no time for imports
+        energy, status = ase._host_energies(
+            partial(energies, pool=pool),
+            crystals.atom_types,
+            crystals.frac_coords,
+            crystals.lattice,
+            crystals.mask,
+        )
+    assert status.tolist() == [Status.OK, Status.FAILED, Status.FAILED]
+    assert np.isfinite(energy[0]) and np.isnan(energy[1:]).all()
 
 
 def test_relaxation_in_workers():
