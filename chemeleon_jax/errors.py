@@ -41,15 +41,24 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else "?" for c in text)
 
 
-def parse_flags(
-    parser: argparse.ArgumentParser, argv: list[str] | None
-) -> argparse.Namespace:
-    """`parser.parse_args`, but `--flag=--` is an error, where Python 3.11 gives []."""
-    args = parser.parse_args(argv)
-    for name, value in vars(args).items():
-        if value == [] and parser.get_default(name) != []:
-            parser.error(f"argument --{name}: expected one argument")
-    return args
+class ProgramParser(argparse.ArgumentParser):
+    """The command line of `python -m PROGRAM`; its help begins with `doc` as it is."""
+
+    def __init__(self, program: str, doc: str | None):
+        super().__init__(
+            prog=f"python -m {program}",
+            description=doc,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+
+    def parse_args(self, args=None, namespace=None) -> argparse.Namespace:
+        """As usual, but `--flag=--` is an error, where Python 3.11 gives []."""
+        found = super().parse_args(args, namespace)
+        for name, value in vars(found).items():
+            if value == [] and self.get_default(name) != []:
+                self.error(f"argument --{name}: expected one argument")
+        return found
 
 
 def exit_status(program: Callable[..., Any], *arguments) -> int:

@@ -31,7 +31,7 @@ from chemeleon_jax.data.readers.content import stem_of
 from chemeleon_jax.data.readers.files import read_crystals
 from chemeleon_jax.data.readers.item import Item, unreadable
 from chemeleon_jax.devices import distributed
-from chemeleon_jax.errors import UserError, exit_status, parse_flags, run_program
+from chemeleon_jax.errors import ProgramParser, UserError, exit_status, run_program
 from chemeleon_jax.evaluation import opinions, statistics
 from chemeleon_jax.evaluation.inputs import load_reference, warn_of_unreadable
 from chemeleon_jax.evaluation.judge import (
@@ -79,12 +79,7 @@ LOCK = ".lock"  # in the folder of results
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
     """Reads the command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m chemeleon_jax.evaluate",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = ProgramParser("chemeleon_jax.evaluate", __doc__)
     add = parser.add_argument
     add("crystals", nargs="+", type=user_path, metavar="CRYSTALS")
     add("--reference", default="mp_mini", help="known crystals: mp_mini, DIR or FILE")
@@ -108,12 +103,8 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     add("--vae", default="mini:vae", help="whose features are compared")
     add("--out", type=user_path, help="instead of the folder of each set of crystals")
     add("--workers", type=int, help="processes; by default as many as CPUs")
-    add(
-        "--distributed",
-        action=argparse.BooleanOptionalAction,
-        help="one of several processes; by default where a launcher says so",
-    )
-    return parse_flags(parser, argv)
+    distributed.add_flag(parser)
+    return parser.parse_args(argv)
 
 
 def evaluate(args: argparse.Namespace) -> None:

@@ -25,7 +25,7 @@ from chemeleon_jax.data.dataset import MAX_ATOMS
 from chemeleon_jax.data.types import CrystalBatch
 from chemeleon_jax.devices import distributed
 from chemeleon_jax.devices.sharding import make_mesh, replicate
-from chemeleon_jax.errors import UserError, exit_status, parse_flags, run_program
+from chemeleon_jax.errors import ProgramParser, UserError, exit_status, run_program
 from chemeleon_jax.models.diffusion import make_schedule
 from chemeleon_jax.models.generator import combine_checkpoints, make_generator
 from chemeleon_jax.models.loading import load_checkpoint
@@ -71,12 +71,7 @@ DEFAULTS = {
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
     """Reads the command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m chemeleon_jax.sample",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = ProgramParser("chemeleon_jax.sample", __doc__)
     add = parser.add_argument
     add("--checkpoint", required=True, help="run or model directory, mini:, hub:NAME")
     add("--vae", help="VAE of a checkpoint without one; by default the one it names")
@@ -100,12 +95,8 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     add("--sampling_steps", "--num_steps", type=int, help="of the sampler")
     add("--eta", type=float, help="noise of DDIM, 0 to 1")
     add("--batch_size", type=int, help="crystals at once; by default what fits")
-    add(
-        "--distributed",
-        action=argparse.BooleanOptionalAction,
-        help="one of several processes; by default where a launcher says so",
-    )
-    return parse_flags(parser, argv)
+    distributed.add_flag(parser)
+    return parser.parse_args(argv)
 
 
 def sample(args: argparse.Namespace) -> None:
@@ -123,7 +114,8 @@ def sample(args: argparse.Namespace) -> None:
     )
     models = {args.out: load_model(args.checkpoint, args.vae, args.weights)}
     if args.base:
-        models[args.out / "base"] = load_checkpoint(start_of(args.checkpoint))
+        start = user_path(args.checkpoint.removesuffix("@best")) / "model"
+        models[args.out / "base"] = load_checkpoint(start)
     config = models[args.out].config
     specs = (config.get("condition") or {}).get("specs", ())
     condition = condition_vectors_from_cli(specs, by_kind, by_name)
@@ -222,11 +214,6 @@ def run_config(name: str) -> dict[str, Any] | None:
         return None
     config = read_json(file)
     return config if "sampling" in config else None
-
-
-def start_of(name: str) -> Path:
-    """The model that a run started from."""
-    return user_path(name.removesuffix("@best")) / "model"
 
 
 def load_model(name: str, vae: str | None, weights: str) -> Checkpoint:

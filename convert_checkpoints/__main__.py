@@ -5,7 +5,7 @@ import math
 from functools import partial
 from typing import Any
 
-from chemeleon_jax.errors import exit_status, run_program
+from chemeleon_jax.errors import ProgramParser, exit_status, run_program
 from chemeleon_jax.runs.files import user_path
 
 PARTS = ("encoder", "decoder", "dit")
@@ -51,9 +51,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _run(argv: list[str] | None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m convert_checkpoints", description=__doc__
-    )
+    parser = ProgramParser("convert_checkpoints", __doc__)
     add = partial(parser.add_argument, type=user_path)
     add("files", nargs="+", metavar="FILE", help=".ckpt or .safetensors")
     add("--out", required=True, metavar="DIR", help="model directory")

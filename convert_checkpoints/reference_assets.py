@@ -24,7 +24,7 @@ from pymatgen.core import Element
 
 from chemeleon_jax.data import crystals, dataset
 from chemeleon_jax.data.readers.content import unpack
-from chemeleon_jax.errors import UserError, exit_status
+from chemeleon_jax.errors import ProgramParser, UserError, exit_status
 from chemeleon_jax.potentials.hull import NUM_ELEMENTS, Hull, save_hull
 from chemeleon_jax.runs.files import MAX_UNPACKED, digest, replacing, user_path
 from convert_checkpoints import opcodes
@@ -188,11 +188,7 @@ def make_assets(archive: Path, out: Path) -> list[Path]:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m convert_checkpoints.reference_assets",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = ProgramParser("convert_checkpoints.reference_assets", __doc__)
     parser.add_argument("name", choices=sorted(ARCHIVES))
     parser.add_argument("--out", required=True, type=user_path, metavar="DIR")
     parser.add_argument("--archive", type=user_path, metavar="FILE", help="if here")

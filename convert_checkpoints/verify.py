@@ -5,13 +5,12 @@ and `meta.json`. Every array of the recording is computed again from the convert
 parameters and compared; the exit status is 0 only if all agree.
 """
 
-import argparse
 import json
 import os
 import sys
 from pathlib import Path
 
-from chemeleon_jax.errors import UserError
+from chemeleon_jax.errors import ProgramParser, UserError
 from convert_checkpoints.comparison import HEADER, Recording, Row
 from convert_checkpoints.records import CheckpointError
 
@@ -66,11 +65,7 @@ def verify(directory: str | Path) -> list[Row]:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m convert_checkpoints.verify",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = ProgramParser("convert_checkpoints.verify", __doc__)
     parser.add_argument("directory", metavar="DIR")
     args = parser.parse_args(argv)
     # Compiles in half the time, and adds and multiplies in the order that is written,

@@ -68,21 +68,27 @@ def wrap(frac_coords: np.ndarray) -> np.ndarray:
 
 
 def from_structures(
-    structures: Sequence[Structure], max_atoms: int | None = None
+    structures: Sequence[Structure | None],
+    max_atoms: int | None = None,
+    size: int | None = None,
 ) -> CrystalBatch:
     """Structures -> padded batch of NumPy arrays, coordinates wrapped into [0, 1).
 
     Args:
-      structures: ordered structures; oxidation states are dropped.
+      structures: ordered structures, whose oxidation states are dropped; None becomes
+        a crystal without atoms.
       max_atoms: width N of the batch; the largest crystal's atom count by default.
+      size: B, if more than there are: the rest are without atoms.
 
     Raises:
       ValueError: a structure is disordered or has more than `max_atoms` atoms.
     """
-    counts = [len(s) for s in structures]
+    counts = [0 if s is None else len(s) for s in structures]
     width = max(counts, default=1) if max_atoms is None else max_atoms
-    batch = empty_batch(len(structures), width)
+    batch = empty_batch(size or len(structures), width)
     for i, structure in enumerate(structures):
+        if structure is None:
+            continue
         if not structure.is_ordered:
             raise ValueError(
                 f"structure {i} ({structure.formula}) is disordered: "
@@ -214,13 +220,7 @@ def _is_finite(batch: CrystalBatch) -> np.ndarray:
 
 def take(batch: CrystalBatch, rows) -> CrystalBatch:
     """Crystals of a NumPy batch by index or Boolean mask."""
-    return CrystalBatch(
-        batch.atom_types[rows],
-        batch.frac_coords[rows],
-        batch.lengths[rows],
-        batch.angles[rows],
-        batch.mask[rows],
-    )
+    return CrystalBatch(**{name: x[rows] for name, x in vars(batch).items()})
 
 
 def plane_spacings(batch: CrystalBatch) -> np.ndarray:

@@ -181,13 +181,10 @@ def load_csv(
 
     Every crystal is Niggli-reduced and rebuilt from its cell parameters. An optional
     `split` column holds "train", "validation" (or "val") or "test"; without it the
-    split is drawn by chemical system. A row that gives no crystal is skipped, counted
-    and named in `Dataset.skipped` and in a warning.
-
-    Args:
-      path: the file; a missing `material_id` column is replaced by row numbers.
-      max_atoms: crystals with more atoms are skipped.
-      cache_dir: see `load_dataset`. The cache is keyed by the file's content.
+    split is drawn by chemical system. A missing `material_id` column is replaced by row
+    numbers. A row that gives no crystal is skipped, counted and named in
+    `Dataset.skipped` and in a warning. The cache is keyed by the file's content; for
+    `max_atoms` and `cache_dir` see `load_dataset`.
 
     Raises:
       UserError: there is no `cif` column, or no row gives a crystal.

@@ -4,6 +4,7 @@ JAX's own runtime does it (`jax.distributed`). All processes run the same progra
 must happen once (files, logging, events) happens on the first one. See docs/scaling.md.
 """
 
+import argparse
 import logging
 import os
 import sys
@@ -20,6 +21,15 @@ from chemeleon_jax.errors import UserError
 HEARTBEAT = 20  # s, a process that is silent for so long counts as dead
 START = 300  # s, for all processes to come
 STOP = 10  # s, for all processes to go, once the first one is done
+
+
+def add_flag(parser: argparse.ArgumentParser) -> None:
+    """Adds --distributed, what `run` is `wanted` to do."""
+    parser.add_argument(
+        "--distributed",
+        action=argparse.BooleanOptionalAction,
+        help="one of several processes; by default where a launcher says so",
+    )
 
 
 def run(wanted: bool | None, program: Callable[..., None], *arguments) -> None:

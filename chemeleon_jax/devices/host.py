@@ -11,17 +11,14 @@ PIECE = 16_384  # numbers of four bytes: 64 KiB
 
 
 def call_host(function: Callable[..., Any], result: Any, *args) -> Any:
-    """`jax.pure_callback`, of a function that gets NumPy arrays.
+    """`jax.pure_callback`, of a function that gets trees of NumPy arrays.
+
+    The function calls no JAX; `result` has the shapes and types of what it returns.
 
     What is larger than 100 kB JAX copies for the host in a thread of its pool, while
     the callback holds another. With as many callbacks as threads, such as one on one
     core, the first look at such an array then waits for ever. Pieces below 100 kB are
     copied at once.
-
-    Args:
-      function: NumPy in, NumPy out, without a call of JAX.
-      result: shapes and types of what it returns.
-      *args: trees of arrays.
     """
     leaves, structure = jax.tree.flatten(args)
     pieces = [

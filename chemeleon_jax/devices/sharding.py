@@ -121,11 +121,8 @@ def param_specs(tree: Any, mesh: Any = None) -> Any:
     """The rule: which axis of each array is cut along `fsdp`.
 
     The longest that can be cut evenly; none of small arrays, of which every device has
-    its copy.
-
-    Args:
-      tree: whole arrays, or their shapes.
-      mesh: by default the one that `jax.set_mesh` set, if any.
+    its copy. The tree may hold shapes instead of arrays. The mesh is by default the one
+    that `jax.set_mesh` set, if any.
     """
     shape = (mesh or jax.sharding.get_abstract_mesh()).shape
     parts = shape.get("fsdp", 1)

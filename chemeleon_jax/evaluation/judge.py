@@ -14,7 +14,6 @@ from pymatgen.core import Composition, Element, Structure
 
 from chemeleon_jax.data.crystals import (
     VALIDITY_REASONS,
-    empty_batch,
     formula_key,
     from_structures,
     validity,
@@ -78,11 +77,11 @@ def judge_chunk(
     """
     rows: list[Row] = [{"status": item.problem} for item in items]
     structures = [item.structure for item in items]
-    crystals = pack(structures, context)
+    crystals = from_structures(structures, context.width, context.chunk)
     reasons = _reasons(items, crystals)
     if context.relax is not None:
         structures = _relax(structures, reasons, rows, context)
-        crystals = pack(structures, context)
+        crystals = from_structures(structures, context.width, context.chunk)
         reasons = _reasons(items, crystals)
     valid = np.array([reason == "valid" for reason in reasons])
     for row, structure, reason in zip(rows, structures, reasons, strict=True):
@@ -104,28 +103,12 @@ def judge_chunk(
     return rows
 
 
-def pack(
-    structures: list[Structure | None], context: EvaluationContext
-) -> CrystalBatch:
-    """A batch of fixed shape, empty where there is no crystal."""
-    present = [i for i, s in enumerate(structures) if s is not None]
-    some = from_structures([structures[i] for i in present], context.width)
-    batch = empty_batch(context.chunk, context.width)
-    for name, values in vars(some).items():
-        getattr(batch, name)[present] = values
-    return batch
-
-
 def _reasons(items: list[Item], crystals: CrystalBatch) -> list[str]:
     codes = validity(crystals)
     return [
-        VALIDITY_REASONS[code] if item.structure is not None else _short(item.problem)
+        VALIDITY_REASONS[code] if item.structure else item.problem.partition(":")[0]
         for item, code in zip(items, codes[: len(items)], strict=True)
     ]
-
-
-def _short(problem: str) -> str:
-    return problem.partition(":")[0]
 
 
 def _relax(structures, reasons, rows, context) -> list[Structure | None]:

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 from pymatgen.core import Lattice, Structure
 
-from chemeleon_jax.data.crystals import empty_batch, from_structures
+from chemeleon_jax.data.crystals import from_structures
 from chemeleon_jax.data.lattice import lattice_matrix
 from chemeleon_jax.potentials import relax
 from chemeleon_jax.potentials.types import Potential, Status
@@ -39,20 +39,15 @@ def relax_structures(
         for start in range(0, len(rows), size):
             some = rows[start : start + size]
             chosen = [structures[i] for i in some]
-            batch = empty_batch(min(size, _power_of_two(len(rows))), width)
-            for name, values in vars(from_structures(chosen, width)).items():
-                getattr(batch, name)[: len(some)] = values
+            # Powers of two: few shapes, few compilations.
+            count = min(size, 1 << (len(rows) - 1).bit_length())
+            batch = from_structures(chosen, width, count)
             found = jax.device_get(
                 _relax(batch, potential=potential, steps=max_steps, max_force=max_force)
             )
             for row, (i, structure) in enumerate(zip(some, chosen, strict=True)):
                 results[i] = _unpack(found, row, structure)
     return [results[i] for i in range(len(structures))]
-
-
-def _power_of_two(n: int) -> int:
-    """The least that is not below n: few shapes, few compilations."""
-    return 1 << (n - 1).bit_length()
 
 
 def _unpack(found: relax.Relaxed, row: int, structure: Structure) -> RelaxedStructure:

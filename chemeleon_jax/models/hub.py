@@ -4,11 +4,9 @@ A file is fetched once and converted once, into the user's cache directory. It i
 unpickled as a whole: see `convert_checkpoints.unpickle`.
 """
 
-import json
 import re
 import urllib.error
 import urllib.request
-from importlib.resources import files
 from pathlib import Path
 
 from chemeleon_jax.errors import UserError
@@ -23,9 +21,6 @@ FILES = {
     "mp_20_ldm_rl": "v0.0.1/mp_20/ldm/ldm_rl_dng_xxq3a0mn.ckpt",
     "alex_mp_20_ldm_rl": "v0.0.1/alex_mp_20/ldm/ldm_rl_dng_tuor5vgd.ckpt",
 }
-# {name: {"size": bytes, "sha256": hex}} of the files that are known; others are checked
-# by what the hub itself says of them, and config.json keeps their checksum.
-PINS = files("chemeleon_jax") / "assets" / "hub_pins.json"
 
 
 def fetch(name: str) -> Path:
@@ -57,22 +52,17 @@ def fetch(name: str) -> Path:
 def _checked(name: str) -> Path:
     """The file of a hub name, after a look at its checksum.
 
-    That is the pinned one, where there is one. Otherwise the hub's own: its cache calls
-    a large file by the SHA-256 that the hub gives for it.
+    The hub's cache calls a large file by the SHA-256 that the hub gives for it.
 
     Raises:
       UserError: it is another file.
     """
     path = _download(name)
-    pin = json.loads(PINS.read_text()).get(name)
-    expected = pin["sha256"] if pin else path.resolve().name
-    if not re.fullmatch("[0-9a-f]{64}", expected):
-        return path
-    same_size = pin is None or path.stat().st_size == pin["size"]
-    if not same_size or digest(path) != expected:
+    expected = path.resolve().name
+    if re.fullmatch("[0-9a-f]{64}", expected) and digest(path) != expected:
         raise UserError(
-            f"hub:{name}: {path} is not the file that is known under this name (size "
-            "or SHA-256 differ): delete it to fetch it anew"
+            f"hub:{name}: {path} is not the file that is known under this name (its "
+            "SHA-256 differs): delete it to fetch it anew"
         )
     return path
 

@@ -13,7 +13,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from chemeleon_jax.errors import UserError, exit_status, parse_flags, run_program
+from chemeleon_jax.errors import ProgramParser, UserError, exit_status, run_program
 from chemeleon_jax.report.page import make_page
 from chemeleon_jax.report.runs import load_run
 from chemeleon_jax.runs.files import user_path
@@ -21,12 +21,7 @@ from chemeleon_jax.runs.files import user_path
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
     """Reads the command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m chemeleon_jax.report",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = ProgramParser("chemeleon_jax.report", __doc__)
     add = parser.add_argument
     add("runs", nargs="+", type=user_path, metavar="RUN", help="directory of an RL run")
     add(
@@ -38,7 +33,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     )
     add("--out", type=user_path, help="the page; by default RUN/report.html")
     add("--num_crystals", type=int, default=12, help="in the gallery, of each set")
-    return parse_flags(parser, argv)
+    return parser.parse_args(argv)
 
 
 def report(args: argparse.Namespace) -> Path:

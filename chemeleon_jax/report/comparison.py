@@ -3,7 +3,7 @@
 import math
 from typing import NamedTuple
 
-from chemeleon_jax.report.runs import CrystalSet
+from chemeleon_jax.report.runs import CrystalSet, Run
 
 
 class Score(NamedTuple):
@@ -91,21 +91,29 @@ def verdict(name: str, change: Interval) -> str:
     return {1: "better", -1: "worse", 0: "changed"}[direction]
 
 
-def format_number(name: str, x: float, signed: bool = False) -> str:
-    """A value of a score, in percent where it is a share."""
-    sign = "+" if signed else ""
-    text = f"{100 * x:{sign}.1f}" if describe(name).share else f"{x:{sign}.3g}"
-    return text.replace("-", "−")
-
-
-def format_interval(name: str, x: Interval, signed: bool = False) -> tuple[str, str]:
-    """The value with its unit, and its interval."""
-    unit = "" if not describe(name).share else (" pp" if signed else " %")
-    value, low, high = (format_number(name, v, signed) for v in x)
+def format_interval(name: str, x: Interval, sign: str = "") -> tuple[str, str]:
+    """The value with its unit, and its interval; a `sign` of "+" shows both signs."""
+    if describe(name).share:
+        numbers, unit = [f"{100 * v:{sign}.1f}" for v in x], " pp" if sign else " %"
+    else:
+        numbers, unit = [f"{v:{sign}.3g}" for v in x], ""
+    value, low, high = (number.replace("-", "−") for number in numbers)
     return f"{value}{unit}", f"{low} to {high}"
 
 
-def format_gain(name: str, base: Interval, tuned: Interval) -> tuple[str, str, str]:
-    """The verdict on a gain, its value with its unit, and its interval."""
+Shown = tuple[str, str]  # a value with its unit, and its interval
+
+
+def compare(
+    run: Run, name: str
+) -> tuple[Shown | None, Shown | None, tuple[str, str, str] | None]:
+    """A run's score as shown: of its base, of its policy, and the verdict on the gain.
+
+    The verdict comes with the gain's value and interval. None where one is unknown.
+    """
+    base, tuned = (s and interval(s, name) for s in (run.base, run.tuned))
+    before, after = (x and format_interval(name, x) for x in (base, tuned))
+    if base is None or tuned is None:
+        return before, after, None
     change = gain(base, tuned)
-    return verdict(name, change), *format_interval(name, change, signed=True)
+    return before, after, (verdict(name, change), *format_interval(name, change, "+"))

@@ -106,17 +106,15 @@ def headlines(runs: list[Run]) -> str:
     """The scores that matter most, from base to tuned, as large numbers."""
     cards = []
     for run, name in itertools.product(runs, HEADLINES):
-        tuned = run.tuned and comparison.interval(run.tuned, name)
-        base = run.base and comparison.interval(run.base, name)
+        base, tuned, change = comparison.compare(run, name)
         if tuned is None:
             continue
-        value, spread = comparison.format_interval(name, tuned)
+        value, spread = tuned
         below = f"<p class=spread>95 %: {spread}</p>"
-        if base:
-            kind, shown, within = comparison.format_gain(name, base, tuned)
-            before, _ = comparison.format_interval(name, base)
+        if base and change:
+            kind, shown, within = change
             below = (
-                f"<p class=spread>base {before}</p>"
+                f"<p class=spread>base {base[0]}</p>"
                 f'<p class="gain {kind}">{shown} <span>[{within}]</span></p>'
             )
         where = f"{run.name}: " if len(runs) > 1 else ""
@@ -162,21 +160,16 @@ def scores(runs: list[Run], data: dict) -> str:
     for run in runs:
         if run.tuned is None:
             continue
-        for crystals in filter(None, (run.base, run.tuned)):
-            columns.append(f"{crystals.label} ({len(crystals.table)})")
-            for name in names:
-                x = comparison.interval(crystals, name)
-                rows[name] += _cell(x and comparison.format_interval(name, x))
+        columns += [f"{s.label} ({len(s.table)})" for s in (run.base, run.tuned) if s]
         if run.base is not None:
             columns.append("change" if len(runs) == 1 else f"{run.name}: change")
-            for name in names:
-                base = comparison.interval(run.base, name)
-                tuned = comparison.interval(run.tuned, name)
-                if base is None or tuned is None:
-                    rows[name] += _cell(None)
-                else:
-                    kind, *shown = comparison.format_gain(name, base, tuned)
-                    rows[name] += _cell(shown, f" class={kind}")
+        for name in names:
+            base, tuned, change = comparison.compare(run, name)
+            cells = [_cell(tuned)]
+            if run.base is not None:
+                kind, *gain = change or ("",)
+                cells = [_cell(base), *cells, _cell(gain, kind)]
+            rows[name] += "".join(cells)
     head = "".join(f"<th>{_e(c)}</th>" for c in columns)
     lines = "".join(
         f"<tr><th scope=row>{_e(comparison.describe(n).label)}</th>{cells}</tr>"
@@ -196,10 +189,10 @@ def scores(runs: list[Run], data: dict) -> str:
 
 def _cell(shown: Sequence[str] | None, kind: str = "") -> str:
     """A value and its interval."""
-    if shown is None:
+    if not shown:
         return "<td>–</td>"
     value, spread = shown
-    return f"<td{kind}>{value}<small>{spread}</small></td>"
+    return f"<td{kind and f' class={kind}'}>{value}<small>{spread}</small></td>"
 
 
 def second_opinion(runs: list[Run], data: dict) -> str:

@@ -106,14 +106,8 @@ def condition_vectors_from_cli(
 ) -> dict[str, np.ndarray] | None:
     """Conditions as the model takes them, {name: [1, in]}, NaN where not asked for.
 
-    Args:
-      specs: of the model's conditions, see `models.condition.preprocess`; none of an
-        unconditional model.
-      by_kind: see `condition_values`.
-      by_name: likewise.
-
-    Returns:
-      None for an unconditional model.
+    Of the specs of the model's conditions, see `models.condition.preprocess`, and of
+    what `condition_values` gave. None for an unconditional model, which has no specs.
 
     Raises:
       UserError: the model does not take what is asked for.

@@ -104,9 +104,8 @@ def call_function(call: tuple[str, list[Cell]]) -> np.ndarray:
 def count_tried(status: np.ndarray) -> int:
     """How many of a batch's valid crystals a function was really called for.
 
-    Args:
-      status: of the valid crystals, in order. `TIMED_OUT` is also that of crystals that
-        were given up once three had hung.
+    By their status, in order. `TIMED_OUT` is also that of crystals that were given up
+    once three had hung.
     """
     size, tried, timeouts = _FIRST_BLOCK, 0, 0
     while tried < len(status) and timeouts < _MAX_TIMEOUTS:

@@ -45,9 +45,8 @@ def reduce_cell(cell: Cell) -> Cell:
 def fits_any(crystals: tuple[Cell, list[Cell], bool]) -> bool:
     """Whether a reduced crystal matches one of others with the same reduced formula.
 
-    Args:
-      crystals: the crystal; the others; and whether the crystal is the first argument
-        of `StructureMatcher.fit`, which is not quite symmetric.
+    The flag says whether the crystal is the first argument of `StructureMatcher.fit`,
+    which is not quite symmetric.
     """
     cell, others, first = crystals
     return any(fits(cell, c) if first else fits(c, cell) for c in others)

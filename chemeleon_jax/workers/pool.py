@@ -139,12 +139,10 @@ class WorkerPool(Pool):
         time_limit: float = 10.0,
         memory_limit: float | None = None,
     ):
-        """Starts the workers.
+        """Starts the workers, by default as many as the CPUs that this process may use.
 
-        Args:
-          num_workers: processes; the number of CPUs this process may use by default.
-          time_limit: seconds per item.
-          memory_limit: GiB that a worker may allocate; None for no limit.
+        The time limit is in seconds per item, the memory limit in GiB that a worker may
+        allocate.
         """
         self.num_workers = num_workers or cpu_count()
         self.time_limit = time_limit

@@ -11,16 +11,13 @@ _SLACK = 1e-6  # never stricter than pymatgen, however it rounds
 
 
 def may_fit(one, other) -> bool:
-    """False only where `StructureMatcher().fit(one, other)` is.
+    """False only where `StructureMatcher().fit(one, other)` is, of two reduced cells.
 
-    Follows the algorithm as far as its first test of positions: both cells are scaled
-    to the same volume; a cell of `one` has lengths within 20 % and angles within 5
-    degrees of those of `other`; and with one atom of the rarest element put on another,
-    each atom of `other` has one of its element in a box around it.
-
-    Args:
-      one: reduced cell (`matching.Cell`).
-      other: reduced cell of the same reduced formula.
+    Both are `matching.Cell`s of the same reduced formula. Follows the algorithm as far
+    as its first test of positions: both cells are scaled to the same volume; a cell of
+    `one` has lengths within 20 % and angles within 5 degrees of those of `other`; and
+    with one atom of the rarest element put on another, each atom of `other` has one of
+    its element in a box around it.
     """
     if len(one.atom_types) != len(other.atom_types):
         return False

@@ -50,15 +50,13 @@ class RayPool(Pool):
     ):
         """Connects to a cluster, or starts one, and waits for the workers to start.
 
-        A connection that this program has already is used, and left open.
+        A connection that this program has already is used, and left open. By default
+        there are as many workers as the cluster has CPUs, divided by the programs that
+        score on it (`sharers`) where it was not started here. Limits are those of
+        `WorkerPool`.
 
-        Args:
-          num_workers: by default as many as the cluster has CPUs, divided by `sharers`.
-          address: as `ray.init` takes it: "local" starts a cluster of this machine
-            alone, "auto" finds one that runs here, "HOST:PORT" is that of its head.
-          time_limit: seconds per item.
-          memory_limit: GiB that a worker may allocate; None for no limit.
-          sharers: programs that score on this cluster, where it was not started here.
+        The address is as `ray.init` takes it: "local" starts a cluster of this machine
+        alone, "auto" finds one that runs here, "HOST:PORT" is that of its head.
 
         Raises:
           UserError: the cluster cannot be reached, or has no place for the workers.

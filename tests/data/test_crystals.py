@@ -47,6 +47,13 @@ def test_padding_comes_last_and_is_zero():
     np.testing.assert_allclose(batch.angles[0], 60, atol=1e-4)
 
 
+def test_crystals_that_are_not_there_have_no_atoms():
+    batch = from_structures([None, SKEWED], max_atoms=2, size=3)
+    assert batch.atom_types.tolist() == [[0, 0], [29, 0], [0, 0]]
+    assert batch.mask.sum(-1).tolist() == [0, 1, 0]
+    assert [s is None for s in to_structures(batch)] == [True, False, True]
+
+
 def test_coordinates_are_wrapped_below_one():
     """-1e-9 wraps to 0.999999999, which float32 would round to 1."""
     lattice = Lattice.cubic(4)

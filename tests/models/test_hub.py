@@ -1,7 +1,6 @@
 """Hub names, with a local directory in the hub's cache layout standing in for it."""
 
 import hashlib
-import json
 import shutil
 import subprocess
 import sys
@@ -50,19 +49,6 @@ def test_fetched_converted_once_and_reused(stand_in):
         load_checkpoint("hub:mp_20_ldm_rl")
 
 
-def test_pinned_files_are_checked(stand_in, tmp_path, monkeypatch):
-    content = (FIXTURES / "vae.ckpt").read_bytes()
-    good = {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-    pins = tmp_path / "pins.json"
-    monkeypatch.setattr(hub, "PINS", pins)
-    for wrong in ({"size": 1}, {"sha256": "0" * 64}):
-        pins.write_text(json.dumps({"mp_20_vae": good | wrong}))
-        with pytest.raises(UserError, match="not the file that is known"):
-            load_checkpoint("hub:mp_20_vae")
-    pins.write_text(json.dumps({"mp_20_vae": good}))
-    assert load_checkpoint("hub:mp_20_vae").config["source"]["sha256"] == good["sha256"]
-
-
 def test_a_file_that_is_not_what_the_hub_said_is_refused(stand_in):
     """As the hub's client keeps them: a link to a file named by its SHA-256."""
     file = stand_in / "snapshots" / ("0" * 40) / hub.FILES["mp_20_vae"]
@@ -76,12 +62,6 @@ def test_a_file_that_is_not_what_the_hub_said_is_refused(stand_in):
         load_checkpoint("hub:mp_20_vae")
     blob.write_bytes(content)
     assert load_checkpoint("hub:mp_20_vae").config["kind"] == "vae"
-
-
-def test_the_embedded_pins_are_of_known_names():
-    pins = json.loads(hub.PINS.read_text())
-    assert pins.keys() <= hub.FILES.keys()
-    assert all(pin.keys() == {"size", "sha256"} for pin in pins.values())
 
 
 def test_importing_does_not_load_the_hub():

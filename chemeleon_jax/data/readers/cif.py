@@ -17,24 +17,31 @@ from chemeleon_jax.data.readers.item import Item, parse, unreadable
 
 HEADER = re.compile(r"\s*data_(\S*)", re.IGNORECASE)
 WATER = ("Ow", "Hw")  # symbols that pymatgen takes for O and H
+NO_BLOCK = "no data_ block in it: not a CIF"
 CELL = [f"_cell_length_{x}" for x in "abc"]
 CELL += [f"_cell_angle_{x}" for x in ("alpha", "beta", "gamma")]
 
 
 def read_cif(text: str, name: str) -> list[Item]:
     """The crystals of a CIF's text; those of a file with several are `name:block`."""
-    blocks = split_blocks(text)
-    if not blocks:
-        reason = "no data_ block in it: not a CIF" if text.strip() else "empty"
-        return [unreadable(reason, name)]
-    # A block without atoms holds the journal's text, or a diffraction pattern.
-    crystals = [b for b in blocks if "_atom_site_" in b[1].lower()] or blocks[:1]
+    crystals = crystal_blocks(text)
+    if not crystals:
+        return [unreadable(NO_BLOCK if text.strip() else "empty", name)]
     if len(crystals) == 1:
         return [parse(lambda: read_block(crystals[0][1]), name)]
     return [
         parse(lambda block=block: read_block(block), f"{name}:{header or i}")
         for i, (header, block) in enumerate(crystals, 1)
     ]
+
+
+def crystal_blocks(text: str) -> list[tuple[str, str]]:
+    """The data blocks with atoms in them; if there is none, the first.
+
+    A block without atoms holds the journal's text, or a diffraction pattern.
+    """
+    blocks = split_blocks(text)
+    return [b for b in blocks if "_atom_site_" in b[1].lower()] or blocks[:1]
 
 
 def split_blocks(text: str) -> list[tuple[str, str]]:
@@ -64,11 +71,10 @@ def read_structure(text: str) -> Structure:
       ValueError: in words, why there is none.
       Exception: of any kind; the parser's.
     """
-    blocks = split_blocks(text)
-    if not blocks:
-        raise ValueError("no data_ block in it: not a CIF")
-    crystals = [block for _, block in blocks if "_atom_site_" in block.lower()]
-    return read_block((crystals or [blocks[0][1]])[0])
+    crystals = crystal_blocks(text)
+    if not crystals:
+        raise ValueError(NO_BLOCK)
+    return read_block(crystals[0][1])
 
 
 def read_block(block: str) -> Structure:
