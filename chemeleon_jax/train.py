@@ -46,6 +46,7 @@ from chemeleon_jax.models.optimizer import make_optimizer
 from chemeleon_jax.models.store import params_digest, save_start
 from chemeleon_jax.report.pictures import log_validation
 from chemeleon_jax.rewards import Reward, RewardOutput, compute_rewards
+from chemeleon_jax.rewards.audit import Audit
 from chemeleon_jax.rewards.config import active_components
 from chemeleon_jax.rewards.drift import Drift, window_iterations
 from chemeleon_jax.rewards.faults import FaultStreak
@@ -103,6 +104,7 @@ def train(config, workdir: str) -> None:
             Tracker(folder, config.num_iterations, start=start)
         )
         alarms = Alarms(alarm_limits(config.alarms))
+        audit = Audit(config, reward, mesh, workdir)
         faults = FaultStreak(reward, workdir)
         recent = load_recent(
             folder,
@@ -150,6 +152,10 @@ def train(config, workdir: str) -> None:
             window_iterations(num_crystals) * num_crystals,
         )
 
+        def validate(params):
+            found = bulk(params, validation)
+            return found, jax.device_get(score_validation(found))
+
         # -------------------------------------------------------------------- the loop
         about = describe(config)
         total = config.num_iterations
@@ -176,6 +182,7 @@ def train(config, workdir: str) -> None:
                 drift = start_drift(
                     config, folder, start, bulk(reference, base), reward
                 )
+                audit.start(lambda: validate(reference))
             seconds: dict[str, float] = {}
             with timed(seconds, "sample"):
                 noisy = sampler
@@ -200,22 +207,24 @@ def train(config, workdir: str) -> None:
             save_iteration(folder, iteration, vars(crystals), vars(rewards))
 
             # ----------------------------------------------------------- validate, save
-            done, validated = iteration + 1, None
+            done, verdict = iteration + 1, None
             last = done == total
             if config.validate_every and (done % config.validate_every == 0 or last):
-                found = bulk(state.ema_params, validation)
-                rewards = jax.device_get(score_validation(found))
-                validated = float(rewards.metrics["reward"])
+                found, rewards = validate(state.ema_params)
                 pictures = config.validation_pictures
                 log_scores(tracker, iteration, found, rewards, pictures)
+                verdict = audit.score(iteration, found, rewards)
+                tracker.log(iteration, verdict.metrics)
             stuck = metrics["skipped_in_a_row"] >= config.max_skipped
-            due = done % config.checkpoint_every == 0 or validated is not None
+            due = done % config.checkpoint_every == 0 or verdict is not None
             if due or last or stuck:
                 tracker.sync()  # a state counts when all that led to it is on disk
-                saved.save(done, state, score=validated)
+                saved.save(done, state, score=verdict and verdict.score)
                 memory.give_back()
             if stuck:
                 raise UserError(explain_skipped(iteration, metrics))
+            if verdict and verdict.fooled:
+                raise UserError(verdict.fooled)
             interruption.finished(done, state)
     say_next(f"{workdir} holds the policy. Next:", next_commands(workdir))
 

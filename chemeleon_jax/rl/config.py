@@ -102,6 +102,19 @@ def _paper(models: str) -> ConfigDict:
     # many times the share that it has in the original model's.
     config.alarms.element_growth = 3.0
     config.alarms.element_share = 0.15
+    # How much wider the gap below may be than that of the original model's crystals
+    config.alarms.judge_gap = 0.15
+
+    # A potential that the reward does not ask, at every validation (empty: none). It
+    # judges the crystals as the reward judged them, relaxed further over so many
+    # energies (0: not), by itself or by another. The gap is the metastable share by the
+    # reward minus that by the judge; wider than at the start by more than max_gap, it
+    # ends the run (none: never). The best state is then the judge's.
+    config.judge = ConfigDict()
+    config.judge.potential = ""
+    config.judge.relax_steps = 50
+    config.judge.relax_with = ""
+    config.judge.max_gap = placeholder(float)
 
     config.data = ConfigDict()
     # Where atom counts, and conditions if any, are drawn from: 'mp_mini' (embedded),
@@ -184,8 +197,9 @@ def grpo_config(rl: ConfigDict, grad_accum: int) -> GRPOConfig:
 
 
 def alarm_limits(alarms: ConfigDict) -> dict[str, float]:
-    """What of `config.alarms` is a metric's limit; see `rewards.drift` for the rest."""
-    return {k: v for k, v in alarms.to_dict().items() if k != "element_share"}
+    """The limits of an iteration's metrics; see `rewards.drift` and `rewards.audit`."""
+    other = ("element_share", "judge_gap")
+    return {k: v for k, v in alarms.to_dict().items() if k not in other}
 
 
 # -------------------------------------------------------------------------- checks
@@ -212,6 +226,7 @@ _NOT_NEGATIVE = (
     "rl.grad_accum",
     "rl.num_train_steps",
     "rl.window",
+    "judge.relax_steps",
     "sampling.cfg_scale",
     "optimizer.weight_decay",
 )
@@ -221,6 +236,7 @@ _POSITIVE = (
     "alarms.ratio_max",
     "alarms.element_growth",
     "alarms.element_share",
+    "alarms.judge_gap",
     "optimizer.lr",
     "optimizer.max_grad_norm",
 )
@@ -248,6 +264,7 @@ def check_rl(config: Any, num_devices: int) -> None:
     )
     _check_step_choice(config)
     check_reward(config)
+    _check_judge(config)
     check_divisible(
         config.data.batch_size,
         config.rl.num_group_samples,
@@ -255,6 +272,23 @@ def check_rl(config: Any, num_devices: int) -> None:
         max(config.rl.grad_accum, 1),
         num_devices,
     )
+
+
+def _check_judge(config: Any) -> None:
+    if config.judge.max_gap is not None:
+        require(config, "judge.max_gap", lambda x: x > 0, "above 0")
+    if not config.judge.potential:
+        rule = "none where config.judge.potential is empty"
+        require(config, "judge.max_gap", lambda x: x is None, rule)
+        return
+    rule = "above 0 where config.judge.potential is set: validations ask it"
+    require(config, "validate_every", lambda x: x > 0, rule)
+    energy = active_components(config).get("energy")
+    if energy:
+        asked = energy["potentials"] or config.reward.potential
+        asked = [name.strip() for name in asked.split(",")]
+        rule = f"a potential that the reward does not ask; it asks {', '.join(asked)}"
+        require(config, "judge.potential", lambda x: x not in asked, rule)
 
 
 def _check_step_choice(config: Any) -> None:

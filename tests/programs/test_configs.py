@@ -224,12 +224,25 @@ def test_a_wrong_argument_is_named(argument, message):
         ("seed", "-1", "0 or more"),
         ("rl.num_train_steps", "900", "the steps that have a density"),
         ("rl.window", "900", "the steps that have a density"),
+        ("alarms.judge_gap", "0", "above 0"),
+        ("judge.relax_steps", "-1", "0 or more"),
+        ("judge.max_gap", "0.2", "none where config.judge.potential is empty"),
+        ("judge.potential", "chgnet", "does not ask; it asks chgnet"),
     ],
 )
 def test_a_value_out_of_range_is_named(field, value, rule):
     message = error_of(f"--config.{field}={value}")
     assert message.startswith(f"config.{field} = ")
     assert rule in message
+
+
+def test_a_judge_is_asked_at_validations():
+    judge = "--config.judge.potential=sevennet-0"
+    check_rl(parsed(judge, "--config.judge.max_gap=0.3"), num_devices=1)
+    assert "validate_every = 0" in error_of(judge, "--config.validate_every=0")
+    assert "judge.max_gap = -1" in error_of(judge, "--config.judge.max_gap=-1")
+    both = "--config.reward.components.energy.potentials=chgnet, sevennet-0"
+    assert "it asks chgnet, sevennet-0" in error_of(judge, both)
 
 
 def test_a_batch_that_cannot_be_split_names_every_field():

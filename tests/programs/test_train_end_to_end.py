@@ -16,6 +16,11 @@ from chemeleon_jax.errors import UserError
 from chemeleon_jax.models import store
 from chemeleon_jax.models.loading import load_checkpoint
 from chemeleon_jax.models.optimizer import moving_average
+from chemeleon_jax.potentials import loading
+from chemeleon_jax.potentials.hull import Hull
+from chemeleon_jax.potentials.types import Potential
+from chemeleon_jax.rewards import judges
+from chemeleon_jax.rewards.audit import Audit
 from chemeleon_jax.rewards.recent import load_recent
 from chemeleon_jax.runs.states import RunCheckpoints
 from chemeleon_jax.runs.tracking import read_scalars
@@ -185,3 +190,72 @@ def test_a_faulty_custom_reward_ends_the_run_after_ten_crystals(
     # What was done until then is kept.
     with RunCheckpoints(tmp_path) as saved:
         assert saved.latest_step == 1
+
+
+@pytest.fixture
+def judge(monkeypatch):
+    """A judge for whom all lies on the hull; after the original model, so far above.
+
+    The reward's potential is always content.
+    """
+    mood = {"now": 0.0, "later": 0.0}
+
+    def content(crystals):
+        zero = jnp.zeros(len(crystals.mask))
+        return zero, zero.astype(jnp.int32)
+
+    def moody(crystals):
+        zero, ok = content(crystals)
+        return jax.pure_callback(lambda x: x + np.float32(mood["now"]), zero, zero), ok
+
+    for name, energies in {"content": content, "moody": moody}.items():
+        potential = Potential(name, name, energies)
+        monkeypatch.setitem(loading.LOADERS, name, lambda *_, p=potential: p)
+    elements = Hull(np.eye(118, dtype=int), np.zeros(118))
+    monkeypatch.setattr(judges, "load_hull", lambda *_: elements)
+    start = Audit.start
+
+    def start_and_turn(self, validate):
+        mood["now"] = 0.0
+        found = start(self, validate)
+        mood["now"] = mood["later"]
+        return found
+
+    monkeypatch.setattr(Audit, "start", start_and_turn)
+    return mood
+
+
+def test_a_judge_that_sees_more_and_more_less_ends_the_run(
+    tmp_path, models, judge, caplog, capfd
+):
+    """After two iterations all valid crystals are stable by the reward, none by it.
+
+    Continued with a judge that is content again, the run ends by itself.
+    """
+    audited = config("rl_dng", models)
+    audited.reward.potential = "content"
+    audited.judge.update({"potential": "moody", "relax_steps": 0, "max_gap": 0.3})
+    judge["later"] = 1.0
+    with pytest.raises(UserError, match="iteration 2: the gap .*max_gap = 0.3") as end:
+        train(audited, str(tmp_path))
+    assert f"{tmp_path}@best the one that the judge likes best" in str(end.value)
+    assert re.search("judge_gap is .*and 0.0% by moody; of the original", caplog.text)
+    assert re.search(
+        r"the original model's crystals .* by moody", capfd.readouterr().out
+    )
+    curves = read_scalars(tmp_path)
+    valid = curves["val/valid"][1]
+    assert valid[0] > 0.3
+    np.testing.assert_allclose(curves["val/judge/gap"][1], valid)
+    np.testing.assert_array_equal(curves["val/judge/metastable"][1], [0.0])
+    np.testing.assert_array_equal(curves["val/alarm/judge_gap"][1], [1.0])
+    with RunCheckpoints(tmp_path) as saved:
+        assert saved.latest_step == saved.best_step == 2
+    judge["later"] = 0.0
+    train(audited, str(tmp_path))
+    curves = read_scalars(tmp_path)
+    np.testing.assert_array_equal(curves["val/judge/gap"][0], [1, 2])
+    assert curves["val/judge/gap"][1][1] == 0.0
+    with RunCheckpoints(tmp_path) as saved:  # whatever the reward says
+        assert saved.best_step == 3
+    assert load_checkpoint(f"{tmp_path}@best").config["kind"] == "ldm"
