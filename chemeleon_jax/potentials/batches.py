@@ -4,8 +4,8 @@ The host packs as many crystals as fit into one graph, the device evaluates it, 
 on to the end of the batch. So the arithmetic follows the real size of the graphs, and
 one compilation serves every batch.
 
-On a CPU the graphs are small, so that what an atom sends stays in its cache, and only
-crystals that do not fit into such a graph are packed into large ones.
+For gradients on a CPU the graphs are small, so that what they need again stays in its
+cache, and only crystals that do not fit into such a graph are packed into large ones.
 """
 
 from collections.abc import Callable
@@ -39,7 +39,7 @@ class GraphPotential(NamedTuple):
 
     graph_energy: Callable[..., jax.Array]
     capacity: Layout
-    small: Layout | None = None  # used on a CPU, where a crystal fits in
+    small: Layout | None = None  # for gradients on a CPU, where a crystal fits in
 
 
 def energies(potential: GraphPotential, params, crystals: CrystalBatch):
@@ -84,7 +84,13 @@ def batch_energy(
 
     init = _no_energies(len(lattice))
     return _for_each_chunk(
-        potential, body, init, frac_coords, lattice, atom_types, mask
+        potential._replace(small=None),
+        body,
+        init,
+        frac_coords,
+        lattice,
+        atom_types,
+        mask,
     )
 
 

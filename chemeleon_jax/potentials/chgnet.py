@@ -273,20 +273,14 @@ def _readout(params, atoms, graph: Graph):
 # ------------------------------------------------------------------ batches
 
 
-def batch_energy(params, frac_coords, lattice, atom_types, mask, capacity: Capacity):
-    """Energies [B] and statuses [B] of crystals, see `batches.batch_energy`."""
-    model = GraphPotential(graph_energy, capacity)
-    return batches.batch_energy(model, params, frac_coords, lattice, atom_types, mask)
-
-
 def energies(params, crystals: CrystalBatch, *, capacity: Capacity | None = None):
     """Energies [B] and statuses [B] of crystals, see `batches.energies`.
 
     Args:
       params: `load_params()`.
       crystals: `CrystalBatch` [B, N].
-      capacity: of the graph that is evaluated at once; by default `SMALL`, or what N
-        asks for.
+      capacity: of the graph that is evaluated at once; by default what N asks for, and
+        `SMALL` for gradients.
     """
     small = None if capacity else SMALL
     capacity = capacity or Capacity.for_width(crystals.mask.shape[1])

@@ -30,7 +30,7 @@ HOPELESS, PATIENCE = 0.5, 12  # eV/atom, steps
 
 MEMORY = 8  # steps that the curvature is taken from
 REFRESH = 2  # steps between two models of the stiffness
-MODELED_ATOMS = 1200  # at once; N of one crystal take 200 N^2 bytes on the way
+MODELED_ATOMS = 320  # at once: groups that are done cost nothing
 RADIUS, MAX_RADIUS, MIN_RADIUS = 0.15, 0.4, 1e-3  # Å that an atom moves in a step
 CELL_RADIUS = 3.0  # Å that count as much as a strain of 1
 GROW, SHRINK = 2.0, 0.4  # of the radius, after a good step and a bad one
@@ -154,7 +154,7 @@ def _start(frac_coords, lattice, mask) -> _Path:
 
 
 def _with_model(path: _Path, atom_types, mask) -> _Path:
-    """The stiffness of crystals where they are, a few at a time to bound the memory."""
+    """The stiffness of crystals where they are, of a few at a time."""
     batch, width = mask.shape
     few = min(max(MODELED_ATOMS // width, 1), batch)
     order = jnp.argsort(path.done, stable=True)  # whole groups are done together

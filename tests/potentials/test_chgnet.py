@@ -12,7 +12,8 @@ from pymatgen.core import Lattice, Structure
 from chemeleon_jax.data.crystals import from_structures
 from chemeleon_jax.data.lattice import lattice_matrix, lattice_parameters, volume
 from chemeleon_jax.data.types import CrystalBatch
-from chemeleon_jax.potentials import chgnet
+from chemeleon_jax.potentials import batches, chgnet
+from chemeleon_jax.potentials.batches import GraphPotential
 from chemeleon_jax.potentials.graph import Capacity, next_chunk
 from chemeleon_jax.potentials.loading import load_potential
 from chemeleon_jax.potentials.types import Status
@@ -21,6 +22,7 @@ FIXTURE = paths.FIXTURES / "chgnet_reference.npz"
 ROWS, WIDTH = 50, 20
 COPPER_CELL = Lattice([[0, 1.81, 1.81], [1.81, 0, 1.81], [1.81, 1.81, 0]])
 SMALL = Capacity(crystals=16, atoms=256, edges=4096, bonds=1024, angles=8192)
+TINY = Capacity(crystals=4, atoms=32, edges=256, bonds=96, angles=256)
 
 
 def batch(*crystals) -> CrystalBatch:
@@ -95,15 +97,18 @@ def test_energies_of_50_crystals_are_those_of_the_package(
 
 
 def total_energies(frac_coords, lengths, angles, strain, crystals):
-    """Energies of the cells in eV, [B]. `strain` [B, 3, 3] deforms them."""
+    """Energies of the cells in eV, [B]. `strain` [B, 3, 3] deforms them.
+
+    Their gradients come from small graphs and large ones.
+    """
     lattice = lattice_matrix(lengths, angles)
-    energy, _ = chgnet.batch_energy(
+    energy, _ = batches.batch_energy(
+        GraphPotential(chgnet.graph_energy, SMALL, TINY),
         chgnet.load_params(),
         frac_coords,
         lattice + lattice @ strain,
         crystals.atom_types,
         crystals.mask,
-        SMALL,
     )
     return energy * crystals.num_atoms
 
