@@ -1,8 +1,9 @@
 """Configs of RL runs: every field, its meaning, its presets and its checks.
 
-`mini` is for the embedded model on two CPU cores; `mp_20` and `alex_mp_20` are the
-setting of the Chemeleon2 paper (arXiv:2511.07158) on the released models, for a GPU;
-`compat` is `mp_20` with nothing that the paper's own code does not do.
+`mini` is for the embedded model on two CPU cores; `unrelaxed` is the same with a reward
+of crystals as they are generated; `mp_20` and `alex_mp_20` are the setting of the
+Chemeleon2 paper (arXiv:2511.07158) on the released models, for a GPU; `compat` is
+`mp_20` with nothing that the paper's own code does not do.
 """
 
 import dataclasses
@@ -14,7 +15,8 @@ from ml_collections.config_dict import placeholder
 from chemeleon_jax.errors import UserError, require
 from chemeleon_jax.rewards.config import active_components, check_reward, reward_config
 
-PRESETS = ("mini", "mp_20", "alex_mp_20", "compat")
+PRESETS = ("mini", "unrelaxed", "mp_20", "alex_mp_20", "compat")
+RELAXED = ("mini", "mp_20", "alex_mp_20")  # that judge crystals as they relax
 
 
 def rl_config(preset: str) -> ConfigDict:
@@ -28,12 +30,28 @@ def rl_config(preset: str) -> ConfigDict:
     """
     if preset not in PRESETS:
         raise UserError(f"no preset '{preset}': there are {', '.join(PRESETS)}")
-    models = "mp_20" if preset == "compat" else preset
-    config = _paper(models) if preset != "mini" else _mini()
+    models = {"compat": "mp_20", "unrelaxed": "mini"}.get(preset, preset)
+    config = _paper(models) if models != "mini" else _mini()
     config.reward = reward_config()
     if preset == "compat":
         config.reward.components.creativity.max_amd = float("inf")
     return config
+
+
+def judge_relaxed(config: ConfigDict) -> None:
+    """Sets that crystals count as they relax, and that two potentials judge them.
+
+    Atoms of generated crystals are 0.1 Å off, so that unrelaxed energies mostly measure
+    this; and what one potential gets wrong, a policy learns to make
+    (docs/rewards.md#rewards-are-exams).
+    """
+    config.reward.relaxed = True
+    energy = config.reward.components.energy
+    energy.relax_steps = 16
+    energy.relax_with = "chgnet"
+    energy.potentials = "chgnet,sevennet-l3i5"
+    energy.max_disagreement = 0.3  # eV/atom
+    energy.decay = 0.1  # eV/atom: what counts is to be metastable, and stable
 
 
 def describe(config: Any) -> dict[str, str]:
