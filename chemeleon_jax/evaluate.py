@@ -1,11 +1,12 @@
 """Program: what crystals are worth.
 
     python -m chemeleon_jax.evaluate runs/rl_dng/samples
-    python -m chemeleon_jax.evaluate others.extxyz cifs/ --relax --out=evaluations
-    python -m chemeleon_jax.evaluate SET --relax --potential=chgnet,sevennet-l3i5
+    python -m chemeleon_jax.evaluate others.extxyz cifs/ --out=evaluations
+    python -m chemeleon_jax.evaluate SET --no-relax --potential=chgnet
 
 Validity, uniqueness, novelty, energy above the hull and what follows from them, each
-with a bootstrap interval, of crystals of any generator. Writes a folder `evaluation`
+with a bootstrap interval, of crystals of any generator: relaxed first, and judged by
+two potentials, unless the flags say otherwise. Writes a folder `evaluation`
 with `crystals.csv`, `structures.jsonl` and `summary.json`. The same command continues
 an evaluation that was cut off. See docs/evaluation.md.
 """
@@ -49,6 +50,7 @@ from chemeleon_jax.evaluation.scores import (
     SEED,
     features_of_known,
     score_set,
+    score_unrelaxed,
 )
 from chemeleon_jax.models.loading import load_checkpoint
 from chemeleon_jax.models.store import params_digest
@@ -71,6 +73,7 @@ from chemeleon_jax.workers import calculators
 from chemeleon_jax.workers.pool import WorkerPool
 from chemeleon_jax.workers.prefilter import ANGLE_TOL, LENGTH_TOL, SITE_TOL
 
+POTENTIALS = "chgnet,sevennet-l3i5"  # that judge, the first relaxes
 CHUNK = 256  # crystals judged, and kept on disk, at once
 TIME_LIMIT = 30.0  # s, for one crystal in a worker
 MAX_ATOMS = 1000  # of a crystal; all pairs are looked at
@@ -85,12 +88,15 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     add("--reference", default="mp_mini", help="known crystals: mp_mini, DIR or FILE")
     add(
         "--potential",
-        default="chgnet",
         help="chgnet, sevennet-l3i5, ase:module:callable or none; several, the main "
-        "one first, are split by commas",
+        f"one first, are split by commas (default {POTENTIALS}; with --hull its first)",
     )
     add("--hull", type=user_path, help="entries of the same potential, .csv or .npz")
-    add("--relax", action="store_true", help="relax positions and cells first")
+    add(
+        "--relax",
+        action=argparse.BooleanOptionalAction,
+        help="relax positions and cells first (the default, but for --potential=none)",
+    )
     add("--relax_with", metavar="POTENTIAL", help="by default the (first) --potential")
     add("--relax_steps", type=int, help="100 by default, 200 with an ASE potential")
     add("--max_force", type=float, default=relax.MAX_FORCE, help="eV/Å, to stop at")
@@ -134,6 +140,7 @@ def evaluate(args: argparse.Namespace) -> None:
             vae=vae,
             judges=judges,
             relax=relaxation(args, judges, pool) if args.relax else None,
+            relaxer=args.relax_with,
             width=width,
             chunk=max(CHUNK * 20 // width, 1),
         )
@@ -143,18 +150,24 @@ def evaluate(args: argparse.Namespace) -> None:
             if not distributed.is_first():
                 continue
             scores = score_set(rows, vae, known_features, bool(judges))
+            draws = statistics.resample(len(rows), RESAMPLES, SEED)
             if len(judges) > 1:
-                draws = statistics.resample(len(rows), RESAMPLES, SEED)
                 scores |= opinions.score_opinions(rows, list(judges), draws)
+            if args.relax and args.relax_with in judges:
+                scores |= score_unrelaxed(rows, draws)
             write_results(out, rows, scores, protocol)
             print_table(source, rows, scores, protocol)
 
 
 def check(args: argparse.Namespace) -> None:
     """Raises UserError for flags out of range, or at odds with each other."""
+    if args.potential is None:
+        args.potential = POTENTIALS.partition(",")[0] if args.hull else POTENTIALS
     names = args.potential.split(",")
+    if args.relax is None:
+        args.relax = args.potential != "none"
     if args.relax_with and not args.relax:
-        raise UserError("--relax_with: needs --relax")
+        raise UserError("--relax_with: at odds with --no-relax")
     args.relax_with = args.relax_with or names[0]
     if len(names) > 1 and ("none" in names or args.hull or len({*names}) < len(names)):
         raise UserError(

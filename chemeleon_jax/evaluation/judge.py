@@ -57,6 +57,7 @@ class EvaluationContext:
     vae: tuple[VAE, Any]  # with its parameters
     judges: dict[str, tuple[Potential, Hull]]  # by name; the first is the main one
     relax: Callable[[list[Structure]], list[RelaxedStructure]] | None
+    relaxer: str  # the name of the potential that does it
     width: int  # atoms that all batches are padded to
     chunk: int  # crystals of a batch
     smact: dict[tuple[int, ...], bool | None] = field(default_factory=dict)
@@ -127,6 +128,11 @@ def _relax(structures, reasons, rows, context) -> list[Structure | None]:
             "relax_rmsd": _number(result.rmsd),
             "space_group_unrelaxed": group.value,
         }
+        if context.relaxer in context.judges and np.isfinite(result.initial_energy):
+            _, hull = context.judges[context.relaxer]
+            lowest = hull.hull_energy(structures[i].atomic_numbers)
+            above = result.initial_energy - lowest
+            rows[i]["e_above_hull_unrelaxed"] = _number(above)
         if result.problem:
             _note(rows[i], f"relaxation: {result.problem}")
     return relaxed

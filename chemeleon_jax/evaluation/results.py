@@ -28,6 +28,8 @@ RELAX_COLUMNS += ("space_group_unrelaxed",)
 def write_results(out: Path, rows, scores, protocol: dict[str, Any]) -> None:
     """Writes crystals.csv, structures.jsonl and, last of all, summary.json."""
     columns = COLUMNS + (RELAX_COLUMNS if protocol["relaxed"] else ())
+    if protocol["relaxed_with"] in protocol["potentials"]:
+        columns += ("e_above_hull_unrelaxed",)
     if len(protocol["potentials"]) > 1:
         columns += opinions.columns(list(protocol["potentials"]))
     with replacing(out / "crystals.csv") as temporary:
@@ -64,10 +66,10 @@ def print_table(source: Path, rows, scores, protocol: dict[str, Any]) -> None:
     width = max(22, *(len(name) + 2 for name in scores))
     for name, (value, low, high) in scores.items():
         what = name.partition(":")[0]  # what follows says by which potential
-        if what in SHARES + ENERGY_SHARES:
+        if what.removesuffix("_unrelaxed") in SHARES + ENERGY_SHARES:
             shown = f"{value:8.1%}  [{low:.1%}, {high:.1%}]"
         else:
-            unit = "eV/atom" if what == "e_above_hull" else ""
+            unit = "eV/atom" if what.startswith("e_above_hull") else ""
             shown = f"{value:8.3f}  [{low:.3f}, {high:.3f}] {unit}"
         print(f"  {name:{width}}{shown}")
     reference, matcher = protocol["reference"], protocol["matcher"]

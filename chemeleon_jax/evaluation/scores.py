@@ -15,6 +15,7 @@ from chemeleon_jax.rewards.features import (
     embedding_root,
     encode_references,
 )
+from chemeleon_jax.rewards.stability import is_metastable
 
 RESAMPLES, SEED = 1000, 0  # of the bootstrap
 SHARES = ("valid", "smact_valid", "unique", "novel")
@@ -64,6 +65,22 @@ def score_set(
             features, known[name], draws[:200]
         )
     return scores
+
+
+def score_unrelaxed(rows: list[Row], draws: np.ndarray) -> dict[str, statistics.Score]:
+    """What the potential that relaxed crystals says of them as they were.
+
+    Args:
+      rows: with `e_above_hull_unrelaxed`, of crystals that have one.
+      draws: see `statistics.resample`.
+    """
+    above = [row.get("e_above_hull_unrelaxed") for row in rows]
+    above = np.array([np.nan if x is None else x for x in above])
+    metastable = np.array(is_metastable(above), float)
+    return {
+        "metastable_unrelaxed": statistics.mean_score(metastable, draws),
+        "e_above_hull_unrelaxed": statistics.mean_score(above, draws),
+    }
 
 
 def kinds(rows: list[Row]) -> tuple[np.ndarray, np.ndarray]:

@@ -26,6 +26,8 @@ SCORES = {
     "sun": Score("stable, unique, novel (SUN)"),
     "far_below_hull": Score("far below the hull", better=-1),
     "e_above_hull": Score("energy above hull, eV/atom", False, -1),
+    "metastable_unrelaxed": Score("metastable, unrelaxed"),
+    "e_above_hull_unrelaxed": Score("energy above hull, unrelaxed, eV/atom", False, -1),
     "effective_elements": Score("effective number of elements", False),
     "effective_prototypes": Score("effective number of prototypes", False),
     "frechet_structure": Score("Fréchet distance, structures", False, -1),

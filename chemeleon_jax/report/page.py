@@ -20,7 +20,7 @@ from chemeleon_jax.runs.files import read_packaged
 
 HERE = Path(__file__).parent
 VIEWER_SHA256 = "f7cc78921ae72e7623e89cdd111434f58c2efddd2ffda1cd212644b406fb8016"
-HEADLINES = ("msun", "metastable", "valid", "unique", "novel", "e_above_hull")
+HEADLINES = ("msun:all", "stable:all", "msun", "metastable", "valid", "unique", "novel")
 
 
 def make_page(runs: list[Run], num_crystals: int) -> str:

@@ -67,6 +67,7 @@ def folder(tmp_path, monkeypatch):
 def run(folder, crystals, *flags, potential="none"):
     argv = [str(folder / crystals), f"--reference={folder / 'known.json'}"]
     argv += [f"--potential={potential}", f"--out={folder / 'out'}", "--workers=1"]
+    argv += [] if "--relax" in flags else ["--no-relax"]
     assert evaluate.main([*argv, *flags]) == 0
     with open(folder / "out" / "crystals.csv", newline="") as file:
         rows = list(csv.DictReader(file))
@@ -173,6 +174,12 @@ def test_relaxed_with_an_ase_potential(folder):
     assert rows[0]["relaxed"] == "True" and 0 < int(rows[0]["relax_steps"]) <= 60
     assert float(rows[0]["energy"]) < float(rows[0]["energy_unrelaxed"]) - 0.001
     assert float(rows[0]["e_above_hull"]) == pytest.approx(float(rows[0]["energy"]) + 5)
+    gained = float(rows[0]["energy_unrelaxed"]) - float(rows[0]["energy"])
+    before, after = (
+        float(rows[0][f"e_above_hull{when}"]) for when in ("_unrelaxed", "")
+    )
+    assert before - after == pytest.approx(gained, abs=1e-6)
+    assert {"metastable_unrelaxed", "e_above_hull_unrelaxed"} <= set(summary["scores"])
     # The potential that relaxes is the one that judges.
     first = json.loads(
         (folder / "out" / "structures.jsonl").read_text().splitlines()[0]
@@ -214,6 +221,22 @@ def test_several_potentials_judge_what_one_has_relaxed(folder, capsys):
     shown = capsys.readouterr().out
     assert f"rank_correlation:{','.join(names)}" in shown
     assert f"relaxed with {names[1]}" in shown
+
+
+@pytest.mark.parametrize(
+    ("flags", "potential", "relax"),
+    [
+        ([], "chgnet,sevennet-l3i5", True),
+        (["--no-relax"], "chgnet,sevennet-l3i5", False),
+        (["--hull=mine.csv"], "chgnet", True),
+        (["--potential=none"], "none", False),
+    ],
+)
+def test_crystals_are_relaxed_and_judged_twice_by_default(flags, potential, relax):
+    args = evaluate.parse(["some.json", *flags])
+    evaluate.check(args)
+    assert (args.potential, args.relax) == (potential, relax)
+    assert args.relax_with == potential.partition(",")[0]
 
 
 def test_an_evaluation_cut_off_goes_on(folder, monkeypatch):
@@ -264,7 +287,7 @@ def test_two_sets_do_not_share_a_place(folder):
         (["--hull=x.csv", "--potential=none"], "--hull"),
         (["--hull=nowhere.csv"], "nowhere.csv"),
         (["--potential=chgnet,none"], "several must differ"),
-        (["--relax_with=chgnet"], "needs --relax"),
+        (["--relax_with=chgnet", "--no-relax"], "at odds with --no-relax"),
         (["--vae=mini:predictor"], "holds no VAE"),
         (["--reference=nowhere.json"], "nowhere.json"),
         (["--workers=0"], "--workers=0: must be above 0"),

@@ -103,6 +103,7 @@ FLAGS = {
         ],
         "--hull": PATHS,
         "--relax": None,
+        "--no-relax": None,
         "--relax_steps": NUMBERS,
         "--max_force": NUMBERS,
         "--relax_time_limit": NUMBERS,
