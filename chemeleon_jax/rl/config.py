@@ -65,7 +65,18 @@ def describe(config: Any) -> dict[str, str]:
         "crystals": f"{groups * of_each} per iteration: {groups} groups of {of_each}, "
         f"{sampling.sampling_steps} {sampling.sampler} steps",
         "reward": " + ".join(f"{weights[x]:g} {x}" for x in heaviest_first),
+        "judges": describe_judges(config.reward),
     }
+
+
+def describe_judges(reward: ConfigDict) -> str:
+    """Who says how stable a crystal is, and of which crystal."""
+    energy = reward.components.energy
+    judges = energy.potentials or reward.potential
+    if not energy.relax_steps:
+        return f"{judges}, of crystals as they are"
+    relaxer = energy.relax_with or judges.partition(",")[0]
+    return f"{judges}, of crystals relaxed {energy.relax_steps} steps by {relaxer}"
 
 
 def _paper(models: str) -> ConfigDict:

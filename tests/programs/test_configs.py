@@ -46,9 +46,10 @@ def test_every_preset_is_a_run(name, preset):
     check_rl(config, num_devices=1)
     strict = preset != "compat"  # whose max_amd is infinite
     json.dumps(config.to_dict(), allow_nan=not strict)  # what a run directory keeps
-    if preset == "mini":
+    if preset in ("mini", "unrelaxed"):
         assert config.ldm_ckpt_path == "mini:ldm"
-        assert config == parsed(config=f"configs/{name}.py")  # it is the default
+        default = config == parsed(config=f"configs/{name}.py")
+        assert default == (preset == "mini" or name == "rl_custom_reward")
         for devices in (2, 4):
             check_rl(config, devices)
     else:
@@ -99,6 +100,8 @@ def test_the_paper_s_setting():
         "energy": (1.0, "norm"),
         "structure_diversity": (0.1, "norm"),
         "composition_diversity": (1.0, "norm"),
+        "element_kl": (1.0, "none"),
+        "displacement": (0.3, "none"),
     }
     bandgap = parsed(config="configs/rl_bandgap.py:alex_mp_20")
     assert bandgap.rl.clip_ratio == 1e-4
@@ -114,7 +117,7 @@ def test_compat_is_the_paper_s_setting_without_guards():
         parsed(config=f"configs/rl_dng.py:{preset}").to_dict()
         for preset in ("mp_20", "compat")
     )
-    components = compat["reward"]["components"]
+    components = compat_components = compat["reward"]["components"]
     off = {"max_amd": math.inf, "min_elements": 1}
     assert {k: components["creativity"].pop(k) for k in off} == off
     off = {"min_elements": 1, "min_hull_entries": 0, "min_e_above_hull": None}
@@ -124,6 +127,15 @@ def test_compat_is_the_paper_s_setting_without_guards():
     assert {k: components["creativity"].pop(k) for k in on} == on
     on = {"min_elements": 2, "min_hull_entries": 2, "min_e_above_hull": -0.2}
     assert {k: components["energy"].pop(k) for k in on} == on
+    # And the paper judges crystals as they are, by one potential.
+    assert guarded["reward"].pop("relaxed") and not compat["reward"].pop("relaxed")
+    for name in ("element_kl", "displacement"):
+        assert components[name].pop("weight") > compat_components[name].pop("weight")
+    judged = {"relax_steps": 0, "relax_with": "", "potentials": "", "decay": 0.0}
+    judged["max_disagreement"] = None
+    assert {k: compat_components["energy"].pop(k) for k in judged} == judged
+    for field in judged:
+        assert components["energy"].pop(field), field
     assert guarded == compat
 
 
@@ -146,12 +158,17 @@ def test_the_example_reward_is_minus_the_distance_to_5():
     np.testing.assert_allclose(reward([nacl, nacl]), [-2.8363] * 2, atol=1e-3)
 
 
-def test_a_run_is_described_in_three_lines():
-    assert describe(parsed(config="rl_dng")) == {
+def test_a_run_is_described_in_four_lines():
+    relaxed = describe(parsed(config="rl_dng"))
+    assert relaxed["judges"] == (
+        "chgnet,sevennet-l3i5, of crystals relaxed 16 steps by chgnet"
+    )
+    assert describe(parsed(config="rl_dng:unrelaxed")) == {
         "model": "mini:ldm, decoded by mini:vae",
         "crystals": "192 per iteration: 8 groups of 24, 10 ddim steps",
         "reward": "3 energy + 2 creativity + 0.6 composition_diversity + "
         "0.1 structure_diversity",
+        "judges": "chgnet, of crystals as they are",
     }
 
 
@@ -272,7 +289,7 @@ def test_a_custom_reward_joins_any_config():
 
 
 def test_a_reward_of_nothing_is_refused():
-    density = "configs/rl_atomic_density.py"
+    density = "configs/rl_atomic_density.py:unrelaxed"
     off = "--config.reward.components.custom.weight=0"
     assert "nothing to learn" in error_of(off, config=density)
     unnamed = "--config.reward.components.custom.function="

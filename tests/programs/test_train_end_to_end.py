@@ -36,8 +36,8 @@ def models(tmp_path_factory):
     return {f"{kind}_ckpt_path": str(folder / kind) for kind in ("vae", "ldm")}
 
 
-def config(name, models, **changes):
-    small = importlib.import_module(f"configs.{name}").get_config("mini")
+def config(name, models, preset="unrelaxed", **changes):
+    small = importlib.import_module(f"configs.{name}").get_config(preset)
     small.update(
         {
             "num_iterations": 3,
@@ -144,6 +144,29 @@ def test_a_run_holds_what_it_was_and_what_it_made(run):
     with np.load(run / "crystals" / "iteration_000002.npz") as crystals:
         assert crystals["atom_types"].shape == (8, 20)
         assert np.isfinite(crystals["component_energy"]).all()
+
+
+def test_the_main_job_relaxes_and_asks_two_potentials(models, tmp_path):
+    """With few steps; it stops and goes on as if it had not."""
+    steps = {"components": {"energy": {"relax_steps": 2}}, "workers": 1}
+    small = config("rl_dng", models, "mini", reward=steps, validate_every=0)
+    small.num_iterations = 1
+    train(small, str(tmp_path))
+    small.num_iterations = 2
+    train(small, str(tmp_path))
+    curves = read_scalars(tmp_path)
+    for tag in (
+        "metastable/chgnet",
+        "metastable/sevennet-l3i5",
+        "disagreement",
+        "rmsd",
+    ):
+        np.testing.assert_array_equal(curves[f"train/{tag}"][0], [0, 1], err_msg=tag)
+    assert "train/failures/energy/disputed" in curves
+    with np.load(tmp_path / "crystals" / "iteration_000001.npz") as arrays:
+        valid, opinions = arrays["valid"], arrays["e_above_hull_sevennet-l3i5"]
+        assert np.isfinite(opinions[valid]).any()
+        assert (arrays["relaxed_lengths"] != arrays["lengths"])[valid].any()
 
 
 def test_recent_iterations_that_are_missing_are_named(run, tmp_path):

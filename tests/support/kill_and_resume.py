@@ -33,7 +33,7 @@ from chemeleon_jax.runs.states import list_steps, read_subtree
 
 ROOT = Path(__file__).parents[2]
 TRAIN = {
-    "config": "configs/rl_atomic_density.py",
+    "config": "configs/rl_atomic_density.py:unrelaxed",
     "config.checkpoint_every": 1,
     "config.validate_every": 3,
     "config.validation_samples": 8,

@@ -65,7 +65,7 @@ BOUNDS = {
 # Every kind of share: by formula, by rows on the device, by the first process. All
 # energies count, also those far above the hull that random weights make.
 REWARDS = {
-    "config": "configs/rl_dng.py",
+    "config": "configs/rl_dng.py:unrelaxed",
     "config.rl.num_inner_batch": 2,
     "config.checkpoint_every": 2,
     "config.validate_every": 0,
