@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from chemeleon_jax.data.dataset import Dataset
+from chemeleon_jax.data.lattice import inverse
 from chemeleon_jax.data.types import CrystalBatch
 from chemeleon_jax.errors import UserError
 
@@ -120,7 +121,7 @@ def corrupt(
     type_key, jitter_key = jax.random.split(key)
     hidden = jax.random.bernoulli(type_key, type_rate, crystals.mask.shape)
     noise = jitter * jax.random.normal(jitter_key, crystals.frac_coords.shape)
-    frac_coords = crystals.frac_coords + noise @ jnp.linalg.inv(lattice)
+    frac_coords = crystals.frac_coords + noise @ inverse(lattice)
     return _set_coords(crystals, frac_coords).replace(
         atom_types=jnp.where(hidden, 0, crystals.atom_types)
     )

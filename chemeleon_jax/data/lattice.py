@@ -76,4 +76,19 @@ def volume(matrix):
     """Cell volume in Å^3 of lattice vectors [..., 3, 3] -> [...]."""
     _assert_vectors(matrix)
     xp = _array_module(matrix)
-    return xp.abs(xp.linalg.det(matrix))
+    a, b, c = (matrix[..., i, :] for i in range(3))
+    return xp.abs((a * xp.cross(b, c)).sum(-1))
+
+
+def inverse(matrix):
+    """Inverses of lattice vectors [..., 3, 3], by cross products, [..., 3, 3].
+
+    Not by `jnp.linalg.inv`: its batched LU decomposition waits on a CPU for threads of
+    the pool that it runs in, and with one on each of several devices waits for ever
+    (jaxlib 0.10).
+    """
+    _assert_vectors(matrix)
+    xp = _array_module(matrix)
+    a, b, c = (matrix[..., i, :] for i in range(3))
+    columns = xp.stack([xp.cross(b, c), xp.cross(c, a), xp.cross(a, b)], -1)
+    return columns / (a * xp.cross(b, c)).sum(-1)[..., None, None]

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from flax import struct
 from jax import lax
 
-from chemeleon_jax.data.lattice import lattice_parameters
+from chemeleon_jax.data.lattice import inverse, lattice_parameters
 from chemeleon_jax.data.types import CrystalBatch
 from chemeleon_jax.potentials.stiffness import STRAINS, model_hessian
 from chemeleon_jax.potentials.types import Potential, Status, per_device
@@ -162,7 +162,7 @@ def _with_model(path: _Path, atom_types, mask) -> _Path:
 
     def invert(rows):
         crystals = path.frac_coords[rows], path.lattice[rows], atom_types[rows]
-        return jnp.linalg.inv(jax.vmap(model_hessian)(*crystals, mask[rows]))
+        return jax.vmap(invert)(jax.vmap(model_hessian)(*crystals, mask[rows]))
 
     def unless_done(rows):
         old = path.inverse[rows]
@@ -191,7 +191,7 @@ def _measure(energies, path: _Path, atom_types, mask):
 
     differentiate = jax.value_and_grad(total, argnums=(0, 1), has_aux=True)
     (_, (energy, status)), (on_coords, on_lattice) = differentiate(frac_coords, lattice)
-    on_atoms = on_coords @ jnp.swapaxes(jnp.linalg.inv(lattice), 1, 2)
+    on_atoms = on_coords @ jnp.swapaxes(inverse(lattice), 1, 2)
     on_strain = jnp.swapaxes(lattice, 1, 2) @ on_lattice
     on_strain = jnp.einsum("kij,bij->bk", STRAINS, on_strain)
     gradient = jnp.concatenate([on_atoms.reshape(len(mask), -1), on_strain], 1)
@@ -303,7 +303,7 @@ def _set_out(path: _Path) -> _Path:
     return path.replace(
         move=move,
         expected=-share * path.gradient,
-        trial_coords=path.frac_coords + on_atoms @ jnp.linalg.inv(path.lattice),
+        trial_coords=path.frac_coords + on_atoms @ inverse(path.lattice),
         trial_lattice=path.lattice @ stretch,
     )
 

@@ -96,3 +96,20 @@ def model_hessian(frac_coords, lattice, atom_types, mask) -> jax.Array:
     atom_cell = -pull.transpose(0, 2, 1).reshape(3 * n, 6)
     cell_cell += CELL_ANCHOR * mask.sum() * jnp.eye(6)
     return jnp.block([[atom_atom, atom_cell], [atom_cell.T, cell_cell]])
+
+
+def invert(matrix) -> jax.Array:
+    """Inverse of a symmetric, positive definite matrix [D, D].
+
+    By Gauss-Jordan elimination, which needs no pivots then. `data.lattice.inverse` says
+    why not by `jnp.linalg.inv`.
+    """
+
+    def eliminate(k, x):
+        column, row = x[:, k], x[k] / x[k, k]
+        pivot = jnp.arange(len(x)) == k
+        x = jnp.where(pivot[:, None], row[None], x - column[:, None] * row[None])
+        scaled = jnp.where(pivot, 1.0, -column) / column[k]
+        return jnp.where(pivot[None], scaled[:, None], x)
+
+    return lax.fori_loop(0, len(matrix), eliminate, matrix)

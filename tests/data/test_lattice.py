@@ -5,7 +5,12 @@ import pytest
 import tiny
 from pymatgen.core import Lattice
 
-from chemeleon_jax.data.lattice import lattice_matrix, lattice_parameters, volume
+from chemeleon_jax.data.lattice import (
+    inverse,
+    lattice_matrix,
+    lattice_parameters,
+    volume,
+)
 
 
 def random_cells(size=50):
@@ -70,3 +75,12 @@ def test_wrong_axes_are_refused():
     crystals = tiny.crystals((3, 2))
     with pytest.raises(AssertionError):
         crystals.replace(angles=crystals.angles[:1]).assert_shapes()
+
+
+def test_inverse_and_volume_are_those_of_linear_algebra():
+    matrices = np.random.default_rng(0).normal(size=(5, 2, 3, 3))
+    np.testing.assert_allclose(inverse(matrices), np.linalg.inv(matrices), rtol=1e-9)
+    volumes = abs(np.linalg.det(matrices))
+    np.testing.assert_allclose(volume(matrices), volumes, rtol=1e-9)
+    found = jax.jit(inverse)(jnp.asarray(matrices, jnp.float32))
+    np.testing.assert_allclose(found, np.linalg.inv(matrices), rtol=2e-3)

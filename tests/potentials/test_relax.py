@@ -12,7 +12,7 @@ from chemeleon_jax.evaluation.relaxation import relax_structures
 from chemeleon_jax.potentials import batches, chgnet
 from chemeleon_jax.potentials.graph import Capacity
 from chemeleon_jax.potentials.relax import relax
-from chemeleon_jax.potentials.stiffness import model_hessian
+from chemeleon_jax.potentials.stiffness import invert, model_hessian
 from chemeleon_jax.potentials.types import Potential, Status
 
 SMALL = Capacity(crystals=6, atoms=24, edges=512, bonds=128, angles=2048)
@@ -238,3 +238,12 @@ def test_an_energy_that_no_crystal_has_is_a_failure():
     run = jax.jit(partial(batches.energies, hole, chgnet.load_params()))
     energy, status = run(from_structures([NACL] * 4, 20))
     assert np.isnan(energy).all() and (status == Status.FAILED).all()
+
+
+def test_a_positive_definite_matrix_is_inverted():
+    half = np.random.default_rng(0).normal(size=(3, 20, 24))
+    matrices = jnp.asarray(half @ half.swapaxes(1, 2) + np.eye(20), jnp.float32)
+    found = jax.jit(jax.vmap(invert))(matrices)
+    np.testing.assert_allclose(
+        found @ matrices, np.eye(20)[None].repeat(3, 0), atol=2e-4
+    )
