@@ -160,13 +160,13 @@ def _with_model(path: _Path, atom_types, mask) -> _Path:
     order = jnp.argsort(path.done, stable=True)  # whole groups are done together
     groups = jnp.resize(order, (-(-batch // few), few))
 
-    def invert(rows):
+    def model(rows):
         crystals = path.frac_coords[rows], path.lattice[rows], atom_types[rows]
         return jax.vmap(invert)(jax.vmap(model_hessian)(*crystals, mask[rows]))
 
     def unless_done(rows):
         old = path.inverse[rows]
-        return lax.cond(path.done[rows].all(), lambda _: old, invert, rows)
+        return lax.cond(path.done[rows].all(), lambda _: old, model, rows)
 
     inverse = lax.map(unless_done, groups).reshape(-1, *path.inverse.shape[1:])
     return path.replace(inverse=inverse[jnp.argsort(order)])
