@@ -17,7 +17,7 @@ from jax import lax
 
 from chemeleon_jax.data.lattice import inverse, lattice_parameters
 from chemeleon_jax.data.types import CrystalBatch
-from chemeleon_jax.potentials.stiffness import STRAINS, model_hessian
+from chemeleon_jax.potentials.stiffness import STRAINS, invert, model_hessian
 from chemeleon_jax.potentials.types import Potential, Status, per_device
 
 MAX_FORCE = 0.05  # eV/Å on an atom, and eV per atom and unit of strain on the cell
