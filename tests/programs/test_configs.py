@@ -100,7 +100,7 @@ def test_the_paper_s_setting():
         "energy": (1.0, "norm"),
         "structure_diversity": (0.1, "norm"),
         "composition_diversity": (1.0, "norm"),
-        "element_kl": (1.0, "none"),
+        "element_kl": (3.0, "none"),
         "displacement": (0.3, "none"),
     }
     bandgap = parsed(config="configs/rl_bandgap.py:alex_mp_20")
@@ -243,7 +243,6 @@ def test_a_wrong_argument_is_named(argument, message):
         ("rl.window", "900", "the steps that have a density"),
         ("alarms.judge_gap", "0", "above 0"),
         ("judge.relax_steps", "-1", "0 or more"),
-        ("judge.max_gap", "0.2", "none where config.judge.potential is empty"),
         ("judge.potential", "chgnet", "does not ask; it asks chgnet"),
     ],
 )
@@ -257,6 +256,9 @@ def test_a_judge_is_asked_at_validations():
     judge = "--config.judge.potential=sevennet-0"
     check_rl(parsed(judge, "--config.judge.max_gap=0.3"), num_devices=1)
     assert "validate_every = 0" in error_of(judge, "--config.validate_every=0")
+    without = "--config.judge.potential="
+    rule = "none where config.judge.potential is empty"
+    assert rule in error_of(without, "--config.judge.max_gap=0.2")
     assert "judge.max_gap = -1" in error_of(judge, "--config.judge.max_gap=-1")
     both = "--config.reward.components.energy.potentials=chgnet, sevennet-0"
     assert "it asks chgnet, sevennet-0" in error_of(judge, both)
