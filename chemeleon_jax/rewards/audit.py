@@ -85,7 +85,7 @@ class Audit:
         self._alarms = Alarms({"judge_gap": config.alarms.judge_gap})
         self._start: dict[str, float] | None = None
         self._judge: Callable[..., RewardOutput] | None = None
-        if self._name:
+        if self._name and config.validate_every:
             judge = partial(
                 compute_rewards,
                 group_size=config.validation_samples,

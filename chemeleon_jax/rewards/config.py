@@ -167,6 +167,14 @@ def _check_judges(config: Any, active: dict[str, dict]) -> None:
     require(config, f"{field}.combine", lambda x: x in COMBINATIONS, rule)
     if config.reward.components.energy.max_disagreement is not None:
         require(config, f"{field}.max_disagreement", lambda x: x > 0, "above 0")
+    judges = config.reward.components.energy.potentials
+    if judges and config.reward.potential != "chgnet":
+        rule = (
+            f"one of config.{field}.potentials = {judges}, which takes its place; set "
+            "that too, or leave it empty"
+        )
+        asked = [name.strip() for name in judges.split(",")]
+        require(config, "reward.potential", lambda x: x in asked, rule)
     if not config.reward.components.energy.relax_steps:
         rule = f"False where config.{field}.relax_steps is 0"
         require(config, "reward.relaxed", lambda x: not x, rule)

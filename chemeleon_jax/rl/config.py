@@ -306,12 +306,12 @@ def check_rl(config: Any, num_devices: int) -> None:
 def _check_judge(config: Any) -> None:
     if config.judge.max_gap is not None:
         require(config, "judge.max_gap", lambda x: x > 0, "above 0")
+        rule = "above 0 where config.judge.max_gap is set: validations ask the judge"
+        require(config, "validate_every", lambda x: x > 0, rule)
     if not config.judge.potential:
         rule = "none where config.judge.potential is empty"
         require(config, "judge.max_gap", lambda x: x is None, rule)
         return
-    rule = "above 0 where config.judge.potential is set: validations ask it"
-    require(config, "validate_every", lambda x: x > 0, rule)
     energy = active_components(config).get("energy")
     if energy:
         asked = energy["potentials"] or config.reward.potential

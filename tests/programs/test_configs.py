@@ -252,10 +252,20 @@ def test_a_value_out_of_range_is_named(field, value, rule):
     assert rule in message
 
 
+def test_a_potential_that_would_not_be_asked_is_refused():
+    other = "--config.reward.potential=sevennet-0"
+    assert "which takes its place" in error_of(other)
+    alone = "--config.reward.components.energy.potentials="
+    judge = "--config.judge.potential="
+    check_rl(parsed(other, alone, judge), num_devices=1)
+
+
 def test_a_judge_is_asked_at_validations():
     judge = "--config.judge.potential=sevennet-0"
     check_rl(parsed(judge, "--config.judge.max_gap=0.3"), num_devices=1)
-    assert "validate_every = 0" in error_of(judge, "--config.validate_every=0")
+    check_rl(parsed(judge, "--config.validate_every=0"), num_devices=1)
+    limited = judge, "--config.judge.max_gap=0.3"
+    assert "validate_every = 0" in error_of(*limited, "--config.validate_every=0")
     without = "--config.judge.potential="
     rule = "none where config.judge.potential is empty"
     assert rule in error_of(without, "--config.judge.max_gap=0.2")
