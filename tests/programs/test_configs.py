@@ -100,7 +100,7 @@ def test_the_paper_s_setting():
         "energy": (1.0, "norm"),
         "structure_diversity": (0.1, "norm"),
         "composition_diversity": (1.0, "norm"),
-        "element_kl": (3.0, "none"),
+        "element_kl": (1.0, "none"),
         "displacement": (0.3, "none"),
     }
     bandgap = parsed(config="configs/rl_bandgap.py:alex_mp_20")
