@@ -61,6 +61,7 @@ def make(monkeypatch, pool):
                 "judge": defaults | {"max_gap": None} | judge,
                 "alarms": {"judge_gap": limit},
                 "validation_samples": len(BATCH.mask),
+                "validate_every": 1,
                 "reward": settings | {"components": {"energy": energy}},
             }
         )
