@@ -88,8 +88,9 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     add("--reference", default="mp_mini", help="known crystals: mp_mini, DIR or FILE")
     add(
         "--potential",
-        help="chgnet, sevennet-l3i5, ase:module:callable or none; several, the main "
-        f"one first, are split by commas (default {POTENTIALS}; with --hull its first)",
+        help="chgnet, sevennet-l3i5, sevennet-0, ase:module:callable or none; "
+        "several, the main one first, are split by commas "
+        f"(default {POTENTIALS}; with --hull its first)",
     )
     add("--hull", type=user_path, help="entries of the same potential, .csv or .npz")
     add(

@@ -41,34 +41,33 @@ def get_config(preset: str = "mini"):
         components.element_kl.weight = 1.0
         components.displacement.weight = 0.3
     if preset == "mini":
-        # As they relax, large cells are metastable too: half as often as small ones.
-        config.data.max_atoms = 20
-        config.rl.num_group_samples = 16
         config.num_iterations = 90
+        config.rl.num_group_samples = 16
         config.judge.potential = "sevennet-0"  # that the reward does not ask
         config.judge.relax_steps = 0  # they are relaxed
+    if preset == "unrelaxed":
+        config.num_iterations = 200
+        components.energy.decay = 0.3
+        # Of larger cells the embedded model makes hardly any that are metastable as
+        # they are (3 of 690): to train on them takes time and teaches little.
+        config.data.max_atoms = 10
+        # Few good crystals in a group are easier to tell from luck when it is large.
+        config.rl.num_group_samples = 24
     return config
 
 
 def _for_the_mini_model(config) -> None:
     components = config.reward.components
-    config.num_iterations = 200
-    # Without the decay the mean energy falls, and the share of metastable crystals does
+    # Without a decay the mean energy falls, and the share of metastable crystals does
     # not rise. Levelling off takes the place of the published clip at 1.
     components.energy.clip_max = 5.0
-    components.energy.decay = 0.3
     components.energy.weight = 3.0
     # A policy that has found metastable crystals makes the same ones again, and one
     # batch is too small to show it: the last ten are about 2,000 crystals.
     config.reward.recent_iterations = 10
     components.creativity.weight = 2.0
     components.composition_diversity.weight = 0.6
-    # Of larger cells the embedded model makes hardly any that are metastable as they
-    # are (3 of 690): to train on them takes time and teaches little.
-    config.data.max_atoms = 10
-    # Few good crystals in a group are easier to tell from luck when it is large.
     config.data.batch_size = 8
-    config.rl.num_group_samples = 24
     config.sampling.sampling_steps = 10
     # Else the last steps, whose noise is least, are all that the gradient sees.
     config.rl.step_weight = "std"

@@ -123,7 +123,7 @@ def _paper(models: str) -> ConfigDict:
     # the run, its state saved.
     config.max_skipped = 10
     # Above these a run warns, and counts train/alarm/*; inf: never. To compare:
-    # in 200 iterations of rl_dng at most 0.12, and 1.13 (three seeds).
+    # in 200 iterations of rl_dng:unrelaxed at most 0.12, and 1.13 (three seeds).
     config.alarms = ConfigDict()
     config.alarms.kl_div = 0.5  # nats per coordinate and step
     config.alarms.ratio_max = 10.0
