@@ -125,7 +125,12 @@ def train(config, workdir: str) -> None:
             devices=mesh.size,
         )
         grpo = grpo_config(rl, microbatches(num_crystals // rl.num_inner_batch))
-        jitted = jit_rollout(mesh, grpo.num_inner_batch, microbatches(num_crystals))
+        jitted = jit_rollout(
+            mesh,
+            grpo.num_inner_batch,
+            microbatches(num_crystals),
+            record=grpo.objective == "grpo",
+        )
         rollout = on_mesh(jitted, mesh, config.precision)
         trace_rollout = on_mesh(jitted.trace, mesh, config.precision)
         compile_step = on_mesh(compile_train_step, mesh, config.precision)
@@ -189,7 +194,8 @@ def train(config, workdir: str) -> None:
                 if rl.window:  # steps outside of it draw no noise
                     schedule = stochastic_at(sampler.schedule, timesteps)
                     noisy = sampler.replace(schedule=schedule)
-                crystals, trajectory = rollout(state.params, prompts, sampler=noisy)
+                actor = state.ema_params if rl.sample_average else state.params
+                crystals, trajectory = rollout(actor, prompts, sampler=noisy)
                 crystals = jax.device_get(crystals)
             with timed(seconds, "reward"):
                 rewards = jax.device_get(score(crystals, recent=recent.crystals))

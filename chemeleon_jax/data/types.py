@@ -58,17 +58,39 @@ class Step:
     z_next: jax.Array  # [B, N, L]  latent after it
     log_prob: jax.Array  # [B]  under the policy that took it, nats per coordinate
 
+    def crystals(self, rows: jax.Array, width: int | None = None) -> "Step":
+        """The part of some crystals, of S stacked steps."""
+        z, z_next = (x[:, rows, :width] for x in (self.z, self.z_next))
+        return Step(self.timestep, z, z_next, self.log_prob[:, rows])
+
+
+@struct.dataclass
+class NoisyLatents:
+    """Clean latents and what noises them, or M such copies on a leading axis."""
+
+    timestep: jax.Array  # [B]  of the schedule that models are trained on
+    z: jax.Array  # [B, N, L]  clean
+    noise: jax.Array  # [B, N, L]
+
+    def crystals(self, rows: jax.Array, width: int | None = None) -> "NoisyLatents":
+        """The part of some crystals, of M copies."""
+        z, noise = (x[:, rows, :width] for x in (self.z, self.noise))
+        return NoisyLatents(self.timestep[:, rows], z, noise)
+
 
 @struct.dataclass
 class Trajectory:
-    """What `sample_group` did, in sampling order.
+    """What `sample_group` did, in sampling order; or what of it is trained on.
 
-    S steps: all T but, with DDIM, the last, whose density is a point.
+    S steps: all T but, with DDIM, the last, whose density is a point. None where they
+    were not recorded; noised copies of its end for objectives that need no more.
     """
 
-    steps: Step  # stacked: [S, ...]
+    steps: Step | NoisyLatents | None  # stacked: [S, ...] or [M, ...]
     mask: jax.Array  # [B, N]
     condition: Any = None  # {name: [B, ...]} where the model is conditional
+    latents: jax.Array | None = None  # [B, N, L]  clean: those that were decoded
+    keys: jax.Array | None = None  # [B]  of the crystals
 
     def at(self, timesteps: jax.Array) -> "Trajectory":
         """The steps at some of its timesteps [M]."""
@@ -76,11 +98,9 @@ class Trajectory:
         return self.replace(steps=jax.tree.map(lambda x: x[rows], self.steps))
 
     def crystals(self, rows: jax.Array, width: int | None = None) -> "Trajectory":
-        """The part of some crystals, of which none has more than `width` atoms."""
-        steps = self.steps
-        z, z_next = (x[:, rows, :width] for x in (steps.z, steps.z_next))
-        steps = Step(steps.timestep, z, z_next, steps.log_prob[:, rows])
+        """The steps of some crystals, of which none has more than `width` atoms."""
         condition = jax.tree.map(lambda x: x[rows], self.condition)
+        steps = self.steps.crystals(rows, width)
         return Trajectory(steps, self.mask[rows, :width], condition)
 
 

@@ -3,7 +3,6 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.scipy.special import ndtri
 
 from chemeleon_jax.data.dataset import Dataset
 from chemeleon_jax.models import store
@@ -12,18 +11,14 @@ from chemeleon_jax.models.condition import (
     drop_conditions,
     make_condition_encoder,
 )
-from chemeleon_jax.models.diffusion import ldm_loss, make_schedule
+from chemeleon_jax.models.diffusion import (
+    TIMESTEP_QUANTILES,
+    ldm_loss,
+    make_schedule,
+)
 from chemeleon_jax.models.dit import DiT
 from chemeleon_jax.models.vae import VAE
 from chemeleon_jax.pretraining.stage import Stage, choose, load_vae
-
-# Quantile functions of the densities that training timesteps are drawn from, [0, 1) ->
-# [0, 1). The second (arXiv:2403.03206) spares a small model the timesteps where hardly
-# anything is left to predict.
-TIMESTEP_QUANTILES = {
-    "uniform": lambda u, mean, std: u,
-    "logit_normal": lambda u, mean, std: jax.nn.sigmoid(mean + std * ndtri(u)),
-}
 
 # What of the posterior's noise is on the latents that a denoiser learns to make.
 POSTERIOR_NOISE = {"sample": 1.0, "mean": 0.0}

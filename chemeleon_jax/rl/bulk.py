@@ -74,6 +74,7 @@ def sample_on_mesh(
     num_minibatches: int = 1,
     num_microbatches: int = 1,
     num_devices: int = 1,
+    record: bool = True,
 ) -> tuple[CrystalBatch, Trajectory]:
     """Crystals in their own order, on every device; trajectories as devices hold them.
 
@@ -90,20 +91,25 @@ def sample_on_mesh(
         group_size=1,
         condition=condition,
         num_microbatches=num_microbatches,
+        record=record,
     )
     back = np.argsort(order)
     return jax.tree.map(lambda x: x[back], replicate_in_jit(crystals)), trajectory
 
 
-def jit_rollout(mesh: Mesh, num_minibatches: int, num_microbatches: int) -> Any:
+def jit_rollout(
+    mesh: Mesh, num_minibatches: int, num_microbatches: int, record: bool = True
+) -> Any:
     """`sample_on_mesh` of a mesh, jitted: (params, prompts, sampler=...) -> its own."""
     function = partial(
         sample_on_mesh,
         num_minibatches=num_minibatches,
         num_microbatches=num_microbatches,
         num_devices=mesh.size,
+        record=record,
     )
-    places = jax.tree.map(partial(NamedSharding, mesh), (P(), OWN_TRAJECTORY))
+    own = OWN_TRAJECTORY if record else OWN_TRAJECTORY.replace(steps=None)
+    places = jax.tree.map(partial(NamedSharding, mesh), (P(), own))
     return jax.jit(function, out_shardings=places)
 
 
@@ -118,7 +124,7 @@ def compile_sampling(
     """`sample_on_mesh` without its trajectory, which takes no memory then."""
 
     def sample(params, prompts, sampler):
-        crystals, _ = sample_on_mesh(params, prompts, sampler=sampler)
+        crystals, _ = sample_on_mesh(params, prompts, sampler=sampler, record=False)
         return crystals
 
     compiled = jax.jit(sample, out_shardings=NamedSharding(mesh, P()))

@@ -99,6 +99,17 @@ def _paper(models: str) -> ConfigDict:
     config.rl.num_group_samples = 64  # K, crystals per group
     config.rl.group_reward_norm = True  # advantage within the group, else the batch
     config.rl.num_inner_batch = 2  # optimiser steps per iteration
+    # What is learnt from: grpo, the steps of each trajectory; awm or nft, so many
+    # noised copies of each crystal, at timesteps of a density (uniform; logit_normal,
+    # with mean and std of the logit). docs/objectives.md
+    config.rl.objective = "grpo"
+    config.rl.timesteps_per_crystal = 4
+    config.rl.timesteps = "logit_normal"
+    config.rl.timestep_mean, config.rl.timestep_std = -0.6, 1.0
+    # nft: how far the implicit policies lie from the old one, and the advantage from
+    # which on a crystal is as good as can be
+    config.rl.nft_beta = 1.0
+    config.rl.advantage_clip = 5.0
     # Parts of one optimiser step: less memory, less padding, same result. 0: as few as
     # fit into memory_budget, GB per device (and on a CPU at least one per 32 crystals).
     config.rl.grad_accum = 0
@@ -118,6 +129,7 @@ def _paper(models: str) -> ConfigDict:
     # Of the moving average of policies, which is what is validated, and what `sample`
     # and others take of a run. 0: none, they take the policy itself.
     config.rl.ema_decay = 0.0
+    config.rl.sample_average = False  # crystals are made by that average
 
     # An update that is not finite is skipped; so many iterations in a row with one end
     # the run, its state saved.
@@ -199,6 +211,14 @@ class GRPOConfig:
     num_inner_batch: int = 1  # minibatches, an optimiser step each
     grad_accum: int = 1  # microbatches of each, one after another
     ema_decay: float = 0.0  # of the moving average of policies
+    objective: str = "grpo"  # awm, nft: see `rl.matching`
+    sample_average: bool = False  # crystals are those of that average
+    timesteps_per_crystal: int = 4  # that awm and nft noise it to
+    timesteps: str = "logit_normal"  # their density
+    timestep_mean: float = -0.6
+    timestep_std: float = 1.0
+    nft_beta: float = 1.0  # b of nft
+    advantage_clip: float = 5.0  # c of nft
 
     def __post_init__(self):
         """Checks every value."""
@@ -211,12 +231,20 @@ class GRPOConfig:
             ("num_inner_batch", lambda x: x >= 1, "at least 1"),
             ("grad_accum", lambda x: x >= 1, "at least 1"),
             ("ema_decay", lambda x: 0 <= x < 1, "from 0 to below 1"),
+            ("objective", OBJECTIVES.__contains__, f"one of {OBJECTIVES}"),
+            ("timesteps_per_crystal", lambda x: x >= 1, "at least 1"),
+            ("timesteps", DENSITIES.__contains__, f"one of {DENSITIES}"),
+            ("timestep_std", lambda x: x > 0, "above 0"),
+            ("nft_beta", lambda x: x > 0, "above 0"),
+            ("advantage_clip", lambda x: x > 0, "above 0"),
         ):
             require({"rl": vars(self)}, f"rl.{field}", holds, rule)
 
 
 KL_TARGETS = ("old", "reference")
 STEP_WEIGHTS = ("none", "std")
+OBJECTIVES = ("grpo", "awm", "nft")
+DENSITIES = ("uniform", "logit_normal")
 
 
 def grpo_config(rl: ConfigDict, grad_accum: int) -> GRPOConfig:
@@ -287,7 +315,10 @@ def check_rl(config: Any, num_devices: int) -> None:
         require(config, field, lambda x: x > 0, "above 0")
     grpo_config(config.rl, 1)
     require(config, "rl.num_group_samples", lambda x: x >= 2, "at least 2, a group")
-    require(config, "sampling.eta", lambda x: 0 < x <= 1, "above 0, at most 1")
+    if config.rl.objective == "grpo":
+        require(config, "sampling.eta", lambda x: 0 < x <= 1, "above 0, at most 1")
+    else:
+        require(config, "sampling.eta", lambda x: 0 <= x <= 1, "from 0 to 1")
     require(
         config, "sampling.sampling_steps", lambda x: 2 <= x <= 1000, "from 2 to 1000"
     )
@@ -321,6 +352,10 @@ def _check_judge(config: Any) -> None:
 
 
 def _check_step_choice(config: Any) -> None:
+    if config.rl.objective != "grpo":
+        for field in ("rl.num_train_steps", "rl.window"):
+            rule = "0 where config.rl.objective is not grpo: no steps are trained on"
+            require(config, field, lambda x: x == 0, rule)
     recorded = config.sampling.sampling_steps - (config.sampling.sampler == "ddim")
     for field in ("rl.num_train_steps", "rl.window"):
         rule = f"at most {recorded}, the steps that have a density"

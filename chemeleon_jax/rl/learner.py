@@ -25,7 +25,14 @@ from chemeleon_jax.devices.sharding import (
 from chemeleon_jax.models.buckets import at_width, microbatches_by_size
 from chemeleon_jax.models.optimizer import apply_gradient, moving_average
 from chemeleon_jax.rl.config import GRPOConfig
+from chemeleon_jax.rl.matching import (
+    awm_loss,
+    nft_loss,
+    noise_latents,
+    noise_to_steps,
+)
 from chemeleon_jax.rl.objective import (
+    OWN_COPIES,
     OWN_TRAJECTORY,
     grpo_loss,
     noise_level_weights,
@@ -83,8 +90,8 @@ def train_step(
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """One iteration's updates, the average of policies, and the KL from the original.
 
-    The metric `kl_div` is the loss's own where the loss needs it. Else it is that of
-    the policy that sampled, at a twelfth of the trajectory's steps, which is cheap.
+    The metric `kl_div` is the loss's own where GRPO needs it. Else it is that of the
+    policy before it, at a twelfth of the trajectory's steps, which is cheap.
 
     Args:
       state: before the iteration.
@@ -102,25 +109,29 @@ def train_step(
     """
     if timesteps is not None:
         trajectory = trajectory.at(timesteps)
-    in_loss = config.kl_target == "reference"
+    in_loss, grpo = config.kl_target == "reference", config.objective == "grpo"
     measured = {}
-    if not in_loss:
+    if not (in_loss and grpo):
+        taken = len(trajectory.steps.timestep) if grpo else sampler.schedule.num_steps
+        num_steps = max(taken // KL_EVERY, 1)
         measured["kl_div"] = reference_kl(
             state.params,
             reference_params,
-            trajectory,
+            trajectory if grpo else noise_to_steps(trajectory, sampler, num_steps),
             sampler=sampler,
-            num_steps=max(len(trajectory.steps.timestep) // KL_EVERY, 1),
+            num_steps=num_steps,
             num_microbatches=config.num_inner_batch * config.grad_accum,
         )
+    old = state.ema_params if config.sample_average else state.params
     params, opt_state, metrics = update(
         state.params,
         state.opt_state,
-        trajectory,
+        trajectory if grpo else noise_latents(trajectory, config),
         advantage,
         sampler=sampler,
         config=config,
         optimizer=optimizer,
+        old_params=None if grpo else old,
         reference_params=reference_params if in_loss else None,
     )
     state = state.replace(
@@ -145,6 +156,7 @@ def update(
     sampler: Sampler,
     config: GRPOConfig,
     optimizer: optax.GradientTransformation,
+    old_params: Any = None,
     reference_params: Any = None,
 ) -> tuple[Any, Any, dict[str, jax.Array]]:
     """One iteration's optimiser steps.
@@ -155,7 +167,9 @@ def update(
     same), and the devices exchange one gradient per step. A step whose loss or gradient
     is not finite is skipped: it changes neither parameters nor the moments of AdamW.
 
-    Arguments as in `train_step`; `reference_params` only where the loss needs them.
+    Arguments as in `train_step`, but that the trajectory's steps are what the objective
+    learns from, see `noise_latents`; `old_params`, of the policy that sampled, and
+    `reference_params` only where the loss needs them.
 
     Returns:
       New parameters and optimiser state; means of the metrics over the minibatches, and
@@ -168,7 +182,11 @@ def update(
     )
     chex.assert_equal_shape_prefix([advantage, trajectory.mask], 1)
     gradient_of = make_gradient(
-        params, sampler=sampler, config=config, reference_params=reference_params
+        params,
+        sampler=sampler,
+        config=config,
+        old_params=old_params,
+        reference_params=reference_params,
     )
 
     def inner_step(carry, minibatch):
@@ -192,7 +210,12 @@ def update(
 
 
 def make_gradient(
-    params: Any, *, sampler: Sampler, config: GRPOConfig, reference_params: Any = None
+    params: Any,
+    *,
+    sampler: Sampler,
+    config: GRPOConfig,
+    old_params: Any = None,
+    reference_params: Any = None,
 ) -> Callable[..., tuple[Any, dict[str, jax.Array]]]:
     """The gradient of one minibatch, each device's own, then their mean.
 
@@ -201,10 +224,10 @@ def make_gradient(
     """
     specs = param_specs(params)
 
-    def own_gradient(params, reference, trajectory, advantage, minibatch):
+    def own_gradient(params, others, trajectory, advantage, minibatch):
         rows = jnp.arange(len(advantage)).reshape(config.num_inner_batch, -1)[minibatch]
-        params, reference = (
-            None if p is None else gather_params(p, specs) for p in (params, reference)
+        params, old, reference = (
+            None if p is None else gather_params(p, specs) for p in (params, *others)
         )
         gradient, metrics = trajectory_gradient(
             params,
@@ -212,6 +235,8 @@ def make_gradient(
             advantage[rows],
             sampler=sampler,
             config=config,
+            old_params=old,
+            on_policy=(minibatch == 0) & (not config.sample_average),
             reference_params=reference,
         )
         extremes = metrics.pop("ratio_min"), metrics.pop("ratio_max")
@@ -220,18 +245,20 @@ def make_gradient(
         metrics |= {"ratio_min": extremes[0], "ratio_max": extremes[1]}
         return mean_gradient(gradient, specs), metrics
 
+    others = old_params, reference_params
+    own = OWN_TRAJECTORY if config.objective == "grpo" else OWN_COPIES
     compute = over_devices(
         own_gradient,
         in_specs=(
             specs,
-            None if reference_params is None else specs,
-            OWN_TRAJECTORY,
+            tuple(None if p is None else specs for p in others),
+            own,
             CRYSTALS,
             P(),
         ),
         out_specs=(specs, P()),
     )
-    return lambda params, *rest: compute(params, reference_params, *rest)
+    return lambda params, *rest: compute(params, others, *rest)
 
 
 def trajectory_gradient(
@@ -241,36 +268,40 @@ def trajectory_gradient(
     *,
     sampler: Sampler,
     config: GRPOConfig,
+    old_params: Any = None,
+    on_policy: jax.Array | bool = False,
     reference_params: Any = None,
 ) -> tuple[Any, dict[str, jax.Array]]:
     """Gradient of the loss over a trajectory, in memory that does not grow with it.
 
     Differentiating inside the scan keeps one step's activations alive; differentiating
-    the scan itself would keep all of them. The loss is summed over the steps and
-    divided by T, the length of the schedule; where the trajectory holds a choice of the
-    S steps (`timesteps`), these count for all. `config.step_weight` is in the loss too.
+    the scan itself would keep all of them. Steps count as `step_weights` says.
 
     The B crystals are scored in `config.grad_accum` microbatches, one after another:
     the gradient is the same, the memory that much smaller, and so is the padding
-    (`buckets`). Arguments as in `train_step`.
+    (`buckets`). Arguments as in `update`; `on_policy` as in `awm_loss`.
 
     Returns:
       The gradient; the loss, and means of the metrics over steps (extremes for
       `ratio_min` and `ratio_max`).
     """
     chex.assert_equal_shape_prefix([advantage, trajectory.mask], 1)
-    loss_and_grad = jax.value_and_grad(grpo_loss, has_aux=True)
-    schedule = sampler.schedule
-    weights = jnp.ones(schedule.num_steps)
-    if config.step_weight == "std":
-        weights = noise_level_weights(schedule)
+    loss = {"grpo": grpo_loss, "awm": awm_loss, "nft": nft_loss}[config.objective]
+    if config.objective != "grpo":
+        loss = functools.partial(loss, old_params=old_params, on_policy=on_policy)
+    loss_and_grad = jax.value_and_grad(loss, has_aux=True)
+    weights = step_weights(trajectory, sampler, config) / config.grad_accum
+    widths, dit = sampler.widths, sampler.model.dit
+    if config.objective != "grpo" and dit.learn_sigma:
+        widths = widths[-1:]  # the variance is trained too; see `network_widths`
     num_atoms = trajectory.mask.sum(-1)
 
     def add_microbatch(total, rows):
         def add_steps(width):
             some = trajectory.crystals(rows, width)
 
-            def add_step(total, step):
+            def add_step(total, weighted_step):
+                step, weight = weighted_step
                 (loss, metrics), grad = loss_and_grad(
                     params,
                     step,
@@ -281,24 +312,40 @@ def trajectory_gradient(
                     condition=some.condition,
                     reference_params=reference_params,
                 )
-                weight = weights[step.timestep]
                 total = jax.tree.map(lambda t, g: t + weight * g, total, grad)
                 return total, metrics | {"loss": weight * loss}
 
-            return lax.scan(add_step, total, some.steps)
+            return lax.scan(add_step, total, (some.steps, weights))
 
-        return at_width(add_steps, num_atoms[rows], sampler.widths)
+        return at_width(add_steps, num_atoms[rows], widths)
 
     microbatches = microbatches_by_size(num_atoms, config.grad_accum)
     zeros = jax.tree.map(jnp.zeros_like, params)
-    total, metrics = lax.scan(add_microbatch, zeros, microbatches)
-    chosen = len(trajectory.steps.timestep) / schedule.num_recorded
-    scale = 1 / (schedule.num_steps * chosen * config.grad_accum)
-    gradient = jax.tree.map(lambda g: g * scale, total)
-    loss = metrics.pop("loss").sum() * scale
+    gradient, metrics = lax.scan(add_microbatch, zeros, microbatches)
+    loss = metrics.pop("loss").sum()
     extremes = {
         "ratio_max": metrics.pop("ratio_max").max(),
         "ratio_min": metrics.pop("ratio_min").min(),
     }
     means = {name: value.mean() for name, value in metrics.items()}
     return gradient, means | extremes | {"loss": loss}
+
+
+def step_weights(
+    trajectory: Trajectory, sampler: Sampler, config: GRPOConfig
+) -> jax.Array:
+    """What each step of a trajectory counts, [S]; of M noised copies 1 / M each.
+
+    Losses of GRPO are summed over the steps and divided by T, the length of the
+    schedule; where the trajectory holds a choice of the S steps (`timesteps`), these
+    count for all. With `config.step_weight` steps count by their noise.
+    """
+    taken = len(trajectory.steps.timestep)
+    if config.objective != "grpo":
+        return jnp.full(taken, 1 / taken)
+    schedule = sampler.schedule
+    weights = jnp.ones(schedule.num_steps)
+    if config.step_weight == "std":
+        weights = noise_level_weights(schedule)
+    chosen = taken / schedule.num_recorded
+    return weights[trajectory.steps.timestep] / (schedule.num_steps * chosen)

@@ -27,7 +27,10 @@ from chemeleon_jax.rl.sampler import Condition, Sampler
 
 # How a trajectory lies on the mesh: each device has its own crystals.
 _STEPS = P(None, *CRYSTALS)
-OWN_TRAJECTORY = Trajectory(Step(P(), _STEPS, _STEPS, _STEPS), CRYSTALS, CRYSTALS)
+OWN_TRAJECTORY = Trajectory(
+    Step(P(), _STEPS, _STEPS, _STEPS), CRYSTALS, CRYSTALS, CRYSTALS, CRYSTALS
+)
+OWN_COPIES = OWN_TRAJECTORY.replace(steps=_STEPS)  # of `NoisyLatents`
 
 
 def grpo_loss(

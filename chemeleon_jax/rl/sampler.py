@@ -134,6 +134,7 @@ def sample_group(
     group_size: int,
     condition: Condition = None,
     num_microbatches: int = 1,
+    record: bool = True,
 ) -> tuple[CrystalBatch, Trajectory]:
     """Sample groups of crystals, and remember how.
 
@@ -147,6 +148,7 @@ def sample_group(
       condition: preprocessed conditions of each group, {name: [G, in]}.
       num_microbatches: that a device's crystals are sampled in, one after another; see
         `buckets`. Crystals do not depend on it.
+      record: keeps the steps; objectives that need none save their memory.
 
     Returns:
       B = G * K crystals, groups contiguous, and their trajectory. The last step of DDIM
@@ -188,10 +190,11 @@ def sample_group(
                 pad_atoms(jnp.moveaxis(x, 0, 1), model.max_atoms, axis=2)
                 for x in (steps.z, steps.z_next)
             )
-            return pad_atoms(z, model.max_atoms), z_past, z_next, steps.log_prob.T
+            z = pad_atoms(z, model.max_atoms)
+            return z, *((z_past, z_next, steps.log_prob.T) if record else ())
 
         z, *steps = at_width(sample, counts, sampler.widths)
-        return model.decode(z, mask), *steps
+        return model.decode(z, mask), z, *steps
 
     def sample_own(params, crystals):
         params = gather_params(params, specs)
@@ -199,13 +202,15 @@ def sample_group(
             partial(sample_some, params), crystals, crystals[1], num_microbatches
         )
 
-    crystals, z, z_next, log_prob = over_devices(
+    crystals, latents, *steps = over_devices(
         sample_own, in_specs=(specs, CRYSTALS), out_specs=CRYSTALS
     )(params, (keys, counts, condition))
-    z, z_next, log_prob = (jnp.moveaxis(x, 1, 0) for x in (z, z_next, log_prob))
     timesteps = jnp.arange(schedule.num_steps)[::-1][: schedule.num_recorded]
-    steps = Step(timesteps, z, z_next, log_prob)
-    return crystals, Trajectory(steps, crystals.mask, condition)
+    if record:
+        steps = Step(timesteps, *(jnp.moveaxis(x, 1, 0) for x in steps))
+    return crystals, Trajectory(
+        steps or None, crystals.mask, condition, latents=latents, keys=keys
+    )
 
 
 def roll_out(
