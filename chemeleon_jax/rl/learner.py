@@ -112,15 +112,8 @@ def train_step(
     in_loss, grpo = config.kl_target == "reference", config.objective == "grpo"
     measured = {}
     if not (in_loss and grpo):
-        taken = len(trajectory.steps.timestep) if grpo else sampler.schedule.num_steps
-        num_steps = max(taken // KL_EVERY, 1)
-        measured["kl_div"] = reference_kl(
-            state.params,
-            reference_params,
-            trajectory if grpo else noise_to_steps(trajectory, sampler, num_steps),
-            sampler=sampler,
-            num_steps=num_steps,
-            num_microbatches=config.num_inner_batch * config.grad_accum,
+        measured["kl_div"] = original_kl(
+            state.params, reference_params, trajectory, sampler=sampler, config=config
         )
     old = state.ema_params if config.sample_average else state.params
     params, opt_state, metrics = update(
@@ -145,6 +138,35 @@ def train_step(
         skipped=jnp.where(metrics["skipped_updates"] > 0, state.skipped + 1, 0),
     )
     return state, metrics | measured | {"skipped_in_a_row": state.skipped}
+
+
+def original_kl(
+    params: Any,
+    reference_params: Any,
+    trajectory: Trajectory,
+    *,
+    sampler: Sampler,
+    config: GRPOConfig,
+) -> jax.Array:
+    """`reference_kl` at a twelfth of the steps; of noised latents, if there are none.
+
+    In the second case with all noise that a step can draw: without any, no policy but
+    the original one would have a finite KL.
+    """
+    recorded = config.objective == "grpo"
+    taken = trajectory.steps.timestep if recorded else sampler.schedule.model_timesteps
+    num_steps = max(len(taken) // KL_EVERY, 1)
+    if not recorded:
+        sampler = sampler.replace(eta=1.0)
+        trajectory = noise_to_steps(trajectory, sampler, num_steps)
+    return reference_kl(
+        params,
+        reference_params,
+        trajectory,
+        sampler=sampler,
+        num_steps=num_steps,
+        num_microbatches=config.num_inner_batch * config.grad_accum,
+    )
 
 
 def update(

@@ -11,14 +11,11 @@ from ml_collections import ConfigDict
 from chemeleon_jax.data.dataset import load_dataset, save_npz
 from chemeleon_jax.errors import UserError
 from chemeleon_jax.models import store
+from chemeleon_jax.models.diffusion import TIMESTEP_QUANTILES
 from chemeleon_jax.models.loading import load_checkpoint
 from chemeleon_jax.models.optimizer import learning_rate
 from chemeleon_jax.pretrain import STAGES, pretrain
-from chemeleon_jax.pretraining.ldm import (
-    TIMESTEP_QUANTILES,
-    ldm_stage,
-    measure_latent_std,
-)
+from chemeleon_jax.pretraining.ldm import ldm_stage, measure_latent_std
 from chemeleon_jax.pretraining.stage import Stage, start_from
 from chemeleon_jax.runs.states import RunCheckpoints, read_subtree
 from chemeleon_jax.runs.tracking import read_scalars
