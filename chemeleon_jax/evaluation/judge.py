@@ -10,7 +10,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from pymatgen.core import Composition, Element, Structure
+from pymatgen.core import Structure
 
 from chemeleon_jax.data.crystals import (
     VALIDITY_REASONS,
@@ -38,6 +38,7 @@ from chemeleon_jax.rewards.stability import (
     judge_energies,
 )
 from chemeleon_jax.workers.calculators import RelaxedStructure
+from chemeleon_jax.workers.composition import smact_valid
 from chemeleon_jax.workers.matching import Cell, reduce_cell, to_structure
 from chemeleon_jax.workers.outcome import Outcome, Status
 from chemeleon_jax.workers.pool import Pool
@@ -148,15 +149,6 @@ def _check_compositions(cells, rows, context: EvaluationContext) -> None:
         rows[i]["smact_valid"] = context.smact[key]
         if context.smact[key] is None:
             _note(rows[i], "smact: no answer")
-
-
-def smact_valid(formula: tuple[int, ...]) -> bool:
-    """`smact.screening.smact_validity` of a formula key. Runs in a worker."""
-    from smact.screening import smact_validity  # loads a quarter of the elements' lore
-
-    symbols = [Element.from_Z(z).symbol for z in formula[::2]]
-    counts = dict(zip(symbols, formula[1::2], strict=True))
-    return bool(smact_validity(Composition(counts)))
 
 
 def _find_space_groups(cells, rows, context: EvaluationContext) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from chemeleon_jax.data.crystals import validity
+from chemeleon_jax.data.crystals import formula_key, validity
 from chemeleon_jax.data.dataset import Dataset
 from chemeleon_jax.data.types import CrystalBatch
 from chemeleon_jax.models.predictor import Predictor
@@ -28,6 +28,7 @@ from chemeleon_jax.rewards.matches import (
     to_cells,
 )
 from chemeleon_jax.rewards.stability import combine_opinions, judge_energies
+from chemeleon_jax.workers.composition import smact_valid
 from chemeleon_jax.workers.custom import CustomReward
 from chemeleon_jax.workers.matching import Cell
 from chemeleon_jax.workers.outcome import Outcome, Status
@@ -48,6 +49,7 @@ class Context:
     predictor: tuple[VAE, Predictor, Any] | None = None  # see features.py
     # Reduced cells of recent crystals, by content: kept for the next batch.
     recent_reduced: dict[Any, Outcome] = field(default_factory=dict)
+    balanced: dict[tuple[int, ...], bool] = field(default_factory=dict)  # by formula
     barriers: dict[int, Barrier] = field(default_factory=dict)
 
     def wait_for(self, devices: int) -> None:
@@ -124,6 +126,17 @@ class BatchAnalysis:
                 strict=True,
             )
         ]
+
+    @cached_property
+    def charge_balanced(self) -> np.ndarray:
+        """Whether charges can balance, [B] bool; True where there is no answer."""
+        known, pool = self.context.balanced, self.context.pool
+        keys = [formula_key(cell.atom_types) for cell in self.cells]
+        asked = {key for key, valid in zip(keys, self.valid, strict=True) if valid}
+        new = sorted(asked - known.keys())
+        for key, outcome in zip(new, pool.map(smact_valid, new), strict=True):
+            known[key] = outcome.status != Status.OK or outcome.value
+        return np.array([known.get(key, True) for key in keys], bool)
 
     @cached_property
     def e_above_hull(self) -> tuple[np.ndarray, np.ndarray]:

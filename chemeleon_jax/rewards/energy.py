@@ -17,8 +17,13 @@ def energy_component(
     min_hull_entries: int = 0,
     min_e_above_hull: float | None = None,
     max_disagreement: float | None = None,
+    charge_balanced: bool = False,
 ) -> Component:
-    """Minus the energy above the hull, see `energy_reward` and `guard_energies`."""
+    """Minus the energy above the hull, see `energy_reward` and `guard_energies`.
+
+    With `max_disagreement` crystals have no value where the potentials are further
+    apart than that, in eV/atom; with `charge_balanced` where charges cannot balance.
+    """
 
     def evaluate(batch):
         above, status = batch.e_above_hull
@@ -35,6 +40,9 @@ def energy_component(
             disputed = disagreement(batch.opinions) > max_disagreement
             disputed &= status == EnergyStatus.OK
             status = np.where(disputed, EnergyStatus.DISPUTED, status)
+        if charge_balanced:
+            unbalanced = ~batch.charge_balanced & (status == EnergyStatus.OK)
+            status = np.where(unbalanced, EnergyStatus.UNBALANCED, status)
         return energy_reward(above, clip_max, decay), status
 
     (lowest,) = energy_reward(np.array([np.nan]), clip_max, decay)

@@ -32,6 +32,7 @@ class EnergyStatus(IntEnum):
     FEW_HULL_ENTRIES = 11
     FAR_BELOW_HULL = 12
     DISPUTED = 13
+    UNBALANCED = 14
 
 
 def is_metastable(e_above_hull):

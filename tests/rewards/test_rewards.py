@@ -172,6 +172,14 @@ def test_guards_set_the_easy_ways_to_a_low_energy_aside(pool, tmp_path):
     assert (reasons == "far_below_hull").sum() == 3
     assert (deep.components["energy"][reasons != "ok"] == -3.0).all()
     assert deep.metrics["failures/energy/far_below_hull"] == 3
+    # Na+ Li+ O2- is balanced, Na+ Li+ Li+ O2- is not; Na and NaFe are metals.
+    guards["energy"] |= {"min_e_above_hull": None, "charge_balanced": True}
+    balanced = judged()
+    reasons = np.array([s.name.lower() for s in EnergyStatus])[
+        balanced.status["energy"]
+    ]
+    assert reasons[[0, 1, 2, 4, 5]].tolist() == ["ok"] * 4 + ["unbalanced"]
+    assert balanced.components["energy"][5] == -3.0
 
 
 def test_energies_on_request_only(pool):
