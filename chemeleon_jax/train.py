@@ -62,6 +62,7 @@ from chemeleon_jax.rl.bulk import (
 from chemeleon_jax.rl.config import alarm_limits, check_rl, describe, grpo_config
 from chemeleon_jax.rl.learner import compile_train_step, init_state
 from chemeleon_jax.rl.prompts import make_prompts
+from chemeleon_jax.rl.replay import Replayed, load_replay
 from chemeleon_jax.rl.sampler import make_sampler
 from chemeleon_jax.rl.timesteps import select_timesteps, stochastic_at
 from chemeleon_jax.runs import memory
@@ -114,6 +115,7 @@ def train(config, workdir: str) -> None:
             max_atoms=MAX_ATOMS,
             relaxed=config.reward.relaxed,
         )
+        replay = load_replay(folder, rl.replay, start, relaxed=config.reward.relaxed)
         executor = stack.enter_context(background())
 
         # ------------------------------------------------------------ what is compiled
@@ -124,7 +126,8 @@ def train(config, workdir: str) -> None:
             memory_budget=rl.memory_budget,
             devices=mesh.size,
         )
-        grpo = grpo_config(rl, microbatches(num_crystals // rl.num_inner_batch))
+        trained = num_crystals + rl.replay.crystals
+        grpo = grpo_config(rl, microbatches(trained // rl.num_inner_batch))
         jitted = jit_rollout(
             mesh,
             grpo.num_inner_batch,
@@ -171,6 +174,11 @@ def train(config, workdir: str) -> None:
             timesteps = trained_timesteps(rl, key, iteration, sampler.schedule)
             fixed = {"sampler": sampler, "reference_params": reference}
             fixed["timesteps"] = timesteps
+            if rl.replay.crystals:
+                known = reward.context.dataset.crystals
+                again = replay.draw(jax.random.fold_in(key, 3), otherwise=known)
+                *arrays, noise_key = again
+                fixed["replayed"] = Replayed(*jax.tree.map(place, arrays), noise_key)
             if iteration == start:  # while the first crystals are sampled and scored
                 _, shapes = trace_rollout(
                     state.params, prompts, sampler=sampler
@@ -199,7 +207,9 @@ def train(config, workdir: str) -> None:
                 crystals = jax.device_get(crystals)
             with timed(seconds, "reward"):
                 rewards = jax.device_get(score(crystals, recent=recent.crystals))
-                recent.add(rewards.relaxed if config.reward.relaxed else crystals)
+                seen = rewards.relaxed if config.reward.relaxed else crystals
+                recent.add(seen)
+                replay.add(seen, rewards)
                 faults.add(crystals, rewards)
                 drift.add(crystals, rewards.valid)
                 drifted, cause = drift.measure()

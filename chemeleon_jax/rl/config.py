@@ -106,6 +106,14 @@ def _paper(models: str) -> ConfigDict:
     config.rl.timesteps_per_crystal = 4
     config.rl.timesteps = "logit_normal"
     config.rl.timestep_mean, config.rl.timestep_std = -0.6, 1.0
+    # So many of the best crystals of so many last iterations are trained on again in
+    # each (awm and nft; 0: none): of each iteration the best share by reward, of one
+    # formula so many.
+    config.rl.replay = ConfigDict()
+    config.rl.replay.crystals = 0
+    config.rl.replay.iterations = 50
+    config.rl.replay.share = 0.2
+    config.rl.replay.per_formula = 2
     # nft: how far the implicit policies lie from the old one, and the advantage from
     # which on a crystal is as good as can be
     config.rl.nft_beta = 1.0
@@ -315,6 +323,7 @@ def check_rl(config: Any, num_devices: int) -> None:
         require(config, field, lambda x: x > 0, "above 0")
     grpo_config(config.rl, 1)
     require(config, "rl.num_group_samples", lambda x: x >= 2, "at least 2, a group")
+    _check_replay(config, num_devices)
     if config.rl.objective == "grpo":
         require(config, "sampling.eta", lambda x: 0 < x <= 1, "above 0, at most 1")
     else:
@@ -349,6 +358,25 @@ def _check_judge(config: Any) -> None:
         asked = [name.strip() for name in asked.split(",")]
         rule = f"a potential that the reward does not ask; it asks {', '.join(asked)}"
         require(config, "judge.potential", lambda x: x not in asked, rule)
+
+
+def _check_replay(config: Any, num_devices: int) -> None:
+    field = "rl.replay"
+    require(config, f"{field}.crystals", lambda x: x >= 0, "0 or more")
+    if not config.rl.replay.crystals:
+        return
+    if config.rl.objective == "grpo":
+        rule = "0 where config.rl.objective is grpo, which needs their trajectories"
+        require(config, f"{field}.crystals", lambda x: x == 0, rule)
+    parts = config.rl.num_inner_batch * max(config.rl.grad_accum, 1) * num_devices
+    rule = (
+        "a multiple of config.rl.num_inner_batch * config.rl.grad_accum * devices = "
+        f"{parts}"
+    )
+    require(config, f"{field}.crystals", lambda x: x % parts == 0, rule)
+    for name in ("iterations", "per_formula"):
+        require(config, f"{field}.{name}", lambda x: x >= 1, "at least 1")
+    require(config, f"{field}.share", lambda x: 0 < x <= 1, "above 0, at most 1")
 
 
 def _check_step_choice(config: Any) -> None:

@@ -38,6 +38,7 @@ from chemeleon_jax.rl.objective import (
     noise_level_weights,
     reference_kl,
 )
+from chemeleon_jax.rl.replay import Replayed, join_minibatches, to_trajectory
 from chemeleon_jax.rl.sampler import Sampler
 
 KL_EVERY = 12  # steps of a trajectory per one at which the KL to the original is taken
@@ -87,6 +88,7 @@ def train_step(
     optimizer: optax.GradientTransformation,
     reference_params: Any,
     timesteps: jax.Array | None = None,
+    replayed: Replayed | None = None,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """One iteration's updates, the average of policies, and the KL from the original.
 
@@ -102,6 +104,7 @@ def train_step(
       optimizer: see `make_optimizer`.
       reference_params: of the original policy.
       timesteps: those that are trained on [M], descending; all by default.
+      replayed: crystals that are trained on too.
 
     Returns:
       The state after it, and metrics: see `update`, and `skipped_in_a_row`, iterations
@@ -114,6 +117,12 @@ def train_step(
     if not (in_loss and grpo):
         measured["kl_div"] = original_kl(
             state.params, reference_params, trajectory, sampler=sampler, config=config
+        )
+    if replayed is not None:
+        trajectory, advantage = join_minibatches(
+            (trajectory, advantage),
+            (to_trajectory(replayed, sampler.model), replayed.advantage),
+            config.num_inner_batch,
         )
     old = state.ema_params if config.sample_average else state.params
     params, opt_state, metrics = update(

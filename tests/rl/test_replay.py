@@ -1,0 +1,145 @@
+"""Crystals that are trained on again."""
+
+from functools import partial
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+from ml_collections import ConfigDict
+
+from chemeleon_jax import sample_group
+from chemeleon_jax.data.types import Trajectory
+from chemeleon_jax.errors import UserError
+from chemeleon_jax.models.optimizer import make_optimizer
+from chemeleon_jax.rl.config import GRPOConfig, check_rl
+from chemeleon_jax.rl.learner import init_state, train_step
+from chemeleon_jax.rl.replay import Replay, Replayed, join_minibatches, load_replay
+from chemeleon_jax.runs.iteration_files import save_iteration
+from configs.rl_dng import get_config
+
+KEY = jax.random.key(0)
+SETTINGS = ConfigDict(
+    {"crystals": 4, "iterations": 2, "share": 0.5, "per_formula": 1}, type_safe=False
+)
+
+
+def iteration(seed, total, advantage, unique=None, counts=(2, 3, 4, 5)):
+    """Crystals whose first length tells them apart, and what they were worth."""
+    crystals = jax.tree.map(np.array, tiny.crystals(counts, seed=seed))
+    crystals.lengths[:, 0] = 10 * seed + np.arange(4)
+    rewards = SimpleNamespace(
+        total=np.asarray(total, float),
+        advantage=np.asarray(advantage, np.float32),
+        valid=np.ones(4, bool),
+        unique=np.ones(4, bool) if unique is None else np.asarray(unique),
+    )
+    return crystals, rewards
+
+
+def names(replayed: Replayed) -> list[int]:
+    return sorted(set(replayed.crystals.lengths[:, 0].astype(int).tolist()))
+
+
+def test_the_best_unique_of_the_last_iterations_are_kept():
+    replay = Replay(**SETTINGS)
+    replay.add(*iteration(1, [9, 9, 9, 9], [1, 1, 1, 1]))  # is forgotten
+    replay.add(*iteration(2, [4, 3, 2, 1], [1, -1, 0.5, 0.1]))  # 20, 22: half of four
+    unique = [False, True, True, True]
+    replay.add(*iteration(3, [4, 3, 2, 1], [3, 0.5, -1, 0.2], unique))  # 31, 33
+    drawn = replay.draw(KEY, otherwise=None)
+    assert names(drawn) == [20, 22, 31, 33]
+    by_name = dict(zip(drawn.crystals.lengths[:, 0], drawn.advantage, strict=True))
+    assert by_name == pytest.approx({20: 1.0, 22: 0.5, 31: 0.5, 33: 0.2})
+    again = replay.draw(KEY, otherwise=None)
+    np.testing.assert_array_equal(again.advantage, drawn.advantage)
+
+
+def test_of_one_formula_the_newest_few_are_kept():
+    replay = Replay(**SETTINGS)
+    first, rewards = iteration(2, [4, 3, 2, 1], [1, 1, 1, 1])
+    second, _ = iteration(2, [4, 3, 2, 1], [1, 1, 1, 1])
+    second.lengths[:, 0] += 10
+    replay.add(first, rewards)
+    replay.add(second, rewards)
+    assert names(replay.draw(KEY, otherwise=None)) == [30, 31]
+
+
+def test_before_there_are_any_others_fill_and_count_for_nothing():
+    known = jax.tree.map(np.asarray, tiny.crystals((2, 3, 4)))
+    drawn = Replay(**SETTINGS).draw(KEY, otherwise=known)
+    assert not drawn.advantage.any()
+    np.testing.assert_array_equal(drawn.crystals.lengths, known.lengths[[0, 1, 2, 0]])
+
+
+def test_a_run_that_continues_has_kept_the_same(tmp_path):
+    replay = Replay(**SETTINGS)
+    for i in range(3):
+        crystals, rewards = iteration(i, [4, 3, 2, 1], [1, -1, 0.5, 0.1])
+        replay.add(crystals, rewards)
+        saved = vars(rewards) | {"components": {}, "novel": None, "e_above_hull": None}
+        save_iteration(tmp_path, i, vars(crystals), saved)
+    found = load_replay(tmp_path, SETTINGS, 3, relaxed=False).draw(KEY, otherwise=None)
+    expected = replay.draw(KEY, otherwise=None)
+    jax.tree.map(np.testing.assert_array_equal, found[:3], expected[:3])
+    (tmp_path / "crystals" / "iteration_000002.npz").unlink()
+    with pytest.raises(UserError, match="iteration_000002.*replay.crystals = 4"):
+        load_replay(tmp_path, SETTINGS, 3, relaxed=False)
+
+
+def test_each_minibatch_gets_its_share():
+    joined = join_minibatches(jnp.arange(4), 10 + jnp.arange(2), 2)
+    assert joined.tolist() == [0, 1, 10, 2, 3, 11]
+
+
+def test_a_replayed_crystal_is_trained_on_like_any_other():
+    """Without advantage it changes nothing but the size of the mean."""
+    sampler, policy = tiny.sampler(4)
+    rollout = jax.jit(partial(sample_group, record=False), static_argnames="group_size")
+    _, trajectory = rollout(
+        policy, KEY, jnp.array([3, 5]), sampler=sampler, group_size=2
+    )
+    optimizer = make_optimizer(1e-3)
+    config = GRPOConfig(objective="awm", kl_weight=0.0)
+    step = jax.jit(partial(train_step, config=config, optimizer=optimizer))
+
+    def gradient(advantage, weight):
+        crystals = tiny.crystals((2, 3, 4, 5))
+        index = jnp.arange(4)
+        replayed = Replayed(crystals, jnp.full(4, weight), index, KEY)
+        _, metrics = step(
+            init_state(policy, optimizer),
+            trajectory,
+            advantage,
+            sampler=sampler,
+            reference_params=policy,
+            replayed=replayed,
+        )
+        return metrics
+
+    without = gradient(jnp.array([1.0, -0.5, 2.0, -1.0]), 0.0)
+    assert gradient(jnp.zeros(4), 0.0)["grad_norm"] == 0.0
+    assert gradient(jnp.zeros(4), 1.0)["grad_norm"] > 1e-3
+    assert isinstance(trajectory, Trajectory)
+    _, alone = step(
+        init_state(policy, optimizer),
+        trajectory,
+        jnp.array([1.0, -0.5, 2.0, -1.0]),
+        sampler=sampler,
+        reference_params=policy,
+    )
+    np.testing.assert_allclose(without["grad_norm"], alone["grad_norm"] / 2, rtol=1e-4)
+
+
+def test_what_does_not_fit_is_refused():
+    config = get_config()
+    config.rl.replay.crystals = 32
+    with pytest.raises(UserError, match="replay.crystals = 32.*trajectories"):
+        check_rl(config, 1)
+    config.rl.objective = "nft"
+    check_rl(config, 1)
+    config.rl.replay.crystals = 33
+    with pytest.raises(UserError, match="replay.crystals = 33.*multiple"):
+        check_rl(config, 1)
