@@ -59,7 +59,8 @@ from chemeleon_jax.rl.bulk import (
     sample_in_bulk,
     shard_as_trajectory,
 )
-from chemeleon_jax.rl.config import alarm_limits, check_rl, describe, grpo_config
+from chemeleon_jax.rl.checks import check_rl
+from chemeleon_jax.rl.config import alarm_limits, describe, grpo_config
 from chemeleon_jax.rl.learner import compile_train_step, init_state
 from chemeleon_jax.rl.prompts import make_prompts
 from chemeleon_jax.rl.replay import Replayed, load_replay

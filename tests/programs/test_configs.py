@@ -14,7 +14,8 @@ from chemeleon_jax.rewards.components import COMPONENTS
 from chemeleon_jax.rewards.config import NORMALIZE_FNS, active_components
 from chemeleon_jax.rewards.judges import FIELDS as JUDGING
 from chemeleon_jax.rewards.normalize import NORMALIZATIONS
-from chemeleon_jax.rl.config import check_divisible, check_rl, describe
+from chemeleon_jax.rl.checks import check_divisible, check_rl
+from chemeleon_jax.rl.config import describe
 from chemeleon_jax.workers.custom import load_function
 
 ROOT = paths.ROOT

@@ -13,7 +13,8 @@ from chemeleon_jax.data.types import NoisyLatents
 from chemeleon_jax.errors import UserError
 from chemeleon_jax.models.diffusion import ldm_loss, make_schedule
 from chemeleon_jax.models.optimizer import make_optimizer
-from chemeleon_jax.rl.config import GRPOConfig, check_rl
+from chemeleon_jax.rl.checks import check_rl
+from chemeleon_jax.rl.config import GRPOConfig
 from chemeleon_jax.rl.learner import init_state, train_step
 from chemeleon_jax.rl.matching import awm_loss, nft_loss, noise_latents
 from configs.rl_dng import get_config

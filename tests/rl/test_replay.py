@@ -14,7 +14,8 @@ from chemeleon_jax import sample_group
 from chemeleon_jax.data.types import Trajectory
 from chemeleon_jax.errors import UserError
 from chemeleon_jax.models.optimizer import make_optimizer
-from chemeleon_jax.rl.config import GRPOConfig, check_rl
+from chemeleon_jax.rl.checks import check_rl
+from chemeleon_jax.rl.config import GRPOConfig
 from chemeleon_jax.rl.learner import init_state, train_step
 from chemeleon_jax.rl.replay import Replay, Replayed, join_minibatches, load_replay
 from chemeleon_jax.runs.iteration_files import save_iteration
