@@ -116,7 +116,13 @@ def train(config, workdir: str) -> None:
             max_atoms=MAX_ATOMS,
             relaxed=config.reward.relaxed,
         )
-        replay = load_replay(folder, rl.replay, start, relaxed=config.reward.relaxed)
+        replay = load_replay(
+            folder,
+            rl.replay,
+            start,
+            relaxed=config.reward.relaxed,
+            conditional=model.condition is not None,
+        )
         executor = stack.enter_context(background())
 
         # ------------------------------------------------------------ what is compiled

@@ -83,7 +83,9 @@ class Replay:
         return np.array(rows, int)
 
 
-def load_replay(workdir: Path, settings: Any, start: int, *, relaxed: bool) -> Replay:
+def load_replay(
+    workdir: Path, settings: Any, start: int, *, relaxed: bool, conditional: bool
+) -> Replay:
     """What a run that continues at iteration `start` had kept, from its `crystals/`.
 
     Args:
@@ -91,13 +93,21 @@ def load_replay(workdir: Path, settings: Any, start: int, *, relaxed: bool) -> R
       settings: `config.rl.replay`.
       start: 0 for a run that begins.
       relaxed: crystals count as they relaxed.
+      conditional: the model takes conditions, and what a crystal was asked for is not
+        in these files.
 
     Raises:
-      UserError: a file that counts is missing, or cannot be read.
+      UserError: a file that counts is missing, or cannot be read; the model is
+        conditional.
     """
     replay = Replay(**settings)
     if not settings.crystals:
         return replay
+    if conditional:
+        raise UserError(
+            f"config.rl.replay.crystals = {settings.crystals}: must be 0 where the "
+            "model of config.ldm_ckpt_path takes conditions"
+        )
     names = [f"relaxed_{k}" for k in RELAXED] if relaxed else []
     for iteration in range(max(start - settings.iterations, 0), start):
         try:

@@ -82,12 +82,15 @@ def test_a_run_that_continues_has_kept_the_same(tmp_path):
         replay.add(crystals, rewards)
         saved = vars(rewards) | {"components": {}, "novel": None, "e_above_hull": None}
         save_iteration(tmp_path, i, vars(crystals), saved)
-    found = load_replay(tmp_path, SETTINGS, 3, relaxed=False).draw(KEY, otherwise=None)
+    load = partial(load_replay, tmp_path, SETTINGS, 3, relaxed=False)
+    found = load(conditional=False).draw(KEY, otherwise=None)
     expected = replay.draw(KEY, otherwise=None)
     jax.tree.map(np.testing.assert_array_equal, found[:3], expected[:3])
     (tmp_path / "crystals" / "iteration_000002.npz").unlink()
     with pytest.raises(UserError, match="iteration_000002.*replay.crystals = 4"):
-        load_replay(tmp_path, SETTINGS, 3, relaxed=False)
+        load(conditional=False)
+    with pytest.raises(UserError, match="replay.crystals = 4.*conditions"):
+        load(conditional=True)
 
 
 def test_each_minibatch_gets_its_share():
