@@ -125,7 +125,10 @@ def compile_update(
     with jax.set_mesh(mesh):
         lowered = jax.jit(update).lower(
             state,
-            placed(trajectory, OWN_TRAJECTORY.replace(condition=None)),
+            placed(
+                trajectory,
+                OWN_TRAJECTORY.replace(condition=None, latents=None, keys=None),
+            ),
             placed(np.zeros(crystals, np.float32), CRYSTALS),
             reference_params=state.params,
             timesteps=placed(np.zeros(2, np.int32), P()),

@@ -1,4 +1,4 @@
-"""The policy update: crystals of similar size together, against all padded."""
+"""The policy update: by size against padded, noised copies against trajectories."""
 
 from collections.abc import Callable
 from functools import partial
@@ -18,12 +18,14 @@ from benchmarks.policy import (
     typical_atom_counts,
     useful_operations,
 )
-from chemeleon_jax.data.types import Step, Trajectory
+from chemeleon_jax.data.types import NoisyLatents, Step, Trajectory
 from chemeleon_jax.models.buckets import choose_microbatches
 from chemeleon_jax.models.optimizer import make_optimizer
 from chemeleon_jax.rl.config import GRPOConfig
 from chemeleon_jax.rl.learner import update
 from chemeleon_jax.rl.sampler import make_sampler
+
+COPIES = 3  # of each crystal, for objectives that learn from those
 
 
 def random_trajectory(counts: np.ndarray, max_atoms: int, steps: int) -> Trajectory:
@@ -38,12 +40,20 @@ def random_trajectory(counts: np.ndarray, max_atoms: int, steps: int) -> Traject
     return jax.tree.map(jnp.asarray, trajectory)
 
 
+def as_copies(trajectory: Trajectory, count: int) -> Trajectory:
+    """As many noised copies of each crystal, at random timesteps."""
+    steps = jax.tree.map(lambda x: x[:count], trajectory.steps)
+    timestep = np.random.default_rng(2).integers(0, 1000, steps.log_prob.shape)
+    copies = NoisyLatents(jnp.asarray(timestep), steps.z, steps.z_next)
+    return trajectory.replace(steps=copies)
+
+
 def make_update(
-    microbatches: int,
+    microbatches: int, objective: str = "grpo"
 ) -> tuple[Callable, optax.GradientTransformation]:
     """`update` of two optimiser steps, each in `microbatches`, and its optimiser."""
     optimizer = make_optimizer(1e-5)
-    config = GRPOConfig(num_inner_batch=2, grad_accum=microbatches)
+    config = GRPOConfig(num_inner_batch=2, grad_accum=microbatches, objective=objective)
     return partial(update, optimizer=optimizer, config=config), optimizer
 
 
@@ -62,11 +72,15 @@ def main() -> None:
 
     sampler = make_sampler(model, sampling_steps=50)
 
-    def add(name: str, microbatches: int):
-        call, optimizer = make_update(microbatches)
+    def add(name: str, microbatches: int, objective: str = "grpo"):
+        call, optimizer = make_update(microbatches, objective)
         call, opt_state = jax.jit(call), optimizer.init(policy)
+        learnt, others = trajectory, {"sampler": sampler}
+        if objective != "grpo":
+            learnt = as_copies(trajectory, COPIES)
+            others["old_params"] = policy
         seconds = measure(
-            lambda: call(policy, opt_state, trajectory, advantage, sampler=sampler),
+            lambda: call(policy, opt_state, learnt, advantage, **others),
             repeats=flags.repeats,
         )
         rows.append(
@@ -89,6 +103,7 @@ def main() -> None:
     with all_padded():
         add(f"padded to {model.max_atoms}", microbatches)
     add("by size", microbatches)
+    add(f"by size, awm, {COPIES} copies", microbatches, "awm")
     for row in rows[::-1]:
         row["speed-up"] = rows[0]["speed-up"] / row["speed-up"]
     print(f"{len(counts)} crystals of {sorted(groups.tolist())} atoms, ")
