@@ -63,7 +63,7 @@ from chemeleon_jax.rl.checks import check_rl
 from chemeleon_jax.rl.config import alarm_limits, describe, grpo_config
 from chemeleon_jax.rl.learner import compile_train_step, init_state
 from chemeleon_jax.rl.prompts import make_prompts
-from chemeleon_jax.rl.replay import Replayed, load_replay
+from chemeleon_jax.rl.replay import gather_latents, load_replay
 from chemeleon_jax.rl.sampler import make_sampler
 from chemeleon_jax.rl.timesteps import select_timesteps, stochastic_at
 from chemeleon_jax.runs import memory
@@ -120,7 +120,7 @@ def train(config, workdir: str) -> None:
             folder,
             rl.replay,
             start,
-            relaxed=config.reward.relaxed,
+            shape=(MAX_ATOMS, model.dit.latent_channels),
             conditional=model.condition is not None,
         )
         executor = stack.enter_context(background())
@@ -181,11 +181,9 @@ def train(config, workdir: str) -> None:
             timesteps = trained_timesteps(rl, key, iteration, sampler.schedule)
             fixed = {"sampler": sampler, "reference_params": reference}
             fixed["timesteps"] = timesteps
-            if rl.replay.crystals:
-                known = reward.context.dataset.crystals
-                again = replay.draw(jax.random.fold_in(key, 3), otherwise=known)
-                *arrays, noise_key = again
-                fixed["replayed"] = Replayed(*jax.tree.map(place, arrays), noise_key)
+            if replay:
+                again = jax.tree.map(place, replay.draw(jax.random.fold_in(key, 3)))
+                fixed["replayed"] = again, jax.random.fold_in(key, 4)
             if iteration == start:  # while the first crystals are sampled and scored
                 _, shapes = trace_rollout(
                     state.params, prompts, sampler=sampler
@@ -214,9 +212,7 @@ def train(config, workdir: str) -> None:
                 crystals = jax.device_get(crystals)
             with timed(seconds, "reward"):
                 rewards = jax.device_get(score(crystals, recent=recent.crystals))
-                seen = rewards.relaxed if config.reward.relaxed else crystals
-                recent.add(seen)
-                replay.add(seen, rewards)
+                recent.add(rewards.relaxed if config.reward.relaxed else crystals)
                 faults.add(crystals, rewards)
                 drift.add(crystals, rewards.valid)
                 drifted, cause = drift.measure()
@@ -227,7 +223,11 @@ def train(config, workdir: str) -> None:
                 metrics = jax.device_get(metrics) | rewards.metrics | drifted
             metrics |= alarms.check(iteration, metrics, {"element_growth": cause})
             log_iteration(tracker, iteration, metrics, seconds)
-            save_iteration(folder, iteration, vars(crystals), vars(rewards))
+            latents = None
+            if replay:
+                latents = gather_latents(trajectory, grpo.num_inner_batch, mesh)
+                replay.add(vars(crystals) | vars(rewards) | {"latents": latents})
+            save_iteration(folder, iteration, vars(crystals), vars(rewards), latents)
 
             # ----------------------------------------------------------- validate, save
             done, verdict = iteration + 1, None

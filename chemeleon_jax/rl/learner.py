@@ -88,7 +88,7 @@ def train_step(
     optimizer: optax.GradientTransformation,
     reference_params: Any,
     timesteps: jax.Array | None = None,
-    replayed: Replayed | None = None,
+    replayed: tuple[Replayed, jax.Array] | None = None,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """One iteration's updates, the average of policies, and the KL from the original.
 
@@ -104,7 +104,7 @@ def train_step(
       optimizer: see `make_optimizer`.
       reference_params: of the original policy.
       timesteps: those that are trained on [M], descending; all by default.
-      replayed: crystals that are trained on too.
+      replayed: crystals that are trained on too, and the key of their noise.
 
     Returns:
       The state after it, and metrics: see `update`, and `skipped_in_a_row`, iterations
@@ -121,7 +121,7 @@ def train_step(
     if replayed is not None:
         trajectory, advantage = join_minibatches(
             (trajectory, advantage),
-            (to_trajectory(replayed, sampler.model), replayed.advantage),
+            (to_trajectory(*replayed), replayed[0].advantage),
             config.num_inner_batch,
         )
     old = state.ema_params if config.sample_average else state.params

@@ -1,98 +1,118 @@
 """The best crystals of earlier iterations, which are trained on again."""
 
 from collections import Counter, deque
+from collections.abc import Mapping
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 
-from chemeleon_jax.data.crystals import crystals_of, formula_keys, take
-from chemeleon_jax.data.types import CrystalBatch, Trajectory
-from chemeleon_jax.devices.sharding import CRYSTALS, over_devices
+from chemeleon_jax.data.crystals import formula_keys
+from chemeleon_jax.data.types import Trajectory
+from chemeleon_jax.devices.sharding import CRYSTALS, device_order, over_devices
 from chemeleon_jax.errors import UserError
-from chemeleon_jax.models.generator import Generator
 from chemeleon_jax.rl.sampler import crystal_keys
-from chemeleon_jax.runs.iteration_files import RELAXED, iteration_file, read_iteration
+from chemeleon_jax.runs.iteration_files import iteration_file, read_iteration
+
+# What of an iteration's file it needs.
+FIELDS = ("latents", "mask", "atom_types", "total", "advantage", "valid", "unique")
 
 
 class Replayed(NamedTuple):
     """Crystals that are trained on again."""
 
-    crystals: CrystalBatch  # R
+    latents: jax.Array  # [R, N, L]  clean
+    mask: jax.Array  # [R, N]
     advantage: jax.Array  # [R]
     index: jax.Array  # [R]  numbers of the crystals, which their noise depends on
-    key: jax.Array  # of their noise
 
 
 class Replay:
     """The best crystals of a run's last iterations, on the host.
 
     Of each iteration those that are valid, unique and better than their group, a share
-    of all at most, by their total reward; of one formula the newest few. As they relax
-    where the reward sees them so: the policy learns to put atoms where they stay.
+    of all at most, by their total reward; of one formula the newest few. They are kept
+    as the latents that were decoded: the encoder's of the same crystals are others, and
+    to train on those costs what a model knows of geometry.
     """
 
     def __init__(
-        self, *, crystals: int, iterations: int, share: float, per_formula: int
+        self,
+        shape: tuple[int, int],
+        *,
+        crystals: int,
+        iterations: int,
+        share: float,
+        per_formula: int,
     ):
-        """Of nothing yet; arguments as in `config.rl.replay`."""
+        """Of nothing yet; `shape`: of latents, [N, L]; the rest: `config.rl.replay`."""
+        self._shape = shape
         self._count, self._share, self._per_formula = crystals, share, per_formula
-        self._kept: deque[tuple[CrystalBatch, np.ndarray]] = deque(maxlen=iterations)
+        self._kept: deque[dict[str, np.ndarray]] = deque(maxlen=iterations)
 
-    def add(self, crystals: CrystalBatch, rewards: Any) -> None:
-        """Adds an iteration's best (NumPy), and forgets the oldest.
+    def add(self, arrays: Mapping[str, np.ndarray]) -> None:
+        """Adds an iteration's best, and forgets the oldest.
 
-        `rewards` has the fields `total`, `advantage`, `valid` and `unique`, [B].
+        `arrays` has `FIELDS`, [B, ...]: what `read_iteration` gives.
         """
-        good = rewards.valid & rewards.unique & (rewards.advantage > 0)
-        best = np.argsort(-rewards.total, kind="stable")
+        good = arrays["valid"] & arrays["unique"] & (arrays["advantage"] > 0)
+        best = np.argsort(-arrays["total"], kind="stable")
         best = best[good[best]][: round(self._share * len(good))]
-        self._kept.append((take(crystals, best), rewards.advantage[best]))
+        self._kept.append({name: arrays[name][best] for name in FIELDS})
 
-    def draw(self, key: jax.Array, otherwise: CrystalBatch) -> Replayed:
+    def draw(self, key: jax.Array) -> Replayed:
         """Some of them, each at most once as long as there are enough; NumPy.
 
-        Which ones depends on the key and on what is kept. Where nothing is, they are
-        the first of `otherwise`, and have no advantage.
+        Which ones depends on the key and on what is kept. Where nothing is, rows
+        without an advantage fill.
         """
-        batches = [*reversed(self._kept)]  # newest first
-        index, rows = np.arange(self._count), self._allowed(batches)
+        index, rows = np.arange(self._count), self._allowed()
         if not len(rows):
-            crystals = take(otherwise, index % len(otherwise.mask))
-            return Replayed(crystals, np.zeros(self._count, np.float32), index, key)
+            latents = np.zeros((self._count, *self._shape), np.float32)
+            mask, advantage = np.ones(latents.shape[:2], bool), latents[:, 0, 0]
+            return Replayed(latents, mask, advantage, index)
         rng = np.random.default_rng(np.asarray(jax.random.key_data(key)))
         picked = np.resize(rng.permutation(rows), self._count)
-        crystals = jax.tree.map(lambda *x: np.concatenate(x), *(b for b, _ in batches))
-        advantage = np.concatenate([a for _, a in batches])
-        return Replayed(take(crystals, picked), advantage[picked], index, key)
+        newest_first = [*reversed(self._kept)]
+        latents, mask, advantage = (
+            np.concatenate([kept[name] for kept in newest_first])[picked]
+            for name in ("latents", "mask", "advantage")
+        )
+        return Replayed(latents, mask, advantage, index)
 
-    def _allowed(self, batches) -> np.ndarray:
-        """Rows of all that is kept, of one formula the first few."""
+    def _allowed(self) -> np.ndarray:
+        """Rows of all that is kept, newest first, of one formula the first few."""
         seen: Counter = Counter()
         rows, start = [], 0
-        for crystals, _ in batches:
-            types = np.where(crystals.mask, crystals.atom_types, 0)
-            for i, key in enumerate(formula_keys(types)):
-                seen[key] += 1
-                if seen[key] <= self._per_formula:
+        for kept in reversed(self._kept):
+            types = np.where(kept["mask"], kept["atom_types"], 0)
+            for i, formula in enumerate(formula_keys(types)):
+                seen[formula] += 1
+                if seen[formula] <= self._per_formula:
                     rows.append(start + i)
             start += len(types)
         return np.array(rows, int)
 
 
 def load_replay(
-    workdir: Path, settings: Any, start: int, *, relaxed: bool, conditional: bool
-) -> Replay:
+    workdir: Path,
+    settings: Any,
+    start: int,
+    *,
+    shape: tuple[int, int],
+    conditional: bool,
+) -> Replay | None:
     """What a run that continues at iteration `start` had kept, from its `crystals/`.
 
     Args:
       workdir: of the run.
-      settings: `config.rl.replay`.
+      settings: `config.rl.replay`; None is returned where it asks for no crystal.
       start: 0 for a run that begins.
-      relaxed: crystals count as they relaxed.
+      shape: of latents, [N, L].
       conditional: the model takes conditions, and what a crystal was asked for is not
         in these files.
 
@@ -100,43 +120,28 @@ def load_replay(
       UserError: a file that counts is missing, or cannot be read; the model is
         conditional.
     """
-    replay = Replay(**settings)
     if not settings.crystals:
-        return replay
+        return None
+    asked = f"config.rl.replay.crystals = {settings.crystals}"
     if conditional:
         raise UserError(
-            f"config.rl.replay.crystals = {settings.crystals}: must be 0 where the "
-            "model of config.ldm_ckpt_path takes conditions"
+            f"{asked}: must be 0 where the model of config.ldm_ckpt_path takes "
+            "conditions"
         )
-    names = [f"relaxed_{k}" for k in RELAXED] if relaxed else []
+    replay = Replay(shape, **settings)
     for iteration in range(max(start - settings.iterations, 0), start):
         try:
-            scores = "advantage", "valid", "unique"
-            arrays = read_iteration(
-                iteration_file(workdir, iteration), [*scores, *names]
-            )
+            replay.add(read_iteration(iteration_file(workdir, iteration), FIELDS))
         except UserError as error:
-            raise UserError(
-                f"{error}, and config.rl.replay.crystals = {settings.crystals} needs "
-                "it; 0 does without"
-            ) from error
-        if relaxed:
-            arrays |= {k: arrays[f"relaxed_{k}"] for k in RELAXED}
-        rewards = SimpleNamespace(**{k: arrays[k] for k in ("total", *scores)})
-        replay.add(crystals_of(arrays), rewards)
+            raise UserError(f"{error}, and {asked} needs it; 0 does without") from error
     return replay
 
 
-def to_trajectory(replayed: Replayed, model: Generator) -> Trajectory:
-    """As if a policy without conditions had made the crystals, without their steps.
-
-    Their latents are the means of the VAE's posterior.
-    """
-    mask = replayed.crystals.mask
-    encode = over_devices(model.encode, in_specs=CRYSTALS, out_specs=CRYSTALS)
-    latents = encode(replayed.crystals) * mask[..., None]
-    keys = crystal_keys(replayed.key, replayed.index)
-    return Trajectory(None, mask, latents=latents, keys=keys)
+def to_trajectory(replayed: Replayed, key: jax.Array) -> Trajectory:
+    """As if a policy without conditions had just made them, without their steps."""
+    latents = replayed.latents * replayed.mask[..., None]
+    keys = crystal_keys(key, replayed.index)
+    return Trajectory(None, replayed.mask, latents=latents, keys=keys)
 
 
 def join_minibatches(first: Any, second: Any, num_minibatches: int) -> Any:
@@ -153,3 +158,12 @@ def join_minibatches(first: Any, second: Any, num_minibatches: int) -> Any:
         return jax.tree.map(join, first, second)
 
     return over_devices(own, in_specs=CRYSTALS, out_specs=CRYSTALS)(first, second)
+
+
+def gather_latents(
+    trajectory: Trajectory, num_minibatches: int, mesh: Mesh
+) -> np.ndarray:
+    """A trajectory's latents in the order of its crystals, on every process."""
+    back = np.argsort(device_order(len(trajectory.mask), num_minibatches, mesh.size))
+    everywhere = jax.jit(lambda x: x[back], out_shardings=NamedSharding(mesh, P()))
+    return np.asarray(everywhere(trajectory.latents))

@@ -25,11 +25,16 @@ def last_iteration_file(workdir: Path) -> Path | None:
 
 
 def save_iteration(
-    workdir: Path, iteration: int, crystals: Mapping, rewards: Mapping[str, Any]
+    workdir: Path,
+    iteration: int,
+    crystals: Mapping,
+    rewards: Mapping[str, Any],
+    latents: np.ndarray | None = None,
 ) -> None:
     """Writes an iteration's crystals and what they were worth.
 
-    They are the fields of a `CrystalBatch` and of a `RewardOutput`.
+    They are the fields of a `CrystalBatch` and of a `RewardOutput`. The latents that
+    were decoded [B, N, L] are needed only where they are trained on again.
     """
     if not distributed.is_first():
         return
@@ -40,6 +45,8 @@ def save_iteration(
         relaxed = vars(rewards["relaxed"])
         scores |= {f"relaxed_{k}": relaxed[k] for k in RELAXED}
         scores["rmsd"] = rewards["rmsd"]
+    if latents is not None:
+        scores["latents"] = latents
     file = iteration_file(workdir, iteration)
     file.parent.mkdir(exist_ok=True)
     np.savez_compressed(file, **crystals, **scores)

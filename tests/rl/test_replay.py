@@ -1,7 +1,6 @@
 """Crystals that are trained on again."""
 
 from functools import partial
-from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -11,81 +10,78 @@ import tiny
 from ml_collections import ConfigDict
 
 from chemeleon_jax import sample_group
-from chemeleon_jax.data.types import Trajectory
 from chemeleon_jax.errors import UserError
 from chemeleon_jax.models.optimizer import make_optimizer
 from chemeleon_jax.rl.checks import check_rl
 from chemeleon_jax.rl.config import GRPOConfig
 from chemeleon_jax.rl.learner import init_state, train_step
 from chemeleon_jax.rl.replay import Replay, Replayed, join_minibatches, load_replay
-from chemeleon_jax.runs.iteration_files import save_iteration
+from chemeleon_jax.runs.iteration_files import CRYSTALS, save_iteration
 from configs.rl_dng import get_config
 
 KEY = jax.random.key(0)
 SETTINGS = ConfigDict(
     {"crystals": 4, "iterations": 2, "share": 0.5, "per_formula": 1}, type_safe=False
 )
+SHAPE = (tiny.MAX_ATOMS, 4)
 
 
-def iteration(seed, total, advantage, unique=None, counts=(2, 3, 4, 5)):
-    """Crystals whose first length tells them apart, and what they were worth."""
-    crystals = jax.tree.map(np.array, tiny.crystals(counts, seed=seed))
-    crystals.lengths[:, 0] = 10 * seed + np.arange(4)
-    rewards = SimpleNamespace(
-        total=np.asarray(total, float),
-        advantage=np.asarray(advantage, np.float32),
-        valid=np.ones(4, bool),
-        unique=np.ones(4, bool) if unique is None else np.asarray(unique),
-    )
-    return crystals, rewards
+def iteration(number, total, advantage, unique=(True,) * 4, seed=None):
+    """An iteration's arrays; latents of its crystals: 10 `number` + 0, 1, 2, 3."""
+    crystals = tiny.crystals((2, 3, 4, 5), seed=number if seed is None else seed)
+    names = 10 * number + np.arange(4, dtype=np.float32)
+    return jax.tree.map(np.asarray, vars(crystals)) | {
+        "latents": np.broadcast_to(names[:, None, None], (4, *SHAPE)),
+        "total": np.asarray(total, float),
+        "advantage": np.asarray(advantage, np.float32),
+        "valid": np.ones(4, bool),
+        "unique": np.asarray(unique),
+    }
+
+
+def kept(*iterations):
+    replay = Replay(SHAPE, **SETTINGS)
+    for arrays in iterations:
+        replay.add(arrays)
+    return replay.draw(KEY)
 
 
 def names(replayed: Replayed) -> list[int]:
-    return sorted(set(replayed.crystals.lengths[:, 0].astype(int).tolist()))
+    return sorted(set(replayed.latents[:, 0, 0].astype(int).tolist()))
 
 
 def test_the_best_unique_of_the_last_iterations_are_kept():
-    replay = Replay(**SETTINGS)
-    replay.add(*iteration(1, [9, 9, 9, 9], [1, 1, 1, 1]))  # is forgotten
-    replay.add(*iteration(2, [4, 3, 2, 1], [1, -1, 0.5, 0.1]))  # 20, 22: half of four
-    unique = [False, True, True, True]
-    replay.add(*iteration(3, [4, 3, 2, 1], [3, 0.5, -1, 0.2], unique))  # 31, 33
-    drawn = replay.draw(KEY, otherwise=None)
+    drawn = kept(
+        iteration(1, [9, 9, 9, 9], [1, 1, 1, 1]),  # is forgotten
+        iteration(2, [4, 3, 2, 1], [1, -1, 0.5, 0.1]),  # 20, 22: half of four
+        iteration(3, [4, 3, 2, 1], [3, 0.5, -1, 0.2], [False, True, True, True]),
+    )
     assert names(drawn) == [20, 22, 31, 33]
-    by_name = dict(zip(drawn.crystals.lengths[:, 0], drawn.advantage, strict=True))
+    by_name = dict(zip(drawn.latents[:, 0, 0], drawn.advantage, strict=True))
     assert by_name == pytest.approx({20: 1.0, 22: 0.5, 31: 0.5, 33: 0.2})
-    again = replay.draw(KEY, otherwise=None)
-    np.testing.assert_array_equal(again.advantage, drawn.advantage)
+    atoms = dict(zip(drawn.latents[:, 0, 0], drawn.mask.sum(1), strict=True))
+    assert atoms == {20: 2, 22: 4, 31: 3, 33: 5}
 
 
 def test_of_one_formula_the_newest_few_are_kept():
-    replay = Replay(**SETTINGS)
-    first, rewards = iteration(2, [4, 3, 2, 1], [1, 1, 1, 1])
-    second, _ = iteration(2, [4, 3, 2, 1], [1, 1, 1, 1])
-    second.lengths[:, 0] += 10
-    replay.add(first, rewards)
-    replay.add(second, rewards)
-    assert names(replay.draw(KEY, otherwise=None)) == [30, 31]
+    same = {"total": [4, 3, 2, 1], "advantage": [1, 1, 1, 1], "seed": 0}
+    assert names(kept(iteration(2, **same), iteration(3, **same))) == [30, 31]
 
 
-def test_before_there_are_any_others_fill_and_count_for_nothing():
-    known = jax.tree.map(np.asarray, tiny.crystals((2, 3, 4)))
-    drawn = Replay(**SETTINGS).draw(KEY, otherwise=known)
-    assert not drawn.advantage.any()
-    np.testing.assert_array_equal(drawn.crystals.lengths, known.lengths[[0, 1, 2, 0]])
+def test_before_there_are_any_rows_fill_that_count_for_nothing():
+    drawn = kept()
+    assert drawn.latents.shape == (4, *SHAPE) and not drawn.advantage.any()
 
 
 def test_a_run_that_continues_has_kept_the_same(tmp_path):
-    replay = Replay(**SETTINGS)
-    for i in range(3):
-        crystals, rewards = iteration(i, [4, 3, 2, 1], [1, -1, 0.5, 0.1])
-        replay.add(crystals, rewards)
-        saved = vars(rewards) | {"components": {}, "novel": None, "e_above_hull": None}
-        save_iteration(tmp_path, i, vars(crystals), saved)
-    load = partial(load_replay, tmp_path, SETTINGS, 3, relaxed=False)
-    found = load(conditional=False).draw(KEY, otherwise=None)
-    expected = replay.draw(KEY, otherwise=None)
-    jax.tree.map(np.testing.assert_array_equal, found[:3], expected[:3])
+    history = [iteration(i, [4, 3, 2, 1], [1, -1, 0.5, 0.1]) for i in range(3)]
+    for i, arrays in enumerate(history):
+        saved = arrays | {"components": {}, "novel": None, "e_above_hull": None}
+        crystals = {name: arrays[name] for name in CRYSTALS}
+        save_iteration(tmp_path, i, crystals, saved, arrays["latents"])
+    load = partial(load_replay, tmp_path, SETTINGS, 3, shape=SHAPE)
+    found = load(conditional=False).draw(KEY)
+    jax.tree.map(np.testing.assert_array_equal, found, kept(*history))
     (tmp_path / "crystals" / "iteration_000002.npz").unlink()
     with pytest.raises(UserError, match="iteration_000002.*replay.crystals = 4"):
         load(conditional=False)
@@ -110,9 +106,8 @@ def test_a_replayed_crystal_is_trained_on_like_any_other():
     step = jax.jit(partial(train_step, config=config, optimizer=optimizer))
 
     def gradient(advantage, weight):
-        crystals = tiny.crystals((2, 3, 4, 5))
-        index = jnp.arange(4)
-        replayed = Replayed(crystals, jnp.full(4, weight), index, KEY)
+        rows = trajectory.latents, trajectory.mask, jnp.full(4, weight)
+        replayed = Replayed(*rows, jnp.arange(4)), KEY
         _, metrics = step(
             init_state(policy, optimizer),
             trajectory,
@@ -126,7 +121,6 @@ def test_a_replayed_crystal_is_trained_on_like_any_other():
     without = gradient(jnp.array([1.0, -0.5, 2.0, -1.0]), 0.0)
     assert gradient(jnp.zeros(4), 0.0)["grad_norm"] == 0.0
     assert gradient(jnp.zeros(4), 1.0)["grad_norm"] > 1e-3
-    assert isinstance(trajectory, Trajectory)
     _, alone = step(
         init_state(policy, optimizer),
         trajectory,
