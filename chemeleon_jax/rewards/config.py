@@ -81,7 +81,11 @@ def reward_config() -> ConfigDict:
         "structure_diversity": {"weight": 0.0, "normalize_fn": "norm"},
         "composition_diversity": {"weight": 0.0, "normalize_fn": "norm"},
         # minus what a crystal adds to the divergence of elements from the references'
-        "element_kl": {"weight": 0.0, "normalize_fn": "none"},
+        "element_kl": {
+            "weight": 0.0,
+            "normalize_fn": "none",
+            "recent_iterations": placeholder(int),  # none: reward.recent_iterations
+        },
         # a predicted property: minus its squared distance to the target, or, without a
         # target, the property itself
         "predictor": {

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from scipy.stats import entropy
 
-from chemeleon_jax.data.crystals import SYMBOLS, crystals_of, validity
+from chemeleon_jax.data.crystals import SYMBOLS, crystals_of, take, validity
 from chemeleon_jax.data.types import CrystalBatch
 from chemeleon_jax.errors import UserError
 from chemeleon_jax.potentials.hull import composition_counts
@@ -82,12 +82,22 @@ def element_marginals(counts: np.ndarray) -> np.ndarray:
 # -------------------------------------------------------------------- what holds it
 
 
-def element_kl_component(context: Context) -> Component:
-    """`element_kl` of the reference data set."""
+def element_kl_component(
+    context: Context, *, recent_iterations: int | None = None
+) -> Component:
+    """`element_kl` of the reference data set.
+
+    Of the recent crystals those of so many last iterations count, or all. More make `q`
+    less noisy and later to answer.
+    """
     known = element_marginals(count_atoms(context.dataset.crystals))
 
     def evaluate(batch):
-        return element_kl(batch.crystals, batch.valid, known, batch.recent)
+        recent = batch.recent
+        if recent is not None and recent_iterations is not None:
+            oldest = len(recent.mask) - recent_iterations * len(batch.valid)
+            recent = take(recent, slice(max(oldest, 0), None))
+        return element_kl(batch.crystals, batch.valid, known, recent)
 
     return Component(evaluate, of_batch=True)
 
