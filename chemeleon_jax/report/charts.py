@@ -35,6 +35,14 @@ CURVES = {
         "metastable": ("Metastable", "at most 0.1 eV/atom above the hull"),
         "msun": ("MSUN", "metastable, unique and novel"),
     },
+    "drift": {
+        "elements_effective": ("Effective elements", "as many, equally common"),
+        "prototypes_effective": ("Effective prototypes", "of anonymous formulas"),
+        "element_growth": ("Growth of an element", "share to that in the original's"),
+        "frechet_base": ("Fréchet distance", "of compositions, from the original's"),
+        "judge/msun": ("MSUN by the judge", "which the reward does not ask"),
+        "judge/gap": ("Gap to the judge", "metastable by the reward, minus by it"),
+    },
     "policy": {
         "kl_div": ("KL from the original", "nats per coordinate and step"),
         "clip_fraction": ("Clipped steps", "share outside the clip range"),

@@ -137,6 +137,7 @@ def learning(runs: list[Run], data: dict) -> str:
     learnt = charts.curve_charts(runs, "components") + charts.curve_charts(
         runs, "shares"
     )
+    drift = charts.curve_charts(runs, "drift")
     policy = charts.curve_charts(runs, "policy")
     policy += [c for run in runs if (c := charts.time_chart(run))]
     return _section(
@@ -144,7 +145,12 @@ def learning(runs: list[Run], data: dict) -> str:
         "Thin: each iteration's training batch, sampled before its update. Bold: its "
         "moving mean. Circles: validation, after the update.",
         f"<div class=grid>{_chart(data, reward, 'wide')}{_charts(data, learnt)}</div>"
-        "<details><summary>Policy and time</summary>"
+        + (
+            f"<h3>Drift</h3><div class=grid>{_charts(data, drift)}</div>"
+            if drift
+            else ""
+        )
+        + "<details><summary>Policy and time</summary>"
         f"<div class=grid>{_charts(data, policy)}</div></details>",
     )
 

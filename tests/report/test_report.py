@@ -14,7 +14,8 @@ from chemeleon_jax.report import charts, comparison
 from chemeleon_jax.report.__main__ import main, parse, report
 from chemeleon_jax.report.comparison import Interval
 from chemeleon_jax.report.gallery import best_crystals
-from chemeleon_jax.report.runs import CrystalSet, load_run
+from chemeleon_jax.report.page import learning
+from chemeleon_jax.report.runs import CrystalSet, Run, load_run
 from chemeleon_jax.runs.tracking import Tracker
 
 COLUMNS = "index formula num_atoms space_group density valid unique novel metastable "
@@ -312,3 +313,23 @@ def test_the_page_in_a_browser(run_dir, tmp_path, browser):
     page.keyboard.press("Escape")
     assert not page.locator("#viewer").is_visible()
     assert said == [] and set(fetched) <= {"file", "data", "blob"}
+
+
+def test_drift_and_the_judge_are_drawn_where_there_are_any():
+    """Training as a line and its mean; the judge, asked at validations, as markers."""
+    steps, values = np.arange(3), np.array([59.0, 50.0, 40.0])
+    curves = {
+        "train/elements_effective": (steps, values),
+        "val/judge/msun": (steps, np.array([0.3, 0.4, 0.5])),
+    }
+    found = charts.curve_charts([Run("run", {}, curves)], "drift")
+    assert [c["title"] for c in found] == ["Effective elements", "MSUN by the judge"]
+    assert [len(c["traces"]) for c in found] == [2, 1]
+    np.testing.assert_array_equal(found[1]["traces"][0]["y"], [0.3, 0.4, 0.5])
+    data = {"charts": {}}
+    assert "<h3>Drift</h3>" in learning(
+        [Run("run", {}, curves | {"train/reward": (steps, values)})], data
+    )
+    assert "Drift" not in learning(
+        [Run("run", {}, {"train/reward": (steps, values)})], data
+    )
