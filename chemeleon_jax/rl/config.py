@@ -219,7 +219,7 @@ class GRPOConfig:
     num_inner_batch: int = 1  # minibatches, an optimiser step each
     grad_accum: int = 1  # microbatches of each, one after another
     ema_decay: float = 0.0  # of the moving average of policies
-    objective: str = "grpo"  # awm, nft: see `rl.matching`
+    objective: str = "grpo"  # awm, nft: see `rl.forward_process`
     sample_average: bool = False  # crystals are those of that average
     timesteps_per_crystal: int = 4  # that awm and nft noise it to
     timesteps: str = "logit_normal"  # their density

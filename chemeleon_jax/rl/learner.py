@@ -25,7 +25,7 @@ from chemeleon_jax.devices.sharding import (
 from chemeleon_jax.models.buckets import at_width, microbatches_by_size
 from chemeleon_jax.models.optimizer import apply_gradient, moving_average
 from chemeleon_jax.rl.config import GRPOConfig
-from chemeleon_jax.rl.matching import (
+from chemeleon_jax.rl.forward_process import (
     awm_loss,
     nft_loss,
     noise_latents,

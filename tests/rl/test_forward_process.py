@@ -15,8 +15,8 @@ from chemeleon_jax.models.diffusion import ldm_loss, make_schedule
 from chemeleon_jax.models.optimizer import make_optimizer
 from chemeleon_jax.rl.checks import check_rl
 from chemeleon_jax.rl.config import GRPOConfig
+from chemeleon_jax.rl.forward_process import awm_loss, nft_loss, noise_latents
 from chemeleon_jax.rl.learner import init_state, train_step
-from chemeleon_jax.rl.matching import awm_loss, nft_loss, noise_latents
 from configs.rl_dng import get_config
 
 ADVANTAGE = jnp.array([1.0, -0.5, 2.0, -1.0])
