@@ -185,7 +185,7 @@ def crystals_of(
         sampling_steps=settings["sampling_steps"],
         eta=settings["eta"],
         cfg_scale=settings["cfg_scale"],
-        decoder_scale=settings["decoder_guidance"] or None,
+        decoder_guidance=settings["decoder_guidance"],
     )
     count, guided = len(num_atoms), sampler.cfg_scale is not None
     if condition is not None:
@@ -313,7 +313,7 @@ def resolve_settings(
     """
     settings = DEFAULTS | {"precision": "default"}
     if run is not None:
-        settings |= run["sampling"]
+        settings |= {k: v for k, v in run["sampling"].items() if v is not None}
         settings["precision"] = run.get("precision", "default")
     given = {name: getattr(args, name) for name in DEFAULTS}
     settings |= {name: v for name, v in given.items() if v is not None}

@@ -62,7 +62,7 @@ from chemeleon_jax.rl.bulk import (
 from chemeleon_jax.rl.checks import check_rl
 from chemeleon_jax.rl.config import alarm_limits, describe, grpo_config
 from chemeleon_jax.rl.learner import compile_train_step, init_state
-from chemeleon_jax.rl.prompts import make_prompts
+from chemeleon_jax.rl.prompts import asked_fractions, make_prompts
 from chemeleon_jax.rl.replay import gather_latents, load_replay
 from chemeleon_jax.rl.sampler import make_sampler
 from chemeleon_jax.rl.timesteps import select_timesteps, stochastic_at
@@ -88,7 +88,10 @@ def train(config, workdir: str) -> None:
     )
     model, policy = make_generator(start_model, MAX_ATOMS)
     source = config.data.dataset
-    draw = make_prompts(model, source, config.data.max_atoms)
+    ask_for = partial(
+        make_prompts, model, source, compositions=config.data.compositions
+    )
+    draw = ask_for(config.data.max_atoms)
     optimizer = make_optimizer(**config.optimizer)
     state = shard_params(init_state(policy, optimizer), mesh)
     with contextlib.ExitStack() as stack:
@@ -156,7 +159,7 @@ def train(config, workdir: str) -> None:
         )
         # Crystals that nobody trains on, always from the same noise.
         validation = draw_prompts(
-            make_prompts(model, source, MAX_ATOMS),
+            ask_for(MAX_ATOMS),
             jax.random.key(config.seed + 1),
             config.validation_samples,
         )
@@ -169,7 +172,8 @@ def train(config, workdir: str) -> None:
 
         def validate(params):
             found = bulk(params, validation)
-            return found, jax.device_get(score_validation(found))
+            asked = asked_fractions(model, validation.condition)
+            return found, jax.device_get(score_validation(found, asked=asked))
 
         # -------------------------------------------------------------------- the loop
         about = describe(config)
@@ -211,7 +215,9 @@ def train(config, workdir: str) -> None:
                 crystals, trajectory = rollout(actor, prompts, sampler=noisy)
                 crystals = jax.device_get(crystals)
             with timed(seconds, "reward"):
-                rewards = jax.device_get(score(crystals, recent=recent.crystals))
+                asked = asked_fractions(model, prompts.condition)
+                scored = score(crystals, recent=recent.crystals, asked=asked)
+                rewards = jax.device_get(scored)
                 recent.add(rewards.relaxed if config.reward.relaxed else crystals)
                 faults.add(crystals, rewards)
                 drift.add(crystals, rewards.valid)

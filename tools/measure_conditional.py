@@ -64,7 +64,7 @@ def main() -> None:
         model,
         sampling_steps=args.sampling_steps,
         cfg_scale=args.cfg_scale,
-        decoder_scale=args.decoder_guidance or None,
+        decoder_guidance=args.decoder_guidance,
     )
     sample = compile_sampling(sampler, make_mesh(1))
     hits, found, valid = [], [], []

@@ -69,6 +69,7 @@ class BatchAnalysis:
     computed: dict[str, Any]
     context: Context
     recent: CrystalBatch | None = None  # of earlier batches, if they count; NumPy
+    asked: np.ndarray | None = None  # fractions of elements [B, 100], NaN where none
 
     @cached_property
     def validity(self) -> np.ndarray:

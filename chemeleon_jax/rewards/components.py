@@ -3,6 +3,10 @@
 from collections.abc import Callable
 
 from chemeleon_jax.rewards.analysis import Component, Context
+from chemeleon_jax.rewards.composition import (
+    asked_composition_component,
+    uniqueness_component,
+)
 from chemeleon_jax.rewards.creativity import creativity_component
 from chemeleon_jax.rewards.diversity import (
     composition_diversity_component,
@@ -31,6 +35,8 @@ COMPONENTS: dict[str, Callable[..., Component]] = {
     "creativity": creativity_component,
     "energy": energy_component,
     "displacement": displacement_component,
+    "uniqueness": uniqueness_component,
+    "asked_composition": asked_composition_component,
     "structure_diversity": structure_diversity_component,
     "composition_diversity": composition_diversity_component,
     "element_kl": element_kl_component,

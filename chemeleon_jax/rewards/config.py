@@ -77,6 +77,10 @@ def reward_config() -> ConfigDict:
         },
         # minus how far atoms move in that relaxation, Å, within [-clip_max, 0]
         "displacement": {"weight": 0.0, "normalize_fn": "none", "clip_max": 1.0},
+        # 1: the first of its kind in the batch
+        "uniqueness": {"weight": 0.0, "normalize_fn": "none"},
+        # 1: of the composition that a conditional model was asked for
+        "asked_composition": {"weight": 0.0, "normalize_fn": "none"},
         # what a crystal adds to the diversity of the batch
         "structure_diversity": {"weight": 0.0, "normalize_fn": "norm"},
         "composition_diversity": {"weight": 0.0, "normalize_fn": "norm"},

@@ -40,6 +40,7 @@ def compute_rewards(
     component_group_size: int | None = None,
     with_energies: bool = False,
     recent: CrystalBatch | None = None,
+    asked: jax.Array | None = None,
 ) -> RewardOutput:
     """Scores crystals. A pure function of its arguments; jits, on any mesh.
 
@@ -62,6 +63,8 @@ def compute_rewards(
         component asks for it (where the reward has a hull).
       recent: crystals of earlier batches, which are not creative when they come again;
         see `RecentCrystals`. Rows without an atom count for nothing.
+      asked: fractions of elements [B, 100] that crystals were asked for, by atomic
+        number; NaN for what nobody asked.
     """
     batch, atoms = crystals.mask.shape
     chex.assert_shape([crystals.atom_types, crystals.mask], (batch, atoms))  # [B, N]
@@ -80,7 +83,7 @@ def compute_rewards(
         in_specs=P(),
         out_specs=P(),
     )
-    found, relaxation = share(crystals, recent, reward.params)
+    found, relaxation = share(crystals, recent, asked, reward.params)
     return combine(
         found,
         relaxation,
@@ -97,6 +100,7 @@ def compute_rewards(
 def score_share(
     crystals: CrystalBatch,
     recent: CrystalBatch | None,
+    asked: jax.Array | None,
     params: dict[str, Any],
     *,
     reward: Reward,
@@ -109,6 +113,7 @@ def score_share(
     Args:
       crystals: B crystals, the same on every device.
       recent: likewise.
+      asked: likewise.
       params: of the models.
       reward: its terms and context.
       models: those whose results the terms need.
@@ -138,6 +143,7 @@ def score_share(
         crystals,
         computed,
         recent,
+        asked,
     )
     if devices > 1:  # where it is not a device's share, it has found zeros
         found = jax.tree.map(lambda x: lax.psum(x, axes), found)
@@ -181,7 +187,9 @@ def _wait(context, devices, device, process, computed):
     return computed
 
 
-def _on_host(terms, context, devices, device, process, crystals, computed, recent):
+def _on_host(
+    terms, context, devices, device, process, crystals, computed, recent, asked
+):
     """The callback: NumPy in, NumPy out, no JAX call in between, and no raise."""
     device = int(device)
     analyse = partial(BatchAnalysis, context=context, recent=recent)
@@ -192,7 +200,7 @@ def _on_host(terms, context, devices, device, process, crystals, computed, recen
     }
     found = _attempt(
         lambda: find_share(
-            terms, context.hulls, analyse, crystals, computed, device, devices
+            terms, context.hulls, analyse, crystals, computed, asked, device, devices
         ),
         nothing,
         "rewards",
@@ -208,6 +216,7 @@ def find_share(
     analyse: Callable[..., BatchAnalysis],
     crystals: CrystalBatch,
     computed: dict[str, Any],
+    asked: np.ndarray | None,
     device: int,
     devices: int,
 ) -> dict[str, np.ndarray]:
@@ -216,13 +225,14 @@ def find_share(
     rows = np.flatnonzero(owners(crystals, devices) == device)
     found = blank(terms, hulls, batch)
     if len(rows):
-        mine = analyse(take(crystals, rows), jax.tree.map(lambda x: x[rows], computed))
+        parts = jax.tree.map(lambda x: x[rows], (computed, asked))
+        mine = analyse(take(crystals, rows), parts[0], asked=parts[1])
         singly = [term for term in terms if not term.component.of_batch]
         for name, values in (evaluate_terms(singly, mine) | describe(mine)).items():
             found[name][rows] = values
     if device == 0:
         together = [term for term in terms if term.component.of_batch]
-        found |= evaluate_terms(together, analyse(crystals, computed))
+        found |= evaluate_terms(together, analyse(crystals, computed, asked=asked))
     return found
 
 

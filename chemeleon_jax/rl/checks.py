@@ -61,6 +61,11 @@ def check_rl(config: Any, num_devices: int) -> None:
     grpo_config(config.rl, 1)
     require(config, "rl.num_group_samples", lambda x: x >= 2, "at least 2, a group")
     _check_replay(config, num_devices)
+    if config.sampling.decoder_guidance is not None:
+        rule = "none where config.rl.objective is grpo, whose steps are trained on"
+        grpo = config.rl.objective == "grpo"
+        require(config, "sampling.decoder_guidance", lambda x: not grpo, rule)
+        require(config, "sampling.decoder_guidance", lambda x: x >= 0, "0 or more")
     if config.rl.objective == "grpo":
         require(config, "sampling.eta", lambda x: 0 < x <= 1, "above 0, at most 1")
     else:

@@ -169,6 +169,9 @@ def _paper(models: str) -> ConfigDict:
     # Where atom counts, and conditions if any, are drawn from: 'mp_mini' (embedded),
     # 'mp_20' (its histogram of atom counts), or the path of a CSV or npz file.
     config.data.dataset = "mp_20"
+    # What a conditional model is asked for, one of them for each group: formulas with
+    # commas between, or a file with one in each line. Empty: those of the data set.
+    config.data.compositions = ""
     config.data.batch_size = 5  # G, groups
     # Larger crystals are not trained on. Validation has all.
     config.data.max_atoms = 20
@@ -178,6 +181,8 @@ def _paper(models: str) -> ConfigDict:
     config.sampling.sampling_steps = 50
     config.sampling.eta = 1.0  # noise of a DDIM step; RL needs it above 0
     config.sampling.cfg_scale = 2.0  # of conditional models only
+    # Towards the elements that are asked for (none: no such guidance); awm and nft only
+    config.sampling.decoder_guidance = placeholder(float)
 
     config.optimizer = ConfigDict()
     config.optimizer.lr = 1e-5

@@ -166,7 +166,7 @@ def original_kl(
     taken = trajectory.steps.timestep if recorded else sampler.schedule.model_timesteps
     num_steps = max(len(taken) // KL_EVERY, 1)
     if not recorded:
-        sampler = sampler.replace(eta=1.0)
+        sampler = sampler.replace(eta=1.0, decoder_scale=None)
         trajectory = noise_to_steps(trajectory, sampler, num_steps)
     return reference_kl(
         params,

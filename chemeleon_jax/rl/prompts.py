@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -19,16 +20,29 @@ from chemeleon_jax.models.condition import (
 from chemeleon_jax.models.generator import Generator
 
 
-def make_prompts(model: Generator, source: str, max_atoms: int) -> Callable:
+def make_prompts(
+    model: Generator, source: str, max_atoms: int, compositions: str = ""
+) -> Callable:
     """What the policy is asked for: (key, groups) -> num_atoms [G], conditions.
 
     Atom counts, and with a conditional model its conditions, are those of crystals
     drawn from a data set, of at most `max_atoms` atoms. Of "mp_20" only the histogram
     of atom counts is known here.
 
+    Args:
+      model: what conditions it takes.
+      source: the data set.
+      max_atoms: of a crystal.
+      compositions: that take the place of the data set's: see `prompts_of_formulas`.
+
     Raises:
       UserError: no crystal is left, or a conditional model lacks its conditions.
     """
+    if compositions:
+        specs = model.condition.specs if model.condition is not None else ()
+        formulas = read_formulas(compositions)
+        shares = atom_count_shares(source, max_atoms)
+        return prompts_of_formulas(specs, formulas, shares)
     if source == "mp_20":
         if model.condition is not None:
             raise UserError(
@@ -65,6 +79,68 @@ def make_prompts(model: Generator, source: str, max_atoms: int) -> Callable:
         return jax.tree.map(lambda x: x[picked], (num_atoms, condition))
 
     return draw
+
+
+def read_formulas(compositions: str) -> list[str]:
+    """Formulas with commas between, or the lines of a file.
+
+    Raises:
+      UserError: there are none, or the file cannot be read.
+    """
+    field, found = "config.data.compositions", compositions
+    if Path(compositions).suffix:
+        try:
+            found = Path(compositions).read_text().replace("\n", ",")
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"{field} = {compositions}: {error}") from error
+    formulas = [formula for item in found.split(",") if (formula := item.strip())]
+    if not formulas:
+        raise UserError(f"{field} = {compositions}: holds no formula")
+    return formulas
+
+
+def prompts_of_formulas(
+    specs: Sequence[Mapping[str, Any]], formulas: Sequence[str], shares: np.ndarray
+) -> Callable:
+    """What a conditional model is asked for: each group one of the formulas.
+
+    A formula is as likely as any other. Its atom counts are those that it allows, in
+    the shares [N] of 1, 2, ..., N atoms, see `restrict_atom_counts`.
+
+    Raises:
+      UserError: a formula cannot be read, has too many atoms, or the model does not
+        take compositions.
+    """
+    if not any(spec["kind"] == "composition" for spec in specs):
+        raise UserError(
+            "config.data.compositions: the model of config.ldm_ckpt_path does not "
+            "take a composition"
+        )
+    asked = []
+    for formula in formulas:
+        by_kind, _ = condition_values(formula, None, ())
+        allowed = restrict_atom_counts(shares, None, formula, None)
+        asked.append((condition_vectors_from_cli(specs, by_kind, {}), allowed))
+    conditions = jax.tree.map(lambda *x: jnp.concatenate(x), *(c for c, _ in asked))
+    logits = jnp.log(jnp.asarray(np.stack([allowed for _, allowed in asked])))
+
+    def draw(key: jax.Array, groups: int):
+        picked = jax.random.randint(key, (groups,), 0, len(asked))
+        counts = jax.random.categorical(jax.random.fold_in(key, 0), logits[picked])
+        return counts + 1, jax.tree.map(lambda x: x[picked], conditions)
+
+    return draw
+
+
+def asked_fractions(
+    model: Generator, condition: Mapping[str, jax.Array] | None
+) -> np.ndarray | None:
+    """The compositions that crystals are asked for, [B, 100]; None without any."""
+    specs = model.condition.specs if condition is not None else ()
+    for spec in specs:
+        if spec["kind"] == "composition":
+            return np.asarray(condition[spec["name"]])
+    return None
 
 
 def condition_values(

@@ -83,7 +83,7 @@ def make_sampler(
     sampling_steps: int = 50,
     eta: float = 1.0,
     cfg_scale: float | None = None,
-    decoder_scale: float | None = None,
+    decoder_guidance: float | None = None,
 ) -> Sampler:
     """A sampler from what the `sampling` section of a config says.
 
@@ -95,7 +95,7 @@ def make_sampler(
         make_schedule(sampler, sampling_steps),
         eta,
         model.effective_cfg_scale(cfg_scale),
-        decoder_scale,
+        decoder_guidance or None,
     )
 
 

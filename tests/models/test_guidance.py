@@ -153,7 +153,7 @@ def test_neither_batches_nor_devices_change_a_guided_crystal():
     asked = vectors(["NaCl2"], ["Na-Cl"])
     asked = {name: np.repeat(x, 5, 0) for name, x in asked.items()}
     prompts = group_prompts(jax.random.key(0), np.array([3, 6, 3, 6, 3]), asked)
-    sampler = make_sampler(model, sampling_steps=4, cfg_scale=2.0, decoder_scale=6.0)
+    sampler = make_sampler(model, sampling_steps=4, cfg_scale=2.0, decoder_guidance=6.0)
     one, four = (
         sample_in_bulk(
             policy,

@@ -9,6 +9,7 @@ from chemeleon_jax.data.crystals import from_structures
 from chemeleon_jax.data.dataset import Dataset, save_npz
 from chemeleon_jax.errors import UserError
 from chemeleon_jax.rl.prompts import (
+    asked_fractions,
     atom_count_shares,
     condition_values,
     condition_vectors_from_cli,
@@ -151,3 +152,46 @@ def test_conditions_not_asked_for_are_nan():
 def test_what_cannot_be_asked_is_refused(specs, asked, message):
     with pytest.raises(UserError, match=message):
         encode(specs, **asked)
+
+
+def test_groups_of_compositions_that_a_user_lists(tmp_path):
+    """Formula and atom count fit; a file has one formula in each line."""
+    specs = [
+        {"name": "composition", "kind": "composition"},
+        {"name": "system", "kind": "chemical_system"},
+    ]
+    model = SimpleNamespace(condition=SimpleNamespace(specs=specs))
+    file = tmp_path / "wanted.txt"
+    file.write_text("Li2O\nCaTiO3\n\n")
+    draw = make_prompts(model, "mp_mini", 12, str(file))
+    num_atoms, condition = draw(jax.random.key(1), 200)
+    lithium = np.asarray(condition["composition"][:, 3]) > 0
+    assert 50 < lithium.sum() < 150
+    np.testing.assert_allclose(condition["composition"][lithium][:, 8], 1 / 3)
+    assert set(np.asarray(num_atoms)[lithium].tolist()) <= {3, 6, 9, 12}
+    assert set(np.asarray(num_atoms)[~lithium].tolist()) <= {5, 10}
+    assert condition["system"][~lithium].sum(1).tolist() == [3.0] * (~lithium).sum()
+    np.testing.assert_array_equal(
+        asked_fractions(model, condition), condition["composition"]
+    )
+    assert asked_fractions(SimpleNamespace(condition=None), None) is None
+    one, _ = make_prompts(model, "mp_mini", 20, "Li2O")(jax.random.key(1), 20)
+    assert not (np.asarray(one) % 3).any()
+
+
+@pytest.mark.parametrize(
+    "compositions, said",
+    [
+        ("Li2Q", "Li2Q"),
+        ("Ca12Ti12O36", "has more than 20 atoms"),
+        (",", "holds no formula"),
+        ("missing.txt", "compositions = missing.txt"),
+    ],
+)
+def test_compositions_that_cannot_be_asked_for_are_named(compositions, said):
+    specs = [{"name": "composition", "kind": "composition"}]
+    model = SimpleNamespace(condition=SimpleNamespace(specs=specs))
+    with pytest.raises(UserError, match=said):
+        make_prompts(model, "mp_mini", 20, compositions)
+    with pytest.raises(UserError, match="does not take a composition"):
+        make_prompts(SimpleNamespace(condition=None), "mp_mini", 20, "Li2O")
