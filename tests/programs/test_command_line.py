@@ -14,6 +14,7 @@ from chemeleon_jax.errors import UserError
 
 ROOT = paths.ROOT
 CONFIGS = ("rl_dng", "rl_bandgap", "rl_atomic_density", "rl_custom_reward")
+CONFIGS += ("rl_composition",)
 
 
 @pytest.fixture(autouse=True)

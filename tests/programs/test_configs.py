@@ -40,6 +40,21 @@ def error_of(*arguments, config="configs/rl_dng.py"):
     return str(error.value)
 
 
+def test_a_conditional_run_is_guided_and_learns_without_its_steps():
+    config = parsed("--config.data.compositions=LiMnO2", config="rl_composition")
+    check_rl(config, num_devices=2)
+    assert config.data.compositions == "LiMnO2"
+    assert active_components(config).keys() == {
+        "energy",
+        "displacement",
+        "uniqueness",
+        "asked_composition",
+    }
+    config.rl.objective = "grpo"
+    with pytest.raises(UserError, match="sampling.decoder_guidance = 6.0.*grpo"):
+        check_rl(config, num_devices=2)
+
+
 @pytest.mark.parametrize("preset", PRESETS)
 @pytest.mark.parametrize("name", CONFIGS)
 def test_every_preset_is_a_run(name, preset):
@@ -62,7 +77,7 @@ def test_every_preset_is_a_run(name, preset):
 def test_the_paper_s_setting():
     """Sections 5 and 6 of the reference: what Chemeleon2 trains with."""
     config = parsed(config="configs/rl_dng.py:mp_20")
-    assert config.rl.to_dict() == {
+    expected = {
         "num_group_samples": 64,
         "group_reward_norm": True,
         "num_inner_batch": 2,
@@ -77,7 +92,11 @@ def test_the_paper_s_setting():
         "kl_target": "old",
         "entropy_weight": 1e-5,
         "ema_decay": 0.0,
+        "objective": "grpo",
+        "sample_average": False,
     }
+    found = config.rl.to_dict()
+    assert found | expected == found and not found["replay"]["crystals"]
     assert config.data.batch_size == 5
     assert config.optimizer.to_dict() == {
         "lr": 1e-5,
@@ -90,6 +109,7 @@ def test_the_paper_s_setting():
         "sampling_steps": 50,
         "eta": 1.0,
         "cfg_scale": 2.0,
+        "decoder_guidance": None,
     }
     assert (config.reward.normalize_fn, config.reward.eps) == ("std", 1e-4)
     weights = {
