@@ -32,6 +32,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from chemeleon_jax.cli import run
+from chemeleon_jax.data.crystals import take
 from chemeleon_jax.data.dataset import MAX_ATOMS
 from chemeleon_jax.data.types import CrystalBatch
 from chemeleon_jax.devices import distributed
@@ -53,6 +54,7 @@ from chemeleon_jax.rewards.faults import FaultStreak
 from chemeleon_jax.rewards.features import embedding_root
 from chemeleon_jax.rewards.loading import load_reward
 from chemeleon_jax.rewards.recent import load_recent
+from chemeleon_jax.rewards.surrogate import load_surrogate, scored_rows
 from chemeleon_jax.rl.bulk import (
     draw_prompts,
     jit_rollout,
@@ -82,6 +84,8 @@ def train(config, workdir: str) -> None:
     rl, mesh = config.rl, make_mesh(fsdp=config.fsdp)
     num_groups, group_size = config.data.batch_size, rl.num_group_samples
     num_crystals = num_groups * group_size
+    num_scored = config.reward.budget_per_iteration or num_crystals
+    rows = scored_rows(num_groups, group_size, num_scored)
     start_model = combine_checkpoints(
         load_checkpoint(config.ldm_ckpt_path),
         load_checkpoint(config.vae_ckpt_path),
@@ -115,7 +119,7 @@ def train(config, workdir: str) -> None:
             folder,
             config.reward.recent_iterations,
             start,
-            batch_size=num_crystals,
+            batch_size=num_scored,
             max_atoms=MAX_ATOMS,
             relaxed=config.reward.relaxed,
         )
@@ -125,6 +129,12 @@ def train(config, workdir: str) -> None:
             start,
             shape=(MAX_ATOMS, model.dit.latent_channels),
             conditional=model.condition is not None,
+        )
+        surrogate = load_surrogate(
+            folder,
+            (model.vae, model.frozen["vae"]),
+            config.reward.budget_per_iteration,
+            start,
         )
         executor = stack.enter_context(background())
 
@@ -167,7 +177,7 @@ def train(config, workdir: str) -> None:
         base = draw_prompts(
             draw,
             jax.random.key(config.seed + 2),
-            window_iterations(num_crystals) * num_crystals,
+            window_iterations(num_scored) * num_scored,
         )
 
         def validate(params):
@@ -213,27 +223,41 @@ def train(config, workdir: str) -> None:
                     noisy = sampler.replace(schedule=schedule)
                 actor = state.ema_params if rl.sample_average else state.params
                 crystals, trajectory = rollout(actor, prompts, sampler=noisy)
-                crystals = jax.device_get(crystals)
+                sampled = jax.device_get(crystals)
             with timed(seconds, "reward"):
-                asked = asked_fractions(model, prompts.condition)
+                crystals = take(sampled, rows)
+                asked = asked_fractions(model, prompts.at(rows).condition)
                 scored = score(crystals, recent=recent.crystals, asked=asked)
                 rewards = jax.device_get(scored)
+                advantage, more = rewards.advantage, {}
+                if surrogate:
+                    judged = surrogate.judge(
+                        sampled,
+                        rows,
+                        rewards.raw,
+                        group_size=group_size if rl.group_reward_norm else num_crystals,
+                        normalize_fn=config.reward.normalize_fn,
+                        eps=config.reward.eps,
+                    )
+                    advantage = judged.advantage
+                    more = {"features": judged.features, "raw": rewards.raw}
+                    rewards.metrics.update(judged.metrics)
                 recent.add(rewards.relaxed if config.reward.relaxed else crystals)
                 faults.add(crystals, rewards)
                 drift.add(crystals, rewards.valid)
                 drifted, cause = drift.measure()
             with timed(seconds, "update"):
                 state, metrics = train_step.result()(
-                    state, trajectory, place(rewards.advantage), **fixed
+                    state, trajectory, place(advantage), **fixed
                 )
                 metrics = jax.device_get(metrics) | rewards.metrics | drifted
             metrics |= alarms.check(iteration, metrics, {"element_growth": cause})
             log_iteration(tracker, iteration, metrics, seconds)
-            latents = None
             if replay:
                 latents = gather_latents(trajectory, grpo.num_inner_batch, mesh)
-                replay.add(vars(crystals) | vars(rewards) | {"latents": latents})
-            save_iteration(folder, iteration, vars(crystals), vars(rewards), latents)
+                more = {"latents": latents}
+                replay.add(vars(crystals) | vars(rewards) | more)
+            save_iteration(folder, iteration, vars(crystals), vars(rewards), **more)
 
             # ----------------------------------------------------------- validate, save
             done, verdict = iteration + 1, None
@@ -273,14 +297,14 @@ def jit_scores(config, reward: Reward, mesh: Mesh) -> tuple[Callable, Callable]:
 
     A validation's crystals are scored as one set, their energies always.
     """
-    group_size = config.rl.num_group_samples
+    num_groups = config.data.batch_size
+    budget = config.reward.budget_per_iteration
+    group_size = budget // num_groups or config.rl.num_group_samples
     reward = reward.replace(params=replicate(reward.params, mesh))
     iteration = partial(
         compute_rewards,
         group_size=(
-            group_size
-            if config.rl.group_reward_norm
-            else config.data.batch_size * group_size
+            group_size if config.rl.group_reward_norm else num_groups * group_size
         ),
         component_group_size=group_size if config.reward.normalize_in_group else None,
         with_energies="energy" in active_components(config),
@@ -306,7 +330,8 @@ def start_drift(
         context.dataset.crystals,
         embedding_root(*context.vae),
         iterations=window_iterations(
-            config.data.batch_size * config.rl.num_group_samples
+            config.reward.budget_per_iteration
+            or config.data.batch_size * config.rl.num_group_samples
         ),
         floor=alarms.element_share / alarms.element_growth,
     )

@@ -29,6 +29,9 @@ def reward_config() -> ConfigDict:
     # What matches a crystal of so many last iterations is not creative; element_kl
     # counts their elements too.
     reward.recent_iterations = 0
+    # So many crystals of an iteration are scored, as many of each group; what others
+    # are worth a surrogate says (0: all are scored). docs/rewards.md
+    reward.budget_per_iteration = 0
     reward.workers = 0  # processes; 0: as many as CPUs
     # Where the workers are: processes of this machine, or ray, a cluster whose address
     # is given as ray.init takes it (local: one of this machine's CPUs; auto; HOST:PORT)

@@ -61,6 +61,7 @@ def check_rl(config: Any, num_devices: int) -> None:
     grpo_config(config.rl, 1)
     require(config, "rl.num_group_samples", lambda x: x >= 2, "at least 2, a group")
     _check_replay(config, num_devices)
+    _check_budget(config)
     if config.sampling.decoder_guidance is not None:
         rule = "none where config.rl.objective is grpo, whose steps are trained on"
         grpo = config.rl.objective == "grpo"
@@ -119,6 +120,23 @@ def _check_replay(config: Any, num_devices: int) -> None:
     for name in ("iterations", "per_formula"):
         require(config, f"{field}.{name}", lambda x: x >= 1, "at least 1")
     require(config, f"{field}.share", lambda x: 0 < x <= 1, "above 0, at most 1")
+
+
+def _check_budget(config: Any) -> None:
+    groups, of_each = config.data.batch_size, config.rl.num_group_samples
+    rule = (
+        f"0, or a multiple of config.data.batch_size = {groups} from {2 * groups} to "
+        f"{groups * of_each}"
+    )
+
+    def holds(budget):
+        return not budget or 2 * groups <= budget <= groups * of_each
+
+    require(config, "reward.budget_per_iteration", holds, rule)
+    require(config, "reward.budget_per_iteration", lambda x: x % groups == 0, rule)
+    if config.reward.budget_per_iteration and config.rl.replay.crystals:
+        rule = "0 where config.reward.budget_per_iteration leaves crystals unscored"
+        require(config, "rl.replay.crystals", lambda x: x == 0, rule)
 
 
 def _check_step_choice(config: Any) -> None:

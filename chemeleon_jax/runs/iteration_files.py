@@ -29,12 +29,12 @@ def save_iteration(
     iteration: int,
     crystals: Mapping,
     rewards: Mapping[str, Any],
-    latents: np.ndarray | None = None,
+    **more: np.ndarray,
 ) -> None:
     """Writes an iteration's crystals and what they were worth.
 
-    They are the fields of a `CrystalBatch` and of a `RewardOutput`. The latents that
-    were decoded [B, N, L] are needed only where they are trained on again.
+    They are the fields of a `CrystalBatch` and of a `RewardOutput`. More arrays [B,
+    ...] are kept by their name: what replay or a surrogate needs to continue.
     """
     if not distributed.is_first():
         return
@@ -45,8 +45,7 @@ def save_iteration(
         relaxed = vars(rewards["relaxed"])
         scores |= {f"relaxed_{k}": relaxed[k] for k in RELAXED}
         scores["rmsd"] = rewards["rmsd"]
-    if latents is not None:
-        scores["latents"] = latents
+    scores |= more
     file = iteration_file(workdir, iteration)
     file.parent.mkdir(exist_ok=True)
     np.savez_compressed(file, **crystals, **scores)

@@ -78,7 +78,7 @@ def test_a_run_that_continues_has_kept_the_same(tmp_path):
     for i, arrays in enumerate(history):
         saved = arrays | {"components": {}, "novel": None, "e_above_hull": None}
         crystals = {name: arrays[name] for name in CRYSTALS}
-        save_iteration(tmp_path, i, crystals, saved, arrays["latents"])
+        save_iteration(tmp_path, i, crystals, saved, latents=arrays["latents"])
     load = partial(load_replay, tmp_path, SETTINGS, 3, shape=SHAPE)
     found = load(conditional=False).draw(KEY)
     jax.tree.map(np.testing.assert_array_equal, found, kept(*history))
