@@ -113,13 +113,18 @@ class Surrogate:
 
     def add(self, features: np.ndarray, values: np.ndarray, valid: np.ndarray) -> None:
         """Adds the valid of scored crystals, [M, F] and [M]; forgets the oldest."""
-        self._seen.append((features[valid], values[valid]))
+        self._seen.append((features[valid], np.asarray(values[valid], np.float64)))
         self._process = None
 
     def predict(self, features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """What crystals are expected to be worth, and the standard deviation, [B]."""
+        """What crystals are expected to be worth, and the standard deviation, [B].
+
+        NaN as long as no valid crystal was scored.
+        """
         if self._process is None:
             seen, values = (np.concatenate(x) for x in zip(*self._seen, strict=True))
+            if not len(seen):
+                return np.full((2, len(features)), np.nan)
             variances, latents = seen.var(0), self._vae[0].latent_channels
             self._centre, self._spread = seen.mean(0), np.ones(len(variances))
             for block in (slice(None, latents), slice(latents, None)):
@@ -165,9 +170,10 @@ class Surrogate:
             ).mean()
             metrics["surrogate/correlation"] = float(covariance / spread)
         valid = validity(crystals) == 0
-        self.add(features[rows], np.asarray(values, np.float64), valid[rows])
+        self.add(features[rows], values, valid[rows])
         expected, doubt = self.predict(features)
-        completed = np.where(valid, expected - doubt, values.min())
+        known = valid & np.isfinite(expected)
+        completed = np.where(known, expected - doubt, values.min())
         completed[rows] = values
         normalise = NORMALIZATIONS[normalize_fn]
         advantage = normalise(completed.reshape(-1, group_size), eps).reshape(-1)
