@@ -148,8 +148,9 @@ class Surrogate:
     ) -> Judgement:
         """Advantages of all crystals, of which some were scored; learns from these.
 
-        The others count as what is expected of them, minus its standard deviation; the
-        invalid ones as the worst that was scored.
+        All count as what is expected of them then, minus its standard deviation; the
+        invalid ones as the worst that was scored. So do the scored ones: what cannot be
+        expected of a crystal like this is mostly luck, and the noise of the gradient.
 
         Args:
           crystals: B, NumPy.
@@ -174,7 +175,6 @@ class Surrogate:
         expected, doubt = self.predict(features)
         known = valid & np.isfinite(expected)
         completed = np.where(known, expected - doubt, values.min())
-        completed[rows] = values
         normalise = NORMALIZATIONS[normalize_fn]
         advantage = normalise(completed.reshape(-1, group_size), eps).reshape(-1)
         return Judgement(np.asarray(advantage, np.float32), features[rows], metrics)
