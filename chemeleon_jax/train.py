@@ -54,7 +54,12 @@ from chemeleon_jax.rewards.faults import FaultStreak
 from chemeleon_jax.rewards.features import embedding_root
 from chemeleon_jax.rewards.loading import load_reward
 from chemeleon_jax.rewards.recent import load_recent
-from chemeleon_jax.rewards.surrogate import load_surrogate, scored_rows
+from chemeleon_jax.rewards.surrogate import (
+    costly_values,
+    load_surrogate,
+    scored_rows,
+    without_costly,
+)
 from chemeleon_jax.rl.bulk import (
     draw_prompts,
     jit_rollout,
@@ -157,7 +162,7 @@ def train(config, workdir: str) -> None:
         rollout = on_mesh(jitted, mesh, config.precision)
         trace_rollout = on_mesh(jitted.trace, mesh, config.precision)
         compile_step = on_mesh(compile_train_step, mesh, config.precision)
-        score, score_validation = jit_scores(config, reward, mesh)
+        score, score_validation, score_rest = jit_scores(config, reward, mesh)
         reference = shard_params(policy, mesh)
         place = partial(
             shard_as_trajectory, num_minibatches=grpo.num_inner_batch, mesh=mesh
@@ -231,16 +236,18 @@ def train(config, workdir: str) -> None:
                 rewards = jax.device_get(scored)
                 advantage, more = rewards.advantage, {}
                 if surrogate:
+                    costly = costly_values(reward, rewards)
                     judged = surrogate.judge(
                         sampled,
                         rows,
-                        rewards.raw,
+                        costly,
+                        jax.device_get(score_rest(sampled, recent=recent.crystals).raw),
                         group_size=group_size if rl.group_reward_norm else num_crystals,
                         normalize_fn=config.reward.normalize_fn,
                         eps=config.reward.eps,
                     )
                     advantage = judged.advantage
-                    more = {"features": judged.features, "raw": rewards.raw}
+                    more = {"features": judged.features, "costly": costly}
                     rewards.metrics.update(judged.metrics)
                 recent.add(rewards.relaxed if config.reward.relaxed else crystals)
                 faults.add(crystals, rewards)
@@ -292,10 +299,11 @@ def background() -> Iterator[ThreadPoolExecutor]:
         executor.shutdown(wait=False)
 
 
-def jit_scores(config, reward: Reward, mesh: Mesh) -> tuple[Callable, Callable]:
-    """`compute_rewards`, jitted: of an iteration's crystals, and of a validation's.
+def jit_scores(config, reward: Reward, mesh: Mesh) -> tuple[Callable, ...]:
+    """`compute_rewards`, jitted: of scored crystals, of a validation's, and of all.
 
-    A validation's crystals are scored as one set, their energies always.
+    A validation's crystals are scored as one set, their energies always; all crystals
+    of an iteration by what is not costly, where a surrogate says the rest.
     """
     num_groups = config.data.batch_size
     budget = config.reward.budget_per_iteration
@@ -312,11 +320,16 @@ def jit_scores(config, reward: Reward, mesh: Mesh) -> tuple[Callable, Callable]:
     validation = partial(
         compute_rewards, group_size=config.validation_samples, with_energies=True
     )
-    iteration, validation = (
-        partial(on_mesh(jax.jit(score), mesh), reward=reward)
-        for score in (iteration, validation)
+    rest = partial(compute_rewards, group_size=config.rl.num_group_samples)
+    iteration, validation, rest = (
+        partial(on_mesh(jax.jit(score), mesh), reward=scored)
+        for score, scored in (
+            (iteration, reward),
+            (validation, reward),
+            (rest, without_costly(reward)),
+        )
     )
-    return iteration, validation
+    return iteration, validation, rest
 
 
 def start_drift(

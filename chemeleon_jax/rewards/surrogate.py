@@ -1,12 +1,13 @@
 """A surrogate: what crystals that nobody scored are probably worth. NumPy on the host.
 
 Where a reward is costly, some crystals of each group are scored, and a Gaussian process
-of them and of earlier ones says the rest. The scored ones are drawn from the policy
-like the others: where it moves to please the surrogate, that is corrected at once.
+of them and of earlier ones says what the costly components are of the others. The
+scored ones are drawn from the policy like these: where it moves to please the
+surrogate, that is corrected at once.
 """
 
+import dataclasses
 from collections import deque
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,6 +23,7 @@ from chemeleon_jax.rewards.features import (
     mean_latent,
 )
 from chemeleon_jax.rewards.normalize import NORMALIZATIONS
+from chemeleon_jax.rewards.reward import Reward, RewardOutput, Term
 from chemeleon_jax.runs.iteration_files import iteration_file, read_iteration
 
 # Crystals that it learns from: the cost grows with the cube of their number.
@@ -37,7 +39,7 @@ class Judgement(NamedTuple):
     metrics: dict[str, float]
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class GaussianProcess:
     """Values of features: a constant, a squared-exponential kernel, and noise.
 
@@ -141,6 +143,7 @@ class Surrogate:
         crystals: CrystalBatch,
         rows: np.ndarray,
         values: np.ndarray,
+        rest: np.ndarray,
         *,
         group_size: int,
         normalize_fn: str,
@@ -155,7 +158,8 @@ class Surrogate:
         Args:
           crystals: B, NumPy.
           rows: [M] that were scored.
-          values: [M] their raw rewards.
+          values: [M] what their costly components add up to.
+          rest: [B] what the others do, which is known of all.
           group_size: crystals whose values are compared.
           normalize_fn: that makes the advantage of them.
           eps: of the normalisation.
@@ -174,10 +178,35 @@ class Surrogate:
         self.add(features[rows], values, valid[rows])
         expected, doubt = self.predict(features)
         known = valid & np.isfinite(expected)
-        completed = np.where(known, expected - doubt, values.min())
+        completed = rest + np.where(known, expected - doubt, values.min())
         normalise = NORMALIZATIONS[normalize_fn]
         advantage = normalise(completed.reshape(-1, group_size), eps).reshape(-1)
         return Judgement(np.asarray(advantage, np.float32), features[rows], metrics)
+
+
+def without_costly(reward: Reward) -> Reward:
+    """The components that all crystals are scored by, as they are generated."""
+    terms = tuple(term for term in reward.terms if not is_costly(term))
+    context = dataclasses.replace(reward.context, relaxed=False)
+    return reward.replace(terms=terms, relax=None, context=context)
+
+
+def costly_values(reward: Reward, rewards: RewardOutput) -> np.ndarray:
+    """What the costly components of scored crystals add up to, with their weights."""
+    return sum(
+        (
+            term.weight * np.asarray(rewards.components[term.name], np.float64)
+            for term in reward.terms
+            if is_costly(term)
+        ),
+        np.zeros(len(rewards.total)),
+    )
+
+
+def is_costly(term: Term) -> bool:
+    """Whether a component relaxes crystals, asks potentials or a user's function."""
+    component = term.component
+    return component.needs in ("energy", "relaxation") or component.custom is not None
 
 
 def scored_rows(num_groups: int, group_size: int, budget: int) -> np.ndarray:
@@ -201,7 +230,7 @@ def load_surrogate(
         return None
     surrogate = Surrogate(vae, budget)
     for iteration in range(max(start - MEMORY // budget, 0), start):
-        names = ["features", "raw", "valid"]
+        names = ["features", "costly", "valid"]
         try:
             arrays = read_iteration(iteration_file(workdir, iteration), names)
         except UserError as error:

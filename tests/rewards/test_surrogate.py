@@ -3,15 +3,18 @@
 import numpy as np
 import pytest
 import tiny
+from small_reward import BATCH, score
 
 from chemeleon_jax.data.crystals import validity
 from chemeleon_jax.errors import UserError
 from chemeleon_jax.rewards.surrogate import (
     GaussianProcess,
     Surrogate,
+    costly_values,
     fit_gaussian_process,
     load_surrogate,
     scored_rows,
+    without_costly,
 )
 from chemeleon_jax.runs.iteration_files import save_iteration
 
@@ -76,23 +79,24 @@ def test_all_count_as_what_is_expected_of_them(vae):
     batch, surrogate = crystals(), Surrogate(vae, 4)
     batch.lengths[7] = 0.01  # no crystal
     rows, values = scored_rows(2, 4, 4), np.array([1.0, -1.0, 2.0, 0.0])
+    rest = np.arange(8) / 10
 
     def judge():
         return surrogate.judge(
-            batch, rows, values, group_size=4, normalize_fn="none", eps=1e-4
+            batch, rows, values, rest, group_size=4, normalize_fn="none", eps=1e-4
         )
 
     first = judge()
-    assert first.advantage[7] == -1.0
+    assert first.advantage[7] == pytest.approx(-1.0 + 0.7)
     expected, doubt = surrogate.predict(surrogate.describe(batch))
     valid = validity(batch) == 0
-    found = first.advantage[valid]
+    found = (first.advantage - rest)[valid]
     np.testing.assert_allclose(found, (expected - doubt)[valid], rtol=1e-5)
-    assert 3 < valid.sum() < 8 and (first.advantage[~valid] == -1.0).all()
+    assert 3 < valid.sum() < 8 and np.allclose((first.advantage - rest)[~valid], -1.0)
     assert first.metrics == {"surrogate/calls": 4.0}
     assert {"surrogate/error", "surrogate/correlation"} < judge().metrics.keys()
     standard = surrogate.judge(
-        batch, rows, values, group_size=4, normalize_fn="std", eps=1e-4
+        batch, rows, values, rest, group_size=4, normalize_fn="std", eps=1e-4
     ).advantage
     np.testing.assert_allclose(standard.reshape(2, 4).sum(1), 0.0, atol=1e-5)
 
@@ -101,7 +105,13 @@ def test_without_a_valid_crystal_all_are_worth_the_same(vae):
     batch = crystals(4)
     batch.lengths[:] = 0.01
     judged = Surrogate(vae, 2).judge(
-        batch, np.array([0, 1]), np.zeros(2), group_size=4, normalize_fn="std", eps=1e-4
+        batch,
+        np.array([0, 1]),
+        np.zeros(2),
+        np.zeros(4),
+        group_size=4,
+        normalize_fn="std",
+        eps=1e-4,
     )
     assert not judged.advantage.any()
 
@@ -111,7 +121,13 @@ def test_a_run_that_continues_expects_the_same(vae, tmp_path):
     for i in range(2):
         batch, values = crystals(4, seed=i), rng.normal(size=4).astype(np.float32)
         judged = surrogate.judge(
-            batch, np.arange(4), values, group_size=4, normalize_fn="std", eps=1e-4
+            batch,
+            np.arange(4),
+            values,
+            np.zeros(4),
+            group_size=4,
+            normalize_fn="std",
+            eps=1e-4,
         )
         scores = {"total": values, "advantage": values, "valid": np.ones(4, bool)}
         scores |= {"unique": None, "novel": None, "e_above_hull": None}
@@ -121,7 +137,7 @@ def test_a_run_that_continues_expects_the_same(vae, tmp_path):
             vars(batch),
             scores | {"components": {}},
             features=judged.features,
-            raw=values,
+            costly=values,
         )
     other = load_surrogate(tmp_path, vae, 4, 2)
     features = surrogate.describe(crystals(4, seed=5))
@@ -130,3 +146,17 @@ def test_a_run_that_continues_expects_the_same(vae, tmp_path):
     (tmp_path / "crystals" / "iteration_000001.npz").unlink()
     with pytest.raises(UserError, match="iteration_000001.*budget_per_iteration = 4"):
         load_surrogate(tmp_path, vae, 4, 2)
+
+
+def test_what_is_costly_is_left_to_it(reward):
+    """Energy and a user's function; of the rest all crystals are scored."""
+    output = score(BATCH, reward=reward, group_size=4)
+    weights = {term.name: term.weight for term in reward.terms}
+    costly = sum(
+        weights[name] * np.asarray(output.components[name], np.float64)
+        for name in ("energy", "custom")
+    )
+    np.testing.assert_allclose(costly_values(reward, output), costly)
+    rest = score(BATCH, reward=without_costly(reward), group_size=4)
+    assert rest.components.keys() == weights.keys() - {"energy", "custom"}
+    np.testing.assert_allclose(rest.raw, output.raw - costly, atol=1e-5)
