@@ -86,11 +86,11 @@ class Trajectory:
     were not recorded; noised copies of its end for objectives that need no more.
     """
 
-    steps: Step | NoisyLatents | None  # stacked: [S, ...] or [M, ...]
+    steps: Any  # Step, NoisyLatents or None, stacked: [S, ...] or [M, ...]
     mask: jax.Array  # [B, N]
     condition: Any = None  # {name: [B, ...]} where the model is conditional
-    latents: jax.Array | None = None  # [B, N, L]  clean: those that were decoded
-    keys: jax.Array | None = None  # [B]  of the crystals
+    latents: Any = None  # [B, N, L]  clean: those that were decoded
+    keys: Any = None  # [B]  of the crystals
 
     def at(self, timesteps: jax.Array) -> "Trajectory":
         """The steps at some of its timesteps [M]."""

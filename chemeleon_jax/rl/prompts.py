@@ -136,8 +136,9 @@ def asked_fractions(
     model: Generator, condition: Mapping[str, jax.Array] | None
 ) -> np.ndarray | None:
     """The compositions that crystals are asked for, [B, 100]; None without any."""
-    specs = model.condition.specs if condition is not None else ()
-    for spec in specs:
+    if condition is None:
+        return None
+    for spec in model.condition.specs:
         if spec["kind"] == "composition":
             return np.asarray(condition[spec["name"]])
     return None
