@@ -75,9 +75,9 @@ def main() -> None:
     def add(name: str, microbatches: int, objective: str = "grpo"):
         call, optimizer = make_update(microbatches, objective)
         call, opt_state = jax.jit(call), optimizer.init(policy)
-        learnt, others = trajectory, {"sampler": sampler}
+        learnt, others, share = trajectory, {"sampler": sampler}, 1.0
         if objective != "grpo":
-            learnt = as_copies(trajectory, COPIES)
+            learnt, share = as_copies(trajectory, COPIES), COPIES / flags.steps
             others["old_params"] = policy
         seconds = measure(
             lambda: call(policy, opt_state, learnt, advantage, **others),
@@ -93,8 +93,8 @@ def main() -> None:
                 / busy(seconds)
                 * flags.steps
                 / 49,
-                "useful GFLOP/s": operations / busy(seconds) / 1e9,
-                "share of matmul rate": operations / busy(seconds) / rate,
+                "useful GFLOP/s": share * operations / busy(seconds) / 1e9,
+                "share of matmul rate": share * operations / busy(seconds) / rate,
                 "speed-up": busy(seconds),
             }
         )

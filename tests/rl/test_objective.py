@@ -246,6 +246,7 @@ def test_the_same_update_on_any_number_of_devices(devices, fsdp):
     )
     over_crystals = shard_batch(over_crystals, mesh)
     z, z_next = jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1), over_crystals)
+    trajectory = trajectory.replace(latents=None, keys=None)  # that GRPO does not need
     trajectory, advantage = replicate((trajectory, ADVANTAGE), mesh)
     trajectory = trajectory.replace(steps=trajectory.steps.replace(z=z, z_next=z_next))
     with jax.set_mesh(mesh):
