@@ -231,17 +231,22 @@ def train(config, workdir: str) -> None:
                 sampled = jax.device_get(crystals)
             with timed(seconds, "reward"):
                 crystals = take(sampled, rows)
-                asked = asked_fractions(model, prompts.at(rows).condition)
-                scored = score(crystals, recent=recent.crystals, asked=asked)
+                asked = asked_fractions(model, prompts.condition)
+                scored = score(
+                    crystals,
+                    recent=recent.crystals,
+                    asked=None if asked is None else asked[rows],
+                )
                 rewards = jax.device_get(scored)
                 advantage, more = rewards.advantage, {}
                 if surrogate:
                     costly = costly_values(reward, rewards)
+                    rest = score_rest(sampled, recent=recent.crystals, asked=asked)
                     judged = surrogate.judge(
                         sampled,
                         rows,
                         costly,
-                        jax.device_get(score_rest(sampled, recent=recent.crystals).raw),
+                        jax.device_get(rest.raw),
                         group_size=group_size if rl.group_reward_norm else num_crystals,
                         normalize_fn=config.reward.normalize_fn,
                         eps=config.reward.eps,

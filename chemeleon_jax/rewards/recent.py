@@ -7,8 +7,7 @@ import numpy as np
 
 from chemeleon_jax.data.crystals import crystals_of, empty_batch, take, validity
 from chemeleon_jax.data.types import CrystalBatch
-from chemeleon_jax.errors import UserError
-from chemeleon_jax.runs.iteration_files import RELAXED, iteration_file, read_iteration
+from chemeleon_jax.runs.iteration_files import RELAXED, read_last
 
 
 class RecentCrystals:
@@ -56,15 +55,9 @@ def load_recent(
       UserError: they are not all in the run's directory.
     """
     recent = RecentCrystals(count, batch_size, max_atoms)
-    for iteration in range(max(start - count, 0), start):
-        try:
-            names = [f"relaxed_{k}" for k in RELAXED] if relaxed else []
-            arrays = read_iteration(iteration_file(workdir, iteration), names)
-        except UserError as error:
-            raise UserError(
-                f"{error}, and config.reward.recent_iterations = {count} needs it; "
-                "0 does without"
-            ) from error
+    names = [f"relaxed_{k}" for k in RELAXED] if relaxed else []
+    field = f"reward.recent_iterations = {count}"
+    for arrays in read_last(workdir, start, count, names, field):
         if relaxed:
             arrays |= {k: arrays[f"relaxed_{k}"] for k in RELAXED}
         recent.add(crystals_of(arrays))

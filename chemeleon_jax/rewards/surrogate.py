@@ -16,7 +16,6 @@ from scipy.linalg import cho_factor, cho_solve, solve_triangular
 
 from chemeleon_jax.data.crystals import validity
 from chemeleon_jax.data.types import CrystalBatch
-from chemeleon_jax.errors import UserError
 from chemeleon_jax.rewards.features import (
     composition_fractions,
     embedding_root,
@@ -24,7 +23,7 @@ from chemeleon_jax.rewards.features import (
 )
 from chemeleon_jax.rewards.normalize import NORMALIZATIONS
 from chemeleon_jax.rewards.reward import Reward, RewardOutput, Term
-from chemeleon_jax.runs.iteration_files import iteration_file, read_iteration
+from chemeleon_jax.runs.iteration_files import read_last
 
 # Crystals that it learns from: the cost grows with the cube of their number.
 MEMORY, TUNED_ON = 3000, 1000
@@ -229,14 +228,8 @@ def load_surrogate(
     if not budget:
         return None
     surrogate = Surrogate(vae, budget)
-    for iteration in range(max(start - MEMORY // budget, 0), start):
-        names = ["features", "costly", "valid"]
-        try:
-            arrays = read_iteration(iteration_file(workdir, iteration), names)
-        except UserError as error:
-            raise UserError(
-                f"{error}, and config.reward.budget_per_iteration = {budget} needs it; "
-                "0 does without"
-            ) from error
+    names, field = ("features", "costly", "valid"), "reward.budget_per_iteration"
+    count = max(MEMORY // budget, 1)
+    for arrays in read_last(workdir, start, count, names, f"{field} = {budget}"):
         surrogate.add(*(arrays[name] for name in names))
     return surrogate

@@ -179,7 +179,7 @@ def _paper(models: str) -> ConfigDict:
     config.sampling = ConfigDict()
     config.sampling.sampler = "ddim"  # or ddpm
     config.sampling.sampling_steps = 50
-    config.sampling.eta = 1.0  # noise of a DDIM step; RL needs it above 0
+    config.sampling.eta = 1.0  # noise of a DDIM step; grpo needs it above 0
     config.sampling.cfg_scale = 2.0  # of conditional models only
     # Towards the elements that are asked for (none: no such guidance); awm and nft only
     config.sampling.decoder_guidance = placeholder(float)

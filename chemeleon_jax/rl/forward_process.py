@@ -145,7 +145,7 @@ def nft_loss(
     condition: Condition = None,
     reference_params: Any = None,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """DiffusionNFT (arXiv:2509.16117, eq. 5) of one copy of each crystal.
+    """DiffusionNFT (arXiv:2509.16117) of one copy of each crystal.
 
     With r = 1/2 + clip(A / c, -1, 1) / 2, the policy's noise prediction e and the old
     one e', what is better than the old one lies at e' + b (e - e'), what is worse at

@@ -88,7 +88,7 @@ def read_formulas(compositions: str) -> list[str]:
       UserError: there are none, or the file cannot be read.
     """
     field, found = "config.data.compositions", compositions
-    if Path(compositions).suffix:
+    if Path(compositions).suffix[1:].isalpha():  # .txt; not the .5 of Li0.5MnO2
         try:
             found = Path(compositions).read_text().replace("\n", ",")
         except (OSError, UnicodeDecodeError) as error:

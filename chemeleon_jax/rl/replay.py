@@ -16,7 +16,7 @@ from chemeleon_jax.data.types import Trajectory
 from chemeleon_jax.devices.sharding import CRYSTALS, device_order, over_devices
 from chemeleon_jax.errors import UserError
 from chemeleon_jax.rl.sampler import crystal_keys
-from chemeleon_jax.runs.iteration_files import iteration_file, read_iteration
+from chemeleon_jax.runs.iteration_files import read_last
 
 # What of an iteration's file it needs.
 FIELDS = ("latents", "mask", "atom_types", "total", "advantage", "valid", "unique")
@@ -122,18 +122,15 @@ def load_replay(
     """
     if not settings.crystals:
         return None
-    asked = f"config.rl.replay.crystals = {settings.crystals}"
+    asked = f"rl.replay.crystals = {settings.crystals}"
     if conditional:
         raise UserError(
-            f"{asked}: must be 0 where the model of config.ldm_ckpt_path takes "
+            f"config.{asked}: must be 0 where the model of config.ldm_ckpt_path takes "
             "conditions"
         )
     replay = Replay(shape, **settings)
-    for iteration in range(max(start - settings.iterations, 0), start):
-        try:
-            replay.add(read_iteration(iteration_file(workdir, iteration), FIELDS))
-        except UserError as error:
-            raise UserError(f"{error}, and {asked} needs it; 0 does without") from error
+    for arrays in read_last(workdir, start, settings.iterations, FIELDS, asked):
+        replay.add(arrays)
     return replay
 
 

@@ -43,7 +43,7 @@ class Sampler:
 
     model: Generator  # everything that RL does not train
     schedule: Schedule  # of T timesteps; names DDIM or DDPM
-    eta: jax.Array | float = 1.0  # noise of DDIM; RL needs it above 0
+    eta: jax.Array | float = 1.0  # noise of DDIM; GRPO needs it above 0
     cfg_scale: jax.Array | float | None = None  # classifier-free guidance; None: none
     decoder_scale: jax.Array | float | None = None  # guidance by the decoder; likewise
 

@@ -1,12 +1,13 @@
 """The crystals of each iteration on disk, crystals/iteration_NNNNNN.npz of a run."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from chemeleon_jax.devices import distributed
+from chemeleon_jax.errors import UserError
 from chemeleon_jax.runs.files import read_npz
 
 CRYSTALS = ("atom_types", "frac_coords", "lengths", "angles", "mask")
@@ -49,6 +50,23 @@ def save_iteration(
     file = iteration_file(workdir, iteration)
     file.parent.mkdir(exist_ok=True)
     np.savez_compressed(file, **crystals, **scores)
+
+
+def read_last(
+    workdir: Path, start: int, count: int, names: Sequence[str], needed_by: str
+) -> Iterator[dict[str, np.ndarray]]:
+    """The last `count` iterations before `start`, oldest first.
+
+    Raises:
+      UserError: one is missing, or cannot be read. It names the field that needs it.
+    """
+    for iteration in range(max(start - count, 0), start):
+        try:
+            yield read_iteration(iteration_file(workdir, iteration), names)
+        except UserError as error:
+            raise UserError(
+                f"{error}, and config.{needed_by} needs it; 0 does without"
+            ) from error
 
 
 def read_iteration(file: Path, more: Sequence[str] = ()) -> dict[str, np.ndarray]:

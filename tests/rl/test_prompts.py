@@ -175,6 +175,8 @@ def test_groups_of_compositions_that_a_user_lists(tmp_path):
         asked_fractions(model, condition), condition["composition"]
     )
     assert asked_fractions(SimpleNamespace(condition=None), None) is None
+    half, _ = make_prompts(model, "mp_mini", 20, "Li0.5MnO2")(jax.random.key(1), 20)
+    assert not (np.asarray(half) % 7).any()
     one, _ = make_prompts(model, "mp_mini", 20, "Li2O")(jax.random.key(1), 20)
     assert not (np.asarray(one) % 3).any()
 
