@@ -37,7 +37,6 @@ from chemeleon_jax.evaluation import opinions, statistics
 from chemeleon_jax.evaluation.inputs import load_reference, warn_of_unreadable
 from chemeleon_jax.evaluation.judge import (
     STABLE,
-    SYMMETRY_TOLERANCE,
     EvaluationContext,
     Row,
     judge_chunk,
@@ -72,6 +71,7 @@ from chemeleon_jax.runs.files import (
 from chemeleon_jax.workers import calculators
 from chemeleon_jax.workers.pool import WorkerPool
 from chemeleon_jax.workers.prefilter import ANGLE_TOL, LENGTH_TOL, SITE_TOL
+from chemeleon_jax.workers.symmetry import SYMMETRY_TOLERANCE
 
 POTENTIALS = "chgnet,sevennet-l3i5"  # that judge, the first relaxes
 CHUNK = 256  # crystals judged, and kept on disk, at once

@@ -1,8 +1,5 @@
 """What each crystal is like: one row per crystal, chunk by chunk."""
 
-import contextlib
-import os
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -39,11 +36,11 @@ from chemeleon_jax.rewards.stability import (
 )
 from chemeleon_jax.workers.calculators import RelaxedStructure
 from chemeleon_jax.workers.composition import smact_valid
-from chemeleon_jax.workers.matching import Cell, reduce_cell, to_structure
+from chemeleon_jax.workers.matching import Cell, reduce_cell
 from chemeleon_jax.workers.outcome import Outcome, Status
 from chemeleon_jax.workers.pool import Pool
+from chemeleon_jax.workers.symmetry import space_group
 
-SYMMETRY_TOLERANCE = 0.1  # Å, of the space group
 STABLE = 0.0  # eV/atom above the hull
 
 Row = dict[str, Any]  # of one crystal; JSON values
@@ -163,26 +160,6 @@ def cell_of(structure: Structure) -> Cell:
     return Cell(structure.lattice.matrix, types, structure.frac_coords)
 
 
-def space_group(cell: Cell) -> str:
-    """International symbol, by spglib. Runs in a worker."""
-    with without_c_messages():
-        return to_structure(cell).get_space_group_info(SYMMETRY_TOLERANCE)[0]
-
-
-@contextlib.contextmanager
-def without_c_messages():
-    """Keeps what a library in C prints of a crystal off the terminal of all."""
-    sys.stderr.flush()
-    with open(os.devnull, "w") as nowhere:
-        terminal = os.dup(2)
-        os.dup2(nowhere.fileno(), 2)
-        try:
-            yield
-        finally:
-            os.dup2(terminal, 2)
-            os.close(terminal)
-
-
 def _find_known(cells, shares_formula, rows, context: EvaluationContext) -> None:
     """Reduced cells of the crystals that have company, and which are not novel."""
     formulas = {i: formula_key(cell.atom_types) for i, cell in cells.items()}
@@ -261,6 +238,7 @@ def judge_set(rows: list[Row], pool: Pool) -> None:
             row["unique"] = bool(flags[i].status == Status.OK and flags[i].value)
             if flags[i].status != Status.OK:
                 _note(row, f"matching: {Status(flags[i].status).name.lower()}")
+        row["symmetric"] = row.get("space_group") not in (None, "P1")
         above = row.get("e_above_hull")
         above = np.nan if above is None else above
         row["metastable"], row["stable"] = is_metastable(above), above <= STABLE

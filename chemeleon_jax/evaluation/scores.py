@@ -18,7 +18,7 @@ from chemeleon_jax.rewards.features import (
 from chemeleon_jax.rewards.stability import is_metastable
 
 RESAMPLES, SEED = 1000, 0  # of the bootstrap
-SHARES = ("valid", "smact_valid", "unique", "novel")
+SHARES = ("valid", "smact_valid", "unique", "novel", "symmetric")
 ENERGY_SHARES = ("metastable", "stable", "sun", "msun")
 ENERGY_SHARES += ("far_below_hull", "msun_near_hull")
 

@@ -19,6 +19,7 @@ SCORES = {
     "smact_valid": Score("charge-balanced (SMACT)"),
     "unique": Score("unique"),
     "novel": Score("novel"),
+    "symmetric": Score("symmetric (not P1)"),
     "metastable": Score("metastable"),
     "stable": Score("stable"),
     "msun": Score("metastable, unique, novel (MSUN)"),

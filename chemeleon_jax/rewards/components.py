@@ -15,6 +15,7 @@ from chemeleon_jax.rewards.diversity import (
 from chemeleon_jax.rewards.drift import element_kl_component
 from chemeleon_jax.rewards.energy import displacement_component, energy_component
 from chemeleon_jax.rewards.predictor import predictor_component
+from chemeleon_jax.rewards.symmetry import symmetry_component
 from chemeleon_jax.workers.custom import BATCH_TIME_LIMIT, CustomReward
 
 
@@ -40,6 +41,7 @@ COMPONENTS: dict[str, Callable[..., Component]] = {
     "structure_diversity": structure_diversity_component,
     "composition_diversity": composition_diversity_component,
     "element_kl": element_kl_component,
+    "symmetry": symmetry_component,
     "predictor": predictor_component,
     "custom": custom_component,
 }

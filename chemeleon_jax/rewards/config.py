@@ -93,6 +93,8 @@ def reward_config() -> ConfigDict:
             "normalize_fn": "none",
             "recent_iterations": placeholder(int),  # none: reward.recent_iterations
         },
+        # how many operations the point group has, 0 (P1) to 1 (m-3m), within so many Å
+        "symmetry": {"weight": 0.0, "normalize_fn": "none", "tolerance": 0.1},
         # a predicted property: minus its squared distance to the target, or, without a
         # target, the property itself
         "predictor": {

@@ -1,0 +1,48 @@
+"""Symmetry of crystals by spglib, in worker processes."""
+
+import contextlib
+import math
+import os
+import sys
+
+import spglib
+from pymatgen.symmetry.analyzer import SpacegroupAnalyzer
+
+from chemeleon_jax.workers.matching import Cell, to_structure
+
+SYMMETRY_TOLERANCE = 0.1  # Å, spglib's symprec
+MAX_ORDER = 48  # of a point group: m-3m
+
+
+def space_group(cell: Cell, tolerance: float = SYMMETRY_TOLERANCE) -> str:
+    """International symbol, such as Fm-3m."""
+    with _without_c_messages():
+        return to_structure(cell).get_space_group_info(tolerance)[0]
+
+
+def symmetry_degree(cell: Cell, tolerance: float = SYMMETRY_TOLERANCE) -> float:
+    """How much symmetry a crystal has: ln(order of its point group) / ln 48.
+
+    From 0, of P1, to 1, of the cubic groups with m-3m. A tolerance in Å.
+    """
+    with _without_c_messages():
+        found = SpacegroupAnalyzer(to_structure(cell), tolerance).get_symmetry_dataset()
+    # Of the conventional cell: the given one may be a supercell that not all of them
+    # leave as it is.
+    operations = spglib.get_symmetry_from_database(found.hall_number)
+    rotations = {rotation.tobytes() for rotation in operations["rotations"]}
+    return math.log(len(rotations)) / math.log(MAX_ORDER)
+
+
+@contextlib.contextmanager
+def _without_c_messages():
+    """Keeps what a library in C prints of a crystal off the terminal of all."""
+    sys.stderr.flush()
+    with open(os.devnull, "w") as nowhere:
+        terminal = os.dup(2)
+        os.dup2(nowhere.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(terminal, 2)
+            os.close(terminal)
