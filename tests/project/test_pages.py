@@ -87,6 +87,16 @@ def test_files_and_modules_exist(page):
         assert importlib.util.find_spec(module), module
 
 
+def test_the_site_leads_to_every_page():
+    """The notebook's pages are reached from its first one."""
+    nav = (ROOT / "mkdocs.yml").read_text().partition("\nnav:\n")[2]
+    pages = {page.name for page in (ROOT / "docs").glob("*.md")}
+    assert pages - set(re.findall(r": ([\w-]+\.md)$", nav, re.MULTILINE)) == set()
+    inits = (ROOT / "chemeleon_jax").glob("*/__init__.py")
+    wings = {init.parent.name for init in inits} - {"configs"}
+    assert wings - set(re.findall(r"api/(\w+)\.md", nav)) == set()
+
+
 def test_pages_that_the_code_names_exist():
     for folder in ("chemeleon_jax", "configs", "convert_checkpoints", "benchmarks"):
         for file in (ROOT / folder).rglob("*.py"):
