@@ -22,17 +22,15 @@ Fields that are changed most, as --config.FIELD=VALUE:
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
 
 from chemeleon_jax.cli import run
-from chemeleon_jax.data.crystals import take
 from chemeleon_jax.data.dataset import MAX_ATOMS
 from chemeleon_jax.data.types import CrystalBatch
 from chemeleon_jax.devices import distributed
@@ -46,20 +44,11 @@ from chemeleon_jax.models.loading import load_checkpoint
 from chemeleon_jax.models.optimizer import make_optimizer
 from chemeleon_jax.models.store import params_digest, save_start
 from chemeleon_jax.report.pictures import log_validation
-from chemeleon_jax.rewards import Reward, RewardOutput, compute_rewards
+from chemeleon_jax.rewards import Reward, RewardOutput
 from chemeleon_jax.rewards.audit import Audit
-from chemeleon_jax.rewards.config import active_components
 from chemeleon_jax.rewards.drift import Drift, window_iterations
-from chemeleon_jax.rewards.faults import FaultStreak
 from chemeleon_jax.rewards.features import embedding_root
 from chemeleon_jax.rewards.loading import load_reward
-from chemeleon_jax.rewards.recent import load_recent
-from chemeleon_jax.rewards.surrogate import (
-    costly_values,
-    load_surrogate,
-    scored_rows,
-    without_costly,
-)
 from chemeleon_jax.rl.bulk import (
     draw_prompts,
     jit_rollout,
@@ -72,6 +61,7 @@ from chemeleon_jax.rl.learner import compile_train_step, init_state
 from chemeleon_jax.rl.prompts import asked_fractions, make_prompts
 from chemeleon_jax.rl.replay import gather_latents, load_replay
 from chemeleon_jax.rl.sampler import make_sampler
+from chemeleon_jax.rl.scorer import Scorer
 from chemeleon_jax.rl.timesteps import select_timesteps, stochastic_at
 from chemeleon_jax.runs import memory
 from chemeleon_jax.runs.alarms import Alarms, explain_skipped
@@ -89,8 +79,6 @@ def train(config, workdir: str) -> None:
     rl, mesh = config.rl, make_mesh(fsdp=config.fsdp)
     num_groups, group_size = config.data.batch_size, rl.num_group_samples
     num_crystals = num_groups * group_size
-    num_scored = config.reward.budget_per_iteration or num_crystals
-    rows = scored_rows(num_groups, group_size, num_scored)
     start_model = combine_checkpoints(
         load_checkpoint(config.ldm_ckpt_path),
         load_checkpoint(config.vae_ckpt_path),
@@ -119,27 +107,13 @@ def train(config, workdir: str) -> None:
         )
         alarms = Alarms(alarm_limits(config.alarms))
         audit = Audit(config, reward, mesh, workdir)
-        faults = FaultStreak(reward, workdir)
-        recent = load_recent(
-            folder,
-            config.reward.recent_iterations,
-            start,
-            batch_size=num_scored,
-            max_atoms=MAX_ATOMS,
-            relaxed=config.reward.relaxed,
-        )
+        scorer = Scorer(config, reward, model, mesh, folder, start)
         replay = load_replay(
             folder,
             rl.replay,
             start,
             shape=(MAX_ATOMS, model.dit.latent_channels),
             conditional=model.condition is not None,
-        )
-        surrogate = load_surrogate(
-            folder,
-            (model.vae, model.frozen["vae"]),
-            config.reward.budget_per_iteration,
-            start,
         )
         executor = stack.enter_context(background())
 
@@ -162,7 +136,6 @@ def train(config, workdir: str) -> None:
         rollout = on_mesh(jitted, mesh, config.precision)
         trace_rollout = on_mesh(jitted.trace, mesh, config.precision)
         compile_step = on_mesh(compile_train_step, mesh, config.precision)
-        score, score_validation, score_rest = jit_scores(config, reward, mesh)
         reference = shard_params(policy, mesh)
         place = partial(
             shard_as_trajectory, num_minibatches=grpo.num_inner_batch, mesh=mesh
@@ -182,13 +155,13 @@ def train(config, workdir: str) -> None:
         base = draw_prompts(
             draw,
             jax.random.key(config.seed + 2),
-            window_iterations(num_scored) * num_scored,
+            window_iterations(scorer.num_scored) * scorer.num_scored,
         )
 
         def validate(params):
             found = bulk(params, validation)
             asked = asked_fractions(model, validation.condition)
-            return found, jax.device_get(score_validation(found, asked=asked))
+            return found, jax.device_get(scorer.score_validation(found, asked=asked))
 
         # -------------------------------------------------------------------- the loop
         about = describe(config)
@@ -230,32 +203,8 @@ def train(config, workdir: str) -> None:
                 crystals, trajectory = rollout(actor, prompts, sampler=noisy)
                 sampled = jax.device_get(crystals)
             with timed(seconds, "reward"):
-                crystals = take(sampled, rows)
                 asked = asked_fractions(model, prompts.condition)
-                scored = score(
-                    crystals,
-                    recent=recent.crystals,
-                    asked=None if asked is None else asked[rows],
-                )
-                rewards = jax.device_get(scored)
-                advantage, more = rewards.advantage, {}
-                if surrogate:
-                    costly = costly_values(reward, rewards)
-                    rest = score_rest(sampled, recent=recent.crystals, asked=asked)
-                    judged = surrogate.judge(
-                        sampled,
-                        rows,
-                        costly,
-                        jax.device_get(rest.raw),
-                        group_size=group_size if rl.group_reward_norm else num_crystals,
-                        normalize_fn=config.reward.normalize_fn,
-                        eps=config.reward.eps,
-                    )
-                    advantage = judged.advantage
-                    more = {"features": judged.features, "costly": costly}
-                    rewards.metrics.update(judged.metrics)
-                recent.add(rewards.relaxed if config.reward.relaxed else crystals)
-                faults.add(crystals, rewards)
+                crystals, rewards, advantage, kept = scorer(sampled, asked)
                 drift.add(crystals, rewards.valid)
                 drifted, cause = drift.measure()
             with timed(seconds, "update"):
@@ -267,9 +216,9 @@ def train(config, workdir: str) -> None:
             log_iteration(tracker, iteration, metrics, seconds)
             if replay:
                 latents = gather_latents(trajectory, grpo.num_inner_batch, mesh)
-                more = {"latents": latents}
-                replay.add(vars(crystals) | vars(rewards) | more)
-            save_iteration(folder, iteration, vars(crystals), vars(rewards), **more)
+                kept |= {"latents": latents}
+                replay.add(vars(crystals) | vars(rewards) | kept)
+            save_iteration(folder, iteration, vars(crystals), vars(rewards), **kept)
 
             # ----------------------------------------------------------- validate, save
             done, verdict = iteration + 1, None
@@ -302,39 +251,6 @@ def background() -> Iterator[ThreadPoolExecutor]:
         yield executor
     finally:
         executor.shutdown(wait=False)
-
-
-def jit_scores(config, reward: Reward, mesh: Mesh) -> tuple[Callable, ...]:
-    """`compute_rewards`, jitted: of scored crystals, of a validation's, and of all.
-
-    A validation's crystals are scored as one set, their energies always; all crystals
-    of an iteration by what is not costly, where a surrogate says the rest.
-    """
-    num_groups = config.data.batch_size
-    budget = config.reward.budget_per_iteration
-    group_size = budget // num_groups or config.rl.num_group_samples
-    reward = reward.replace(params=replicate(reward.params, mesh))
-    iteration = partial(
-        compute_rewards,
-        group_size=(
-            group_size if config.rl.group_reward_norm else num_groups * group_size
-        ),
-        component_group_size=group_size if config.reward.normalize_in_group else None,
-        with_energies="energy" in active_components(config),
-    )
-    validation = partial(
-        compute_rewards, group_size=config.validation_samples, with_energies=True
-    )
-    rest = partial(compute_rewards, group_size=config.rl.num_group_samples)
-    iteration, validation, rest = (
-        partial(on_mesh(jax.jit(score), mesh), reward=scored)
-        for score, scored in (
-            (iteration, reward),
-            (validation, reward),
-            (rest, without_costly(reward)),
-        )
-    )
-    return iteration, validation, rest
 
 
 def start_drift(

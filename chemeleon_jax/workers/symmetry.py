@@ -30,6 +30,7 @@ def symmetry_degree(cell: Cell, tolerance: float = SYMMETRY_TOLERANCE) -> float:
     # Of the conventional cell: the given one may be a supercell that not all of them
     # leave as it is.
     operations = spglib.get_symmetry_from_database(found.hall_number)
+    assert operations is not None, "of a Hall number that spglib itself gave"
     rotations = {rotation.tobytes() for rotation in operations["rotations"]}
     return math.log(len(rotations)) / math.log(MAX_ORDER)
 
