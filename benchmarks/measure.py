@@ -1,5 +1,6 @@
 """Seconds, the matrix-multiply rate of this machine, peak memory; tables of them."""
 
+import functools
 import resource
 import sys
 import time
@@ -29,11 +30,16 @@ def measure(function: Callable[..., Any], *args, repeats: int = 3) -> Seconds:
     return Seconds(*np.min(times, axis=0).tolist())
 
 
-def matmul_rate(size: int = 1024) -> float:
-    """Float32 operations per CPU second (per second on an accelerator) of x @ x."""
-    x = jnp.asarray(np.random.default_rng(0).normal(size=(size, size)), jnp.float32)
-    seconds = measure(jax.jit(jnp.matmul), x, x, repeats=20)
-    return 2 * size**3 / busy(seconds)
+def matmul_rate(
+    size: int = 1024, dtype: Any = jnp.float32, precision: str | None = None
+) -> float:
+    """Operations per CPU second (per second on an accelerator) of x @ x.
+
+    By default in float32, at the precision that is JAX's default on the device.
+    """
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(size, size)), dtype)
+    product = jax.jit(functools.partial(jnp.matmul, precision=precision))
+    return 2 * size**3 / busy(measure(product, x, x, repeats=20))
 
 
 def busy(seconds: Seconds) -> float:

@@ -17,6 +17,9 @@ from chemeleon_jax.models.vae import make_vae
 
 MAX_ATOMS = 20
 MEMORY_BUDGET = 8.0  # GB, as in rl/config.py
+# Layers of VAEs: one that costs nothing beside the denoiser, and the paper's.
+SMALL_VAE = {"width": 128, "layers": 2, "heads": 4, "mlp_width": 256}
+PAPER_VAE = {"width": 512, "layers": 8, "heads": 8, "mlp_width": 2048}
 
 
 def parse_sizes(doc: str | None) -> argparse.Namespace:
@@ -33,22 +36,35 @@ def parse_sizes(doc: str | None) -> argparse.Namespace:
 
 def random_generator(size: str, max_atoms: int) -> tuple[Generator, Any]:
     """A DiT of a size, unconditional, a small VAE, and the policy's parameters."""
-    dit = DiT(**dit_size(size), learn_sigma=False)
-    layers = {"width": 128, "layers": 2, "heads": 4, "mlp_width": 256}
-    vae = make_vae({"encoder": layers, "decoder": layers, "latent_channels": 8})
-    z, mask = jnp.zeros((1, 4, 8)), jnp.ones((1, 4), bool)
+    return random_models(DiT(**dit_size(size), learn_sigma=False), SMALL_VAE, max_atoms)
+
+
+def random_models(dit: DiT, vae: dict[str, int], max_atoms: int):
+    """A generator of a denoiser and of a VAE with such layers, and its policy."""
+    model, policy = generator_shapes(dit, vae, max_atoms)
     rng = np.random.default_rng(0)
 
-    def draw(module, *inputs, **kwargs):
-        init = lambda key: module.init(key, *inputs, **kwargs)["params"]  # noqa: E731
-        return jax.tree.map(
-            lambda x: jnp.asarray(0.02 * rng.normal(size=x.shape), x.dtype),
-            jax.eval_shape(init, jax.random.key(0)),
-        )
+    def draw(x):
+        noise = rng.standard_normal(x.shape, np.float32)
+        return jnp.asarray(np.float32(0.02) * noise, x.dtype)
 
-    frozen = {"vae": draw(vae, z, mask, method="decode")}
-    policy = {"dit": draw(dit, z, jnp.zeros(1), mask)}
-    return Generator(dit, vae, None, frozen, jnp.float32(1.0), max_atoms), policy
+    return model.replace(frozen=jax.tree.map(draw, model.frozen)), jax.tree.map(
+        draw, policy
+    )
+
+
+def generator_shapes(dit: DiT, vae: dict[str, int], max_atoms: int):
+    """The same with the shapes of parameters in place of them: it takes no memory."""
+    module = make_vae({"encoder": vae, "decoder": vae, "latent_channels": 8})
+    z, mask = jnp.zeros((1, 4, 8)), jnp.ones((1, 4), bool)
+
+    def shapes(module, *inputs, **kwargs):
+        init = lambda key: module.init(key, *inputs, **kwargs)["params"]  # noqa: E731
+        return jax.eval_shape(init, jax.random.key(0))
+
+    frozen = {"vae": shapes(module, z, mask, method="decode")}
+    policy = {"dit": shapes(dit, z, jnp.zeros(1), mask)}
+    return Generator(dit, module, None, frozen, jnp.float32(1.0), max_atoms), policy
 
 
 def typical_atom_counts(groups: int) -> np.ndarray:

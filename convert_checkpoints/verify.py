@@ -19,8 +19,13 @@ PLAIN_ARITHMETIC = (
 )
 
 
-def verify(directory: str | Path) -> list[Row]:
+def verify(directory: str | Path, precision: str = "highest") -> list[Row]:
     """Recompute a recording.
+
+    Args:
+      directory: of the recording.
+      precision: of matrix products, as JAX names it. The tolerances are those of the
+        default; lower ones are for a look at what they cost.
 
     Returns:
       One row per array of the recording; `ok` is False where it differs or where
@@ -44,7 +49,7 @@ def verify(directory: str | Path) -> list[Row]:
     except (OSError, ValueError, KeyError, AttributeError) as error:
         raise CheckpointError(f"{directory / 'meta.json'}: {error!r}") from None
     sources = [read_source(path) for path in sorted(directory.glob("*.ckpt"))]
-    with jax.default_matmul_precision("highest"):
+    with jax.default_matmul_precision(precision):
         batch = recompute.check_batch(recording, meta)
         for source in sources:
             params, config = convert_source(source, "raw", {}, sources)
