@@ -72,7 +72,7 @@ def small() -> Setting:
         groups=2,
         group_size=8,
         steps=5,
-        sizes=(8,),
+        sizes=(),
         microbatches=(),
         precisions=(),
         objectives=("awm",),
