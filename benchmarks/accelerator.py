@@ -16,6 +16,7 @@ import dataclasses
 import json
 import os
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -26,10 +27,12 @@ import jax.numpy as jnp
 
 from benchmarks.measure import matmul_rate, peak_memory, print_table
 from benchmarks.policy import PAPER_VAE, SMALL_VAE, all_padded
+from chemeleon_jax.devices.compilation import PRECISIONS
 from chemeleon_jax.models.dit import DiT, dit_size
 
 COLUMNS = ("section", "case", "s", "crystals/s", "TFLOP/s", "of matmul", "compile s")
 COLUMNS += ("GB", "note")
+GRACE = 15.0  # s, beyond the time that is given, for a section to end
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -168,26 +171,47 @@ def main(arguments: list[str] | None = None) -> list[dict[str, Any]]:
         "environment": lambda: environment(session, setting),
         "policy": lambda: accelerator_policy.policy(session, setting),
         "original": lambda: original.run(session, setting, flags.original),
-        "parity": lambda: accelerator_rewards.parity(session, flags.fixtures),
+        "parity": lambda: accelerator_rewards.parity(
+            session, flags.fixtures, "highest"
+        ),
         "energies": lambda: accelerator_rewards.potentials(session, setting),
         "iteration": lambda: accelerator_rewards.iteration(session, flags.small),
         "sizes": lambda: accelerator_policy.sizes(session, setting),
         "objectives": lambda: accelerator_policy.objectives(session, setting),
         "sample": lambda: accelerator_policy.bulk(session, setting),
+        "parity_bfloat16": lambda: accelerator_rewards.parity(
+            session, flags.fixtures, PRECISIONS["bfloat16"]
+        ),
     }
+    needs = {"parity": 60.0, "iteration": 60.0, "parity_bfloat16": 60.0}
     if flags.original is None:
         del sections["original"]
     if flags.fixtures is None:
-        del sections["parity"]
+        del sections["parity"], sections["parity_bfloat16"]
     wanted = [name for name in flags.only.split(",") if name] or list(sections)
+    late = threading.Timer(flags.seconds + GRACE, end, [session])
+    late.daemon = True
+    late.start()
     # Every width is compiled, which is most of a minute on a CPU.
     with all_padded() if flags.small else contextlib.nullcontext():
         for name in wanted:
-            session.attempt(name, "all", 1.0, sections[name])
+            seconds = 1.0 if flags.small else needs.get(name, 10.0)
+            session.attempt(name, "all", seconds, sections[name])
+    late.cancel()
     session.add("memory", "most that was held", GB=memory_peak())
     print_table(session.rows)
     return session.rows
 
 
+def end(session: Session) -> None:
+    """Prints what there is, and ends the process: a section took too long."""
+    session.add("memory", "most that was held, at the end of time", GB=memory_peak())
+    print_table(session.rows)
+    sys.stdout.flush()
+    os._exit(3)
+
+
 if __name__ == "__main__":
     main()
+    sys.stdout.flush()
+    os._exit(0)  # without waiting for what still compiles

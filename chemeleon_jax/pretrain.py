@@ -29,6 +29,7 @@ from chemeleon_jax.cli import run
 from chemeleon_jax.data.batches import BucketedBatches
 from chemeleon_jax.data.dataset import load_dataset
 from chemeleon_jax.devices import distributed
+from chemeleon_jax.devices.compilation import PRECISIONS
 from chemeleon_jax.devices.sharding import make_mesh, replicate, shard_batch
 from chemeleon_jax.errors import UserError
 from chemeleon_jax.models import store
@@ -39,7 +40,7 @@ from chemeleon_jax.models.optimizer import (
 )
 from chemeleon_jax.pretraining.ldm import ldm_stage
 from chemeleon_jax.pretraining.predictor import labelled_crystals, predictor_stage
-from chemeleon_jax.pretraining.stage import Stage, start_from, with_kept
+from chemeleon_jax.pretraining.stage import Stage, choose, start_from, with_kept
 from chemeleon_jax.pretraining.vae import vae_stage
 from chemeleon_jax.runs.console import count_parameters, say_next, say_start
 from chemeleon_jax.runs.directory import work_directory, write_run_info
@@ -121,6 +122,7 @@ def pretrain(config, workdir: str) -> None:
     """Train one stage; see the module's docstring."""
     # ------------------------------------------------------------ data, model, state
     mesh = make_mesh()
+    precision = choose(config, "precision", PRECISIONS)
     dataset = load_dataset(config.data.dataset)
     if config.stage == "predictor":
         dataset = labelled_crystals(dataset, config.targets)
@@ -154,6 +156,7 @@ def pretrain(config, workdir: str) -> None:
         tracker = stack.enter_context(Tracker(folder, config.num_steps, start=start))
 
         # ------------------------------------------------------------------------ train
+        stack.enter_context(jax.default_matmul_precision(precision))
         say_start(
             {
                 "stage": f"{config.stage}, {count_parameters(stage.params)}",

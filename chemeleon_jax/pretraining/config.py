@@ -9,6 +9,7 @@ def pretrain_config(stage: str) -> ConfigDict:
     config.stage = stage
     config.seed = 0
     config.init_from = ""  # the model to start from; "" for a random start
+    config.precision = "default"  # of matrix products: or float32, or bfloat16
     config.num_steps = 4000
     config.validate_every = 400
     config.patience = 10  # validations without improvement

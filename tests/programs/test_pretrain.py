@@ -47,6 +47,7 @@ def config(folder, stage, **changes):
             "stage": stage,
             "seed": 0,
             "init_from": "",
+            "precision": "default",
             "num_steps": 4,
             "validate_every": 2,
             "patience": 6,
@@ -328,3 +329,22 @@ def test_a_warm_up_longer_than_the_training_is_cut(caplog, num_steps):
     assert max(rates) == 1.0 and rates.index(1.0) == num_steps // 10
     assert rates[-1] == pytest.approx(0.0, abs=1e-6)
     assert f"config.num_steps = {num_steps}: the learning rate" in caplog.text
+
+
+def test_products_are_asked_for_in_a_precision(folder, tmp_path, monkeypatch):
+    def make_train_step(stage, optimizer, ema_decay):
+        def train_step(*_):
+            product = jax.jit(jnp.matmul).lower(jnp.eye(2), jnp.eye(2))
+            raise UserError(product.as_text())
+
+        return train_step
+
+    def any_stage(config, dataset, key):
+        return Stage({"w": jnp.ones(2)}, {}, lambda *_, train: None, {"kind": "vae"})
+
+    monkeypatch.setattr("chemeleon_jax.pretrain.make_train_step", make_train_step)
+    monkeypatch.setitem(STAGES, "vae", any_stage)
+    with pytest.raises(UserError, match="lhs_precision_type = bf16"):
+        pretrain(config(folder, "vae", precision="bfloat16"), str(tmp_path))
+    with pytest.raises(UserError, match="config.precision: 'half', but there are"):
+        pretrain(config(folder, "vae", precision="half"), str(tmp_path))
