@@ -227,19 +227,19 @@ def policy(session: Session, setting: Setting) -> None:
         for count in setting.microbatches
         for name in ("default", "bfloat16")
     ]
-    run_all(session, setting, cases, session.left / 2, "policy")
+    run_all(session, setting, cases, min(session.left / 2, 150.0), "policy")
 
 
 def sizes(session: Session, setting: Setting) -> None:
     """Other numbers of crystals."""
     cases = [Case(count // setting.group_size) for count in setting.sizes]
-    run_all(session, setting, cases, session.left * 0.6, "sizes")
+    run_all(session, setting, cases, min(session.left * 0.6, 100.0), "sizes")
 
 
 def objectives(session: Session, setting: Setting) -> None:
     """The objectives beside GRPO, of the paper's crystals."""
     cases = [Case(setting.groups, objective=name) for name in setting.objectives]
-    run_all(session, setting, cases, session.left * 0.6, "objectives")
+    run_all(session, setting, cases, min(session.left * 0.6, 60.0), "objectives")
 
 
 def bulk(session: Session, setting: Setting) -> None:
