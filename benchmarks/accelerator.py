@@ -165,6 +165,8 @@ def main(arguments: list[str] | None = None) -> list[dict[str, Any]]:
     add("--fixtures", type=Path, help="recorded fixtures: convert_checkpoints.verify")
     add("--original", type=Path, help="Chemeleon2's code, to run beside this one")
     flags = parser.parse_args(arguments)
+    if jax.default_backend() == "cpu" and not flags.small:
+        parser.error("JAX sees no accelerator, only CPUs: --small is for these")
     setting = small() if flags.small else paper()
     session = Session(flags.seconds, flags.json)
     sections: dict[str, Callable[[], None]] = {

@@ -1,7 +1,6 @@
 """Energies, relaxation, whole iterations and recorded numbers on an accelerator."""
 
 import time
-from functools import partial
 from pathlib import Path
 
 import jax
@@ -35,25 +34,26 @@ def known(count: int) -> CrystalBatch:
     return jax.tree.map(jnp.asarray, crystals.replace(frac_coords=moved))
 
 
+def larger_graphs(crystals: CrystalBatch):
+    """CHGNet's energies, of graphs that hold more crystals."""
+    capacity = Capacity(*(LARGER * size for size in Capacity()))
+    return energies(GraphPotential(graph_energy, capacity), load_params(), crystals)
+
+
+def relaxed(crystals: CrystalBatch):
+    """Over 16 energies of CHGNet, as a reward asks for it."""
+    return relax_all(crystals, potential=load_potential("chgnet"), steps=16)
+
+
 def potentials(session: Session, setting: Setting) -> None:
-    """Energies, and relaxation over 16 energies as a reward asks for it."""
-    chgnet, default = load_params(), Capacity()
-    larger = Capacity(*(LARGER * size for size in default))
-    graphs = GraphPotential(graph_energy, larger)
+    """Energies, and relaxation."""
     crystals, few = known(setting.crystals), known(setting.relaxed)
-    cases = {
-        "energies: chgnet": (load_potential("chgnet").energies, crystals),
-        f"energies: chgnet, graphs {LARGER} times as large": (
-            lambda crystals: energies(graphs, chgnet, crystals),
-            crystals,
-        ),
-        "energies: sevennet-l3i5": (load_potential("sevennet-l3i5").energies, crystals),
-        "relaxation: chgnet, 16 energies": (
-            partial(relax_all, potential=load_potential("chgnet"), steps=16),
-            few,
-        ),
-    }
-    for name, (function, batch) in cases.items():
+    for name, function, batch in (
+        ("chgnet", lambda x: load_potential("chgnet").energies(x), crystals),
+        (f"chgnet, graphs {LARGER} times as large", larger_graphs, crystals),
+        ("relaxation by chgnet, 16 energies", relaxed, few),
+        ("sevennet-l3i5", lambda x: load_potential("sevennet-l3i5").energies(x), few),
+    ):
 
         def time_it(name=name, function=function, batch=batch):
             began = time.perf_counter()
@@ -63,7 +63,7 @@ def potentials(session: Session, setting: Setting) -> None:
             count = len(batch.mask)
             session.add(
                 "energies",
-                f"{name}, {count} crystals",
+                f"{name}: {count} crystals",
                 **{
                     "s": seconds,
                     "crystals/s": count / seconds,
