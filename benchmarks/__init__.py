@@ -5,6 +5,7 @@
     python -m benchmarks.rewards
     python -m benchmarks.energy
     python -m benchmarks.iteration
+    python -m benchmarks.accelerator
 
 `--help` names the sizes that can be varied. Figures and how they were taken are in
 docs/performance.md.
