@@ -2,7 +2,7 @@
 
     python -m benchmarks.accelerator --json=accelerator.json
     python -m benchmarks.accelerator --fixtures=DIR --original=DIR
-    python -m benchmarks.accelerator --small  # on two CPU cores, to see that it works
+    python -m benchmarks.accelerator --small  # two minutes on CPUs: that it works
 
 The setting is the paper's, with random weights: DiT-B, a VAE of 8 layers of 512, 5 x 64
 crystals of MP-20's sizes, 50 steps of DDIM. Sections come in the order of what matters
@@ -158,7 +158,7 @@ def main(arguments: list[str] | None = None) -> list[dict[str, Any]]:
 
     parser = argparse.ArgumentParser(description=__doc__)
     add = parser.add_argument
-    add("--small", action="store_true", help="a minute on a CPU")
+    add("--small", action="store_true", help="two minutes on CPUs")
     add("--seconds", type=float, default=520.0, help="that all of it may take")
     add("--json", type=Path, help="file to write the rows to, as they come")
     add("--only", default="", help="sections, with commas between")
@@ -194,7 +194,7 @@ def main(arguments: list[str] | None = None) -> list[dict[str, Any]]:
     late = threading.Timer(flags.seconds + GRACE, end, [session])
     late.daemon = True
     late.start()
-    # Every width is compiled, which is most of a minute on a CPU.
+    # Every width that is compiled takes a CPU half a minute.
     with all_padded() if flags.small else contextlib.nullcontext():
         for name in wanted:
             seconds = 1.0 if flags.small else needs.get(name, 10.0)
