@@ -13,6 +13,8 @@ from importlib import import_module
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 _EXPORTS = {
+    "load": "chemeleon_jax.interface",
+    "relax": "chemeleon_jax.interface",
     "sample_group": "chemeleon_jax.rl.sampler",
     "compute_rewards": "chemeleon_jax.rewards",
     "grpo_loss": "chemeleon_jax.rl.objective",

@@ -18,12 +18,12 @@ from pymatgen.core import Structure
 from chemeleon_jax.data.crystals import to_structures, validity
 from chemeleon_jax.data.dataset import MAX_ATOMS, load_dataset
 from chemeleon_jax.devices.sharding import make_mesh
+from chemeleon_jax.interface.request import DEFAULTS
 from chemeleon_jax.models.generator import combine_checkpoints, make_generator
 from chemeleon_jax.models.loading import load_checkpoint
 from chemeleon_jax.rl.bulk import compile_sampling, group_prompts, sample_in_bulk
 from chemeleon_jax.rl.prompts import condition_values, condition_vectors_from_cli
 from chemeleon_jax.rl.sampler import make_sampler
-from chemeleon_jax.sample import DEFAULTS
 
 BATCH = 10  # compositions at once
 
@@ -31,9 +31,9 @@ BATCH = 10  # compositions at once
 def ask(specs, structure: Structure, kind: str) -> dict[str, np.ndarray]:
     """For a structure's composition, or its chemical system alone, as `sample` asks."""
     if kind == "composition":
-        by_kind, by_name = condition_values(structure.formula, None, ())
+        by_kind, by_name = condition_values(structure.formula, None, {})
     else:
-        by_kind, by_name = condition_values(None, structure.chemical_system, ())
+        by_kind, by_name = condition_values(None, structure.chemical_system, {})
     return condition_vectors_from_cli(specs, by_kind, by_name)
 
 

@@ -77,11 +77,11 @@ def judge_chunk(
     rows: list[Row] = [{"status": item.problem} for item in items]
     structures = [item.structure for item in items]
     crystals = from_structures(structures, context.width, context.chunk)
-    reasons = _reasons(items, crystals)
+    reasons = reasons_of(items, crystals)
     if context.relax is not None:
         structures = _relax(structures, reasons, rows, context)
         crystals = from_structures(structures, context.width, context.chunk)
-        reasons = _reasons(items, crystals)
+        reasons = reasons_of(items, crystals)
     valid = np.array([reason == "valid" for reason in reasons])
     for row, structure, reason in zip(rows, structures, reasons, strict=True):
         row |= {"valid": reason == "valid", "reason": reason}
@@ -102,7 +102,8 @@ def judge_chunk(
     return rows
 
 
-def _reasons(items: list[Item], crystals: CrystalBatch) -> list[str]:
+def reasons_of(items: list[Item], crystals: CrystalBatch) -> list[str]:
+    """Why each crystal is none, or "valid"; the batch may be longer than the items."""
     codes = validity(crystals)
     return [
         VALIDITY_REASONS[code] if item.structure else item.problem.partition(":")[0]
@@ -120,20 +121,27 @@ def _relax(structures, reasons, rows, context) -> list[Structure | None]:
         relaxed[i] = result.structure
         rows[i] |= {
             "initial_structure": structures[i].as_dict(verbosity=0),
-            "energy_unrelaxed": _number(result.initial_energy),
-            "relax_steps": result.steps,
-            "relaxed": result.converged,
-            "relax_rmsd": _number(result.rmsd),
             "space_group_unrelaxed": group.value,
         }
+        describe_relaxation(rows[i], result)
         if context.relaxer in context.judges and np.isfinite(result.initial_energy):
             _, hull = context.judges[context.relaxer]
             lowest = hull.hull_energy(structures[i].atomic_numbers)
             above = result.initial_energy - lowest
             rows[i]["e_above_hull_unrelaxed"] = _number(above)
-        if result.problem:
-            _note(rows[i], f"relaxation: {result.problem}")
     return relaxed
+
+
+def describe_relaxation(row: Row, result: RelaxedStructure) -> None:
+    """Adds to a row how the relaxation of its crystal went; NaN is None."""
+    row |= {
+        "energy_unrelaxed": _number(result.initial_energy),
+        "relax_steps": result.steps,
+        "relaxed": result.converged,
+        "relax_rmsd": _number(result.rmsd),
+    }
+    if result.problem:
+        _note(row, f"relaxation: {result.problem}")
 
 
 def _check_compositions(cells, rows, context: EvaluationContext) -> None:

@@ -25,13 +25,19 @@ RELAX_COLUMNS = ("energy_unrelaxed", "relax_steps", "relaxed", "relax_rmsd")
 RELAX_COLUMNS += ("space_group_unrelaxed",)
 
 
-def write_results(out: Path, rows, scores, protocol: dict[str, Any]) -> None:
-    """Writes crystals.csv, structures.jsonl and, last of all, summary.json."""
+def columns_of(protocol: dict[str, Any]) -> tuple[str, ...]:
+    """The columns of `crystals.csv`."""
     columns = COLUMNS + (RELAX_COLUMNS if protocol["relaxed"] else ())
     if protocol["relaxed_with"] in protocol["potentials"]:
         columns += ("e_above_hull_unrelaxed",)
     if len(protocol["potentials"]) > 1:
         columns += opinions.columns(list(protocol["potentials"]))
+    return columns
+
+
+def write_results(out: Path, rows, scores, protocol: dict[str, Any]) -> None:
+    """Writes crystals.csv, structures.jsonl and, last of all, summary.json."""
+    columns = columns_of(protocol)
     with replacing(out / "crystals.csv") as temporary:
         with open(temporary, "w", newline="", encoding="utf-8") as file:
             table = csv.DictWriter(file, columns, restval="", extrasaction="ignore")

@@ -1,7 +1,7 @@
 """What crystals are asked for: drawn from a data set, or by hand."""
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -118,7 +118,7 @@ def prompts_of_formulas(
         )
     asked = []
     for formula in formulas:
-        by_kind, _ = condition_values(formula, None, ())
+        by_kind, _ = condition_values(formula, None, {})
         allowed = restrict_atom_counts(shares, None, formula, None)
         asked.append((condition_vectors_from_cli(specs, by_kind, {}), allowed))
     conditions = jax.tree.map(lambda *x: jnp.concatenate(x), *(c for c, _ in asked))
@@ -145,16 +145,16 @@ def asked_fractions(
 
 
 def condition_values(
-    composition: str | None, chemical_system: str | None, named: Iterable[str]
+    composition: str | None, chemical_system: str | None, named: Mapping[str, Any]
 ) -> tuple[dict[str, str], dict[str, str]]:
-    """What the command line asks for: formulas by kind of condition, the rest by name.
+    """What a user asks for, as text: formulas by kind of condition, the rest by name.
 
     A composition implies its chemical system.
 
     Raises:
       UserError: a value cannot be read, or two of them contradict each other.
     """
-    by_kind, by_name = {}, {}
+    by_kind = {}
     if chemical_system is not None:
         by_kind["chemical_system"] = "-".join(
             sorted(parse_chemical_system(chemical_system))
@@ -168,12 +168,7 @@ def condition_values(
                 "their elements differ"
             )
         by_kind["composition"] = atoms.formula.replace(" ", "")
-    for item in named:
-        name, separator, value = item.partition("=")
-        if not (name and separator and value):
-            raise UserError(f"--condition {item}: write it like band_gap=3.0")
-        by_name[name] = value
-    return by_kind, by_name
+    return by_kind, {name: str(value) for name, value in named.items()}
 
 
 def condition_vectors_from_cli(

@@ -102,31 +102,32 @@ def remove_old(out: Path) -> None:
             path.unlink(missing_ok=True)
 
 
+def describe_crystals(crystals: CrystalBatch) -> list[dict[str, Any]]:
+    """What is told of each sampled crystal, JSON values."""
+    reasons = [VALIDITY_REASONS[code] for code in validity(crystals)]
+    return [
+        {"index": i, "num_atoms": int(n), "valid": r == "valid", "reason": r}
+        for i, (n, r) in enumerate(zip(crystals.mask.sum(-1), reasons, strict=True))
+    ]
+
+
 def write_crystals(
     directory: Path, crystals: CrystalBatch, made_from: dict[str, Any], *, cif: bool
 ) -> None:
     """Writes crystals.jsonl, on request cif/, and last of all manifest.json."""
-    structures = to_structures(crystals)
-    reasons = [VALIDITY_REASONS[code] for code in validity(crystals)]
+    structures, lines = to_structures(crystals), describe_crystals(crystals)
     with replacing(directory / "crystals.jsonl") as temporary:
         with open(temporary, "w", encoding="utf-8") as file:
-            for i, (structure, reason) in enumerate(
-                zip(structures, reasons, strict=True)
-            ):
-                line = {
-                    "index": i,
-                    "num_atoms": int(crystals.mask[i].sum()),
-                    "valid": reason == "valid",
-                    "reason": reason,
-                    "structure": structure and structure.as_dict(verbosity=0),
-                }
-                file.write(json.dumps(line) + "\n")
+            for structure, line in zip(structures, lines, strict=True):
+                found = structure and structure.as_dict(verbosity=0)
+                file.write(json.dumps(line | {"structure": found}) + "\n")
     if cif:
         (directory / "cif").mkdir(exist_ok=True)
         for i, structure in enumerate(structures):
             if structure is not None:
                 formula = structure.composition.reduced_formula
                 structure.to(str(directory / "cif" / f"{i:06d}_{formula}.cif"))
+    reasons = [line["reason"] for line in lines]
     counts = {r: reasons.count(r) for r in VALIDITY_REASONS if r in reasons}
     manifest = {
         **made_from,

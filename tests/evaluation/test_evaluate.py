@@ -21,6 +21,7 @@ from chemeleon_jax import evaluate
 from chemeleon_jax.data.crystals import take, to_structures
 from chemeleon_jax.data.dataset import load_dataset
 from chemeleon_jax.errors import UserError
+from chemeleon_jax.evaluation import inputs, terms
 from chemeleon_jax.runs.directory import work_directory
 
 
@@ -59,7 +60,7 @@ def test_the_counts_of_a_person(folder, capfd, caplog, case, names, valid):
 def folder(tmp_path, monkeypatch):
     """The known crystals, and a home for the hull that is computed of them."""
     monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setattr(evaluate, "CHUNK", 16)
+    monkeypatch.setattr(terms, "CHUNK", 16)
     save(tmp_path / "known.json", KNOWN)
     return tmp_path
 
@@ -234,14 +235,14 @@ def test_several_potentials_judge_what_one_has_relaxed(folder, capsys):
 )
 def test_crystals_are_relaxed_and_judged_twice_by_default(flags, potential, relax):
     args = evaluate.parse(["some.json", *flags])
-    evaluate.check(args)
-    assert (args.potential, args.relax) == (potential, relax)
-    assert args.relax_with == potential.partition(",")[0]
+    found = evaluate.read_terms(args)
+    assert (found.potential, found.relax) == (potential, relax)
+    assert found.relax_with == potential.partition(",")[0]
 
 
 def test_an_evaluation_cut_off_goes_on(folder, monkeypatch):
     save(folder / "some.json", [NEW, NACL, NEW, CLASH, NEW])
-    monkeypatch.setattr(evaluate, "CHUNK", 2)
+    monkeypatch.setattr(terms, "CHUNK", 2)
     judged, judge_chunk = [], evaluate.judge_chunk
 
     def judge_some(items, *args):
@@ -327,7 +328,7 @@ def test_one_evaluation_at_a_time_in_a_folder(folder, capsys):
 
 
 def test_crystals_of_too_many_atoms_are_unreadable(folder, monkeypatch):
-    monkeypatch.setattr(evaluate, "MAX_ATOMS", 8)
+    monkeypatch.setattr(inputs, "MAX_ATOMS", 8)
     save(folder / "large.json", [NACL * (2, 2, 2), NACL])
     rows, _ = run(folder, "large.json")
     assert [row["reason"] for row in rows] == ["unreadable", "valid"]

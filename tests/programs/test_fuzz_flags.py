@@ -12,6 +12,8 @@ from fuzzing import alarm
 
 from chemeleon_jax import evaluate, sample
 from chemeleon_jax.data.crystals import from_structures
+from chemeleon_jax.evaluation import terms
+from chemeleon_jax.interface.model import Model
 from chemeleon_jax.models.loading import MINI
 
 NUMBERS = ["0", "1", "-1", "4", "20", "21", "1e9", "1e-9", "nan", "inf", "-inf", "1,5"]
@@ -162,12 +164,12 @@ def done(*args, **kwargs):
 def nothing_heavy(monkeypatch):
     """The programs without what takes long, and what comes after it."""
     crystals = from_structures([NACL], 20)
-    take = lambda checkpoint, key, num_atoms, *rest: type(crystals)(  # noqa: E731
-        **{k: np.repeat(v, len(num_atoms), 0) for k, v in vars(crystals).items()}
+    take = lambda model, plan, *rest: type(crystals)(  # noqa: E731
+        **{k: np.repeat(v, len(plan.num_atoms), 0) for k, v in vars(crystals).items()}
     )
-    monkeypatch.setattr(sample, "crystals_of", take)
+    monkeypatch.setattr(Model, "make", take)
     monkeypatch.setattr(evaluate, "WorkerPool", done)
-    monkeypatch.setattr(evaluate, "load_hull", done)
+    monkeypatch.setattr(terms, "load_hull", done)
 
 
 def command_line(program, rng: random.Random) -> list[str]:

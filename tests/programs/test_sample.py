@@ -10,6 +10,8 @@ from pymatgen.core import Structure
 
 from chemeleon_jax.data.types import TrainState
 from chemeleon_jax.devices.sharding import make_mesh
+from chemeleon_jax.interface import model
+from chemeleon_jax.interface.request import DEFAULTS
 from chemeleon_jax.models import store
 from chemeleon_jax.models.condition import input_width, make_condition_encoder
 from chemeleon_jax.models.dit import DiT
@@ -24,7 +26,7 @@ from chemeleon_jax.rl.bulk import (
 from chemeleon_jax.rl.sampler import sample_group
 from chemeleon_jax.runs.directory import work_directory, write_run_info
 from chemeleon_jax.runs.states import RunCheckpoints
-from chemeleon_jax.sample import DEFAULTS, main
+from chemeleon_jax.sample import main
 
 KEY = jax.random.key(5)
 NUM_ATOMS = np.array([2, 5, 3, 6, 1, 4, 4, 5])
@@ -102,7 +104,7 @@ def models(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def small_crystals(monkeypatch):
     """One width to compile."""
-    monkeypatch.setattr("chemeleon_jax.sample.MAX_ATOMS", 4)
+    monkeypatch.setattr(model, "MAX_ATOMS", 4)
 
 
 def run(checkpoint, out, *flags, count=4):
@@ -196,6 +198,7 @@ def test_guided_by_the_decoder_crystals_have_the_composition(tmp_path):
     [
         ("plain", ["--composition=NaCl"], "does not take one; it takes none at all"),
         ("plain", ["--condition", "gap=1"], "no such condition"),
+        ("plain", ["--condition", "gap"], "write it like"),
         ("conditional", ["--composition=NaXx"], "existing elements"),
         ("conditional", ["--chemical_system=Na-Q"], "'Q' is no element"),
         ("plain", ["--guidance_scale=2"], "nothing to guide to"),
@@ -267,7 +270,9 @@ def test_a_run_s_precision_is_that_of_its_samples(models, tmp_path, monkeypatch)
         asked.append(precision)
         return compile_sampling(sampler, mesh, precision)
 
-    monkeypatch.setattr("chemeleon_jax.sample.compile_sampling", compile_and_note)
+    monkeypatch.setattr(
+        "chemeleon_jax.interface.model.compile_sampling", compile_and_note
+    )
     for precision in ("float32", "bfloat16"):
         workdir = tmp_path / precision
         with work_directory(workdir), RunCheckpoints(workdir) as saved:
@@ -304,7 +309,7 @@ def test_sampling_cut_off_goes_on(models, tmp_path, monkeypatch, capsys):
 
         return sample
 
-    monkeypatch.setattr("chemeleon_jax.sample.compile_sampling", compile_some)
+    monkeypatch.setattr(model, "compile_sampling", compile_some)
     out = tmp_path / "out"
     with pytest.raises(KeyboardInterrupt):
         run(models / "plain", out, *flags, count=12)
@@ -324,7 +329,9 @@ def test_sampling_cut_off_goes_on(models, tmp_path, monkeypatch, capsys):
 def test_a_place_that_cannot_be_written_is_named_before_sampling(
     models, tmp_path, capsys, monkeypatch
 ):
-    monkeypatch.setattr("chemeleon_jax.sample.crystals_of", None)  # is not called
+    monkeypatch.setattr(
+        "chemeleon_jax.interface.model.Model.make", None
+    )  # is not called
     (tmp_path / "file").write_text("")
     for out in (tmp_path / "file", tmp_path / "file" / "out", "/proc/no/out"):
         assert run(models / "plain", out) == 2

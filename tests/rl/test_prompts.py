@@ -104,9 +104,9 @@ def test_a_data_set_without_small_crystals_is_named(tmp_path):
         make_prompts(SimpleNamespace(condition=None), str(tmp_path / "big.npz"), 1)
 
 
-def encode(specs, composition=None, chemical_system=None, named=()):
+def encode(specs, composition=None, chemical_system=None, named=None):
     return condition_vectors_from_cli(
-        specs, *condition_values(composition, chemical_system, named)
+        specs, *condition_values(composition, chemical_system, named or {})
     )
 
 
@@ -120,13 +120,13 @@ def test_a_composition_implies_its_chemical_system():
 def test_conditions_not_asked_for_are_nan():
     vectors = encode([SYSTEM, GAP], chemical_system="Li-O")
     assert np.isnan(vectors["dft_band_gap"]).all()
-    vectors = encode([SYSTEM, GAP], named=["dft_band_gap=3.0"])
+    vectors = encode([SYSTEM, GAP], named={"dft_band_gap": "3.0"})
     np.testing.assert_allclose(vectors["dft_band_gap"], [[1.0]])
     assert np.isnan(vectors["system"]).all()
     assert encode(()) is None
     # A formula may also be given by the name of its condition.
     np.testing.assert_array_equal(
-        encode([FORMULA], named=["formula=NaCl"])["formula"],
+        encode([FORMULA], named={"formula": "NaCl"})["formula"],
         encode([FORMULA], composition="NaCl")["formula"],
     )
 
@@ -135,12 +135,11 @@ def test_conditions_not_asked_for_are_nan():
     ("specs", "asked", "message"),
     [
         ((), {"composition": "NaCl"}, "takes none at all"),
-        ((), {"named": ["gap=1"]}, "no such condition.*none at all"),
-        ([GAP], {"named": ["band=1"]}, "no such condition.*dft_band_gap"),
-        ([GAP], {"named": ["dft_band_gap"]}, "write it like"),
-        ([GAP], {"named": ["dft_band_gap=wide"]}, "cannot be 'wide'"),
-        ([GAP], {"named": ["dft_band_gap=nan"]}, "not a finite number"),
-        ([LEVEL], {"named": ["space_group=3"]}, "classes are 0 to 2"),
+        ((), {"named": {"gap": "1"}}, "no such condition.*none at all"),
+        ([GAP], {"named": {"band": "1"}}, "no such condition.*dft_band_gap"),
+        ([GAP], {"named": {"dft_band_gap": "wide"}}, "cannot be 'wide'"),
+        ([GAP], {"named": {"dft_band_gap": "nan"}}, "not a finite number"),
+        ([LEVEL], {"named": {"space_group": "3"}}, "classes are 0 to 2"),
         ([FORMULA], {"composition": "LiXxO2"}, "no formula of existing elements"),
         ([FORMULA], {"composition": "Li(Mn"}, "no formula"),
         ([SYSTEM], {"chemical_system": "Li-Xx"}, "'Xx' is no element"),

@@ -1,0 +1,18 @@
+"""The package from Python: load a model, sample, relax, evaluate.
+
+    from chemeleon_jax.interface import evaluate, load, relax
+
+    crystals = load("runs/rl_dng").sample(100, composition="LiMnO2")
+    print(evaluate(crystals.structures).scores)
+
+Structures are pymatgen's, tables pandas'. The programs call the same functions, and
+errors are theirs: a `UserError`, a `ValueError` whose message names the program's flag.
+See docs/python.md.
+"""
+
+from chemeleon_jax.interface.evaluation import Evaluation, evaluate
+from chemeleon_jax.interface.model import Model, load
+from chemeleon_jax.interface.relaxation import relax
+from chemeleon_jax.interface.result import Crystals
+
+__all__ = ["Crystals", "Evaluation", "Model", "evaluate", "load", "relax"]

@@ -1,0 +1,300 @@
+"""Generators of crystals: `load` one, and `sample` it."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pandas as pd
+
+from chemeleon_jax.data.crystals import to_structures
+from chemeleon_jax.data.dataset import MAX_ATOMS
+from chemeleon_jax.data.types import CrystalBatch
+from chemeleon_jax.devices.sharding import make_mesh, replicate
+from chemeleon_jax.errors import UserError
+from chemeleon_jax.interface.request import Plan, Request
+from chemeleon_jax.interface.result import Crystals
+from chemeleon_jax.models.diffusion import make_schedule
+from chemeleon_jax.models.generator import combine_checkpoints, make_generator
+from chemeleon_jax.models.loading import load_checkpoint
+from chemeleon_jax.models.store import Checkpoint
+from chemeleon_jax.rl.bulk import (
+    compile_sampling,
+    even_batch_size,
+    fitting_batch,
+    group_prompts,
+    sample_in_bulk,
+)
+from chemeleon_jax.rl.prompts import (
+    atom_count_shares,
+    condition_values,
+    condition_vectors_from_cli,
+    draw_atom_counts,
+    restrict_atom_counts,
+)
+from chemeleon_jax.rl.sample_files import describe_crystals, remember_batch
+from chemeleon_jax.rl.sampler import make_sampler
+from chemeleon_jax.runs.files import read_json, user_path
+
+WEIGHTS = ("latest", "best", "raw")  # of a run
+
+
+@dataclass(frozen=True, eq=False)
+class Model:
+    """A generator of crystals; `load` makes one."""
+
+    name: str  # as it was loaded
+    checkpoint: Checkpoint = field(repr=False)  # with the VAE
+    habit: dict[str, Any]  # how it samples by itself, see `Request.settings`
+    dataset: str | None = None  # whose atom counts it draws by itself
+    _compiled: dict = field(default_factory=dict, init=False, repr=False)
+
+    def sample(
+        self,
+        num_samples: int,
+        *,
+        seed: int = 0,
+        composition: str | None = None,
+        chemical_system: str | None = None,
+        conditions: Mapping[str, Any] | None = None,
+        num_atoms: int | Sequence[int] | None = None,
+        dataset: str | None = None,
+        sampler: str | None = None,
+        sampling_steps: int | None = None,
+        eta: float | None = None,
+        cfg_scale: float | None = None,
+        decoder_guidance: float | None = None,
+        batch_size: int | None = None,
+    ) -> Crystals:
+        """Samples crystals, the same ones as `python -m chemeleon_jax.sample`.
+
+        What is not given is as the model does it by itself: a run as it was trained.
+
+        Args:
+          num_samples: how many.
+          seed: the same seed gives the same crystals, whatever `batch_size` is.
+          composition: a formula, such as "LiMnO2".
+          chemical_system: elements, such as "Li-Mn-O".
+          conditions: of the model, by name, such as {"dft_band_gap": 3.0}.
+          num_atoms: per crystal; of several, in equal shares.
+          dataset: whose atom counts are drawn.
+          sampler: "ddim" or "ddpm".
+          sampling_steps: of the sampler.
+          eta: noise of DDIM, from 0 to 1.
+          cfg_scale: classifier-free guidance towards the conditions.
+          decoder_guidance: guidance towards the elements; 0 for none.
+          batch_size: crystals at once, by default what fits into memory.
+
+        Returns:
+          All crystals, valid or not, and a table of `num_atoms`, `valid` and `reason`.
+
+        Raises:
+          UserError: the model does not take what is asked for, or a value is wrong.
+        """
+        plan = self.plan(
+            Request(
+                num_samples=num_samples,
+                seed=seed,
+                composition=composition,
+                chemical_system=chemical_system,
+                conditions=conditions or {},
+                num_atoms=[num_atoms] if isinstance(num_atoms, int) else num_atoms,
+                dataset=dataset,
+                sampler=sampler,
+                sampling_steps=sampling_steps,
+                eta=eta,
+                cfg_scale=cfg_scale,
+                decoder_guidance=decoder_guidance,
+                batch_size=batch_size,
+            )
+        )
+        crystals = self.make(plan, batch_size)
+        table = pd.DataFrame(describe_crystals(crystals))
+        return Crystals(to_structures(crystals), table)
+
+    def plan(self, request: Request) -> Plan:
+        """Draws atom counts, and checks a request; nothing is sampled yet.
+
+        Raises:
+          UserError: the model does not take what is asked for.
+        """
+        by_kind, by_name = condition_values(
+            request.composition, request.chemical_system, request.conditions
+        )
+        settings = request.settings(
+            self.habit, guided=bool(by_kind or by_name), elements=bool(by_kind)
+        )
+        specs = (self.checkpoint.config.get("condition") or {}).get("specs", ())
+        condition = condition_vectors_from_cli(specs, by_kind, by_name)
+        shares = restrict_atom_counts(
+            self._count_shares(request.dataset),
+            settings["num_atoms"],
+            request.composition,
+            request.chemical_system,
+        )
+        make_schedule(settings["sampler"], settings["sampling_steps"])  # or UserError
+        key = jax.random.key(request.seed)
+        counts = jax.random.fold_in(key, 0)
+        return Plan(
+            jax.random.fold_in(key, 1),
+            draw_atom_counts(counts, request.num_samples, shares),
+            condition,
+            settings | {"conditions": by_kind | by_name},
+        )
+
+    def make(
+        self, plan: Plan, batch_size: int | None = None, folder: Path | None = None
+    ) -> CrystalBatch:
+        """The crystals of a plan, as NumPy arrays.
+
+        With a `folder`, finished batches are kept there, and those that an earlier try
+        has left are not sampled again.
+        """
+        mesh, model, policy = self._generator
+        sampler = make_sampler(
+            model,
+            sampler=plan.settings["sampler"],
+            sampling_steps=plan.settings["sampling_steps"],
+            eta=plan.settings["eta"],
+            cfg_scale=plan.settings["cfg_scale"],
+            decoder_guidance=plan.settings["decoder_guidance"],
+        )
+        how = tuple((k, plan.settings[k]) for k in (*_SAMPLER, "precision"))
+        if how not in self._compiled:  # a second `sample` compiles nothing
+            precision = plan.settings["precision"]
+            self._compiled[how] = compile_sampling(sampler, mesh, precision)
+        count, guided = len(plan.num_atoms), sampler.cfg_scale is not None
+        condition = plan.condition
+        if condition is not None:
+            condition = {name: np.repeat(x, count, 0) for name, x in condition.items()}
+        largest = batch_size or fitting_batch(model, guided, mesh.size)
+        batch_size = even_batch_size(count, largest, mesh.size)
+        return sample_in_bulk(
+            policy,
+            group_prompts(plan.key, plan.num_atoms, condition),
+            sample=self._compiled[how],
+            batch_size=batch_size,
+            progress=True,
+            remember=folder and partial(remember_batch, folder, batch_size),
+        )
+
+    @cached_property
+    def _generator(self):
+        mesh = make_mesh()
+        return mesh, *replicate(make_generator(self.checkpoint, MAX_ATOMS), mesh)
+
+    def _count_shares(self, source: str | None) -> np.ndarray:
+        """The atom counts to draw: of the named data set, the run's, or its own."""
+        source, config = source or self.dataset, self.checkpoint.config
+        if source is None and "atom_counts" in config:
+            own = np.asarray(config["atom_counts"], float)
+            return np.resize(np.append(own, np.zeros(MAX_ATOMS)), MAX_ATOMS)
+        return atom_count_shares(source or "mp_20", MAX_ATOMS)
+
+
+_SAMPLER = ("sampler", "sampling_steps", "eta", "cfg_scale", "decoder_guidance")
+
+
+# -------------------------------------------------------------------------- by name
+
+
+def load(
+    name: str | Path, *, vae: str | None = None, weights: str = "latest", base=False
+) -> Model:
+    """Loads a generator of crystals.
+
+    Args:
+      name: a run or model directory, mini:NAME or hub:NAME, see `load_checkpoint`.
+      vae: of a denoiser without one; by default the one it was trained with.
+      weights: of a run: "latest" or "best" (by validation), averaged where the run
+        keeps an average, or "raw", the latest without averaging.
+      base: the model that a run started from, which then samples as the run does.
+
+    Raises:
+      UserError: there is no such model, or it generates nothing.
+    """
+    name, run = str(name), run_config(name)
+    if weights not in WEIGHTS:
+        raise UserError(f"--weights={weights}: must be one of {', '.join(WEIGHTS)}")
+    if base and run is None:
+        raise UserError(f"--base: {name} is no directory of an RL run")
+    if base:
+        checkpoint = load_checkpoint(user_path(name.removesuffix("@best")) / "model")
+    else:
+        checkpoint = load_generator(name, vae, weights)
+    if run is None:
+        return Model(name, checkpoint, checkpoint.config.get("sampling", {}))
+    habit = run["sampling"] | {"precision": run.get("precision", "default")}
+    return Model(name, checkpoint, habit, run["data"]["dataset"])
+
+
+def run_config(name: str | Path) -> dict[str, Any] | None:
+    """The config of an RL run, None of anything else."""
+    folder = user_path(str(name).removesuffix("@best"))
+    file = folder / "config.json"
+    if not ((folder / "checkpoints").is_dir() and file.is_file()):
+        return None
+    config = read_json(file)
+    return config if "sampling" in config else None
+
+
+def load_generator(name: str, vae: str | None, weights: str) -> Checkpoint:
+    """The checkpoint, with the VAE that decodes its latents.
+
+    Raises:
+      UserError: it has no denoiser, or no VAE can be told.
+    """
+    checkpoint = load_checkpoint(
+        name,
+        weights="raw" if weights == "raw" else "ema",
+        step="best" if weights == "best" else "latest",
+    )
+    if "dit" not in checkpoint.params:
+        raise UserError(
+            f"--checkpoint={name}: of kind {checkpoint.config['kind']!r}, which "
+            "generates nothing; give an LDM or an RL run"
+        )
+    if vae is None and "vae" in checkpoint.params:
+        return checkpoint
+    return combine_checkpoints(checkpoint, load_checkpoint(vae or default_vae(name)))
+
+
+def default_vae(name: str) -> str:
+    """The VAE of an LDM that comes without one.
+
+    Raises:
+      UserError: it is not known.
+    """
+    kind, _, rest = name.partition(":")
+    if kind == "mini":
+        return "mini:vae"
+    if kind == "hub" and "/" not in rest:
+        return f"hub:{rest.partition('_ldm_')[0]}_vae"
+    training = user_path(name) / "training" / "config.json"
+    if training.is_file() and "vae_ckpt_path" in (config := read_json(training)):
+        return stored_path(config["vae_ckpt_path"], training)
+    raise UserError(
+        f"--checkpoint={name}: holds no VAE; name the one it was trained with by --vae"
+    )
+
+
+def stored_path(path: str, origin: Path) -> str:
+    """A model's path in a config, relative to where the training was started.
+
+    That was here, or some folder above the model.
+
+    Raises:
+      UserError: it is nowhere there.
+    """
+    if path.startswith(("mini:", "hub:")):
+        return path
+    for folder in (Path(), *origin.resolve().parents):
+        if (folder / user_path(path)).exists():
+            return str(folder / user_path(path))
+    raise UserError(
+        f"{origin}: says that the VAE is {path!r}, which is neither here nor above the "
+        "model; name the one it was trained with by --vae"
+    )
