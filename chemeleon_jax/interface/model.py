@@ -49,7 +49,7 @@ class Model:
     name: str  # as it was loaded
     checkpoint: Checkpoint = field(repr=False)  # with the VAE
     habit: dict[str, Any]  # how it samples by itself, see `Request.settings`
-    dataset: str | None = None  # whose atom counts it draws by itself
+    run: dict[str, Any] | None = field(default=None, repr=False)  # the RL run's config
     _compiled: dict = field(default_factory=dict, init=False, repr=False)
 
     def sample(
@@ -130,7 +130,7 @@ class Model:
         specs = (self.checkpoint.config.get("condition") or {}).get("specs", ())
         condition = condition_vectors_from_cli(specs, by_kind, by_name)
         shares = restrict_atom_counts(
-            self._count_shares(request.dataset),
+            self.count_shares(request.dataset),
             settings["num_atoms"],
             request.composition,
             request.chemical_system,
@@ -186,9 +186,11 @@ class Model:
         mesh = make_mesh()
         return mesh, *replicate(make_generator(self.checkpoint, MAX_ATOMS), mesh)
 
-    def _count_shares(self, source: str | None) -> np.ndarray:
+    def count_shares(self, source: str | None = None) -> np.ndarray:
         """The atom counts to draw: of the named data set, the run's, or its own."""
-        source, config = source or self.dataset, self.checkpoint.config
+        config = self.checkpoint.config
+        if source is None and self.run is not None:
+            source = self.run["data"]["dataset"]
         if source is None and "atom_counts" in config:
             own = np.asarray(config["atom_counts"], float)
             return np.resize(np.append(own, np.zeros(MAX_ATOMS)), MAX_ATOMS)
@@ -228,7 +230,7 @@ def load(
     if run is None:
         return Model(name, checkpoint, checkpoint.config.get("sampling", {}))
     habit = run["sampling"] | {"precision": run.get("precision", "default")}
-    return Model(name, checkpoint, habit, run["data"]["dataset"])
+    return Model(name, checkpoint, habit, run)
 
 
 def run_config(name: str | Path) -> dict[str, Any] | None:

@@ -27,8 +27,9 @@ def load_checkpoint(name, *, weights: str = "ema", step: str = "latest") -> Chec
     Args:
       name: `mini:` and one of `MINI_MODELS`, or `mini:ldm`, which is the conditional
         one asked for nothing; `hub:` and one of `hub.FILES`, fetched and converted
-        once; or a path. Of a run directory: its policy, with the frozen parts it
-        started from; `RUN@best` is RUN with `step="best"`.
+        once, or OWNER/NAME of a published model; or a path. Of a run directory: its
+        policy, with the frozen parts it started from; `RUN@best` is RUN with
+        `step="best"`.
       weights: of a run directory: "ema", the moving average of its policies (where the
         run keeps none, the policy itself), or "raw".
       step: "latest", or "best" by validation score, of a run directory.
