@@ -45,6 +45,7 @@ from chemeleon_jax.pretraining.vae import vae_stage
 from chemeleon_jax.runs.console import count_parameters, say_next, say_start
 from chemeleon_jax.runs.directory import work_directory, write_run_info
 from chemeleon_jax.runs.interruption import SaveOnSignal
+from chemeleon_jax.runs.mirror import import_wandb, open_mirror
 from chemeleon_jax.runs.states import RunCheckpoints
 from chemeleon_jax.runs.tracking import Tracker
 
@@ -121,6 +122,8 @@ def make_validate(stage: Stage, batches: BucketedBatches, frozen, mesh):
 def pretrain(config, workdir: str) -> None:
     """Train one stage; see the module's docstring."""
     # ------------------------------------------------------------ data, model, state
+    if config.tracking.wandb:
+        import_wandb()  # or a UserError, before anything is loaded
     mesh = make_mesh()
     precision = choose(config, "precision", PRECISIONS)
     dataset = load_dataset(config.data.dataset)
@@ -153,7 +156,10 @@ def pretrain(config, workdir: str) -> None:
         state = saved.restore_latest(state) or state
         start = int(state.step)
         interruption = stack.enter_context(SaveOnSignal(saved.save))
-        tracker = stack.enter_context(Tracker(folder, config.num_steps, start=start))
+        mirror = open_mirror(config, folder)
+        tracker = stack.enter_context(
+            Tracker(folder, config.num_steps, start=start, mirror=mirror)
+        )
 
         # ------------------------------------------------------------------------ train
         stack.enter_context(jax.default_matmul_precision(precision))

@@ -69,6 +69,7 @@ from chemeleon_jax.runs.console import progress_numbers, say_next, say_start
 from chemeleon_jax.runs.directory import work_directory, write_run_info
 from chemeleon_jax.runs.interruption import SaveOnSignal
 from chemeleon_jax.runs.iteration_files import save_iteration
+from chemeleon_jax.runs.mirror import open_mirror
 from chemeleon_jax.runs.states import RunCheckpoints
 from chemeleon_jax.runs.tracking import Tracker
 
@@ -102,8 +103,9 @@ def train(config, workdir: str) -> None:
         start = int(state.iteration)
         interruption = stack.enter_context(SaveOnSignal(saved.save))
         reward = stack.enter_context(contextlib.closing(load_reward(config, model)))
+        mirror = open_mirror(config, folder)
         tracker = stack.enter_context(
-            Tracker(folder, config.num_iterations, start=start)
+            Tracker(folder, config.num_iterations, start=start, mirror=mirror)
         )
         alarms = Alarms(alarm_limits(config.alarms))
         audit = Audit(config, reward, mesh, workdir)

@@ -26,4 +26,7 @@ def pretrain_config(stage: str) -> ConfigDict:
     config.optimizer.warmup_steps = 200
     config.optimizer.weight_decay = 0.01
     config.optimizer.max_grad_norm = 1.0
+
+    config.tracking = ConfigDict()
+    config.tracking.wandb = False  # the events on Weights & Biases too
     return config

@@ -5,6 +5,7 @@ from typing import Any
 from chemeleon_jax.errors import UserError, require
 from chemeleon_jax.rewards.config import active_components, check_reward
 from chemeleon_jax.rl.config import grpo_config
+from chemeleon_jax.runs.mirror import import_wandb
 
 _CHOICES = {
     "precision": ("default", "float32", "bfloat16"),
@@ -77,6 +78,8 @@ def check_rl(config: Any, num_devices: int) -> None:
     _check_step_choice(config)
     check_reward(config)
     _check_judge(config)
+    if config.tracking.wandb:
+        import_wandb()
     check_divisible(
         config.data.batch_size,
         config.rl.num_group_samples,

@@ -189,6 +189,9 @@ def _paper(models: str) -> ConfigDict:
     config.optimizer.weight_decay = 0.0
     config.optimizer.max_grad_norm = 1.0
     config.optimizer.warmup_steps = 0  # of the learning rate, in optimiser steps
+
+    config.tracking = ConfigDict()
+    config.tracking.wandb = False  # the events on Weights & Biases too
     return config
 
 

@@ -1,4 +1,4 @@
-"""TensorBoard and the progress line. Silent off process 0."""
+"""TensorBoard, its mirror, and the progress line. Silent off process 0."""
 
 import io
 import os
@@ -18,6 +18,7 @@ from tensorboardX.proto.summary_pb2 import Summary
 from tensorboardX.summary import make_histogram
 
 from chemeleon_jax.runs.files import sync
+from chemeleon_jax.runs.mirror import Mirror
 
 
 class Tracker(AbstractContextManager):
@@ -30,10 +31,19 @@ class Tracker(AbstractContextManager):
     """
 
     def __init__(
-        self, workdir, total: int, *, start: int = 0, stream: TextIO | None = None
+        self,
+        workdir,
+        total: int,
+        *,
+        start: int = 0,
+        stream: TextIO | None = None,
+        mirror: Mirror | None = None,
     ):
-        """Opens an event file in `workdir` for the steps from `start` up to `total`."""
-        self._total = total
+        """Opens an event file in `workdir` for the steps from `start` up to `total`.
+
+        All that is logged goes to the `mirror` too, which is closed with the file.
+        """
+        self._total, self._mirror = total, mirror
         self._stream = stream or sys.stderr
         self._first: tuple[float, int] | None = None  # time of the first progress
         self._writer = None
@@ -57,12 +67,16 @@ class Tracker(AbstractContextManager):
             step,
             *(Summary.Value(tag=k, simple_value=float(x)) for k, x in scalars.items()),
         )
+        if self._mirror:
+            self._mirror.log(step, scalars)
 
     def log_histogram(self, step: int, tag: str, values: np.ndarray) -> None:
         """Writes how values [n] are distributed; of none, nothing."""
         if len(values):
             histogram = make_histogram(np.asarray(values, np.float64), bins=30)
             self._write(step, Summary.Value(tag=tag, histo=histogram))
+            if self._mirror:
+                self._mirror.log_histogram(step, tag, values)
 
     def log_image(self, step: int, tag: str, picture: Image.Image) -> None:
         """Writes a picture."""
@@ -75,6 +89,8 @@ class Tracker(AbstractContextManager):
             encoded_image_string=png.getvalue(),
         )
         self._write(step, Summary.Value(tag=tag, image=image))
+        if self._mirror:
+            self._mirror.log_image(step, tag, picture)
 
     def _write(self, step: int, *values: Summary.Value) -> None:
         self._write_event(step=int(step), summary=Summary(value=values))
@@ -116,9 +132,11 @@ class Tracker(AbstractContextManager):
             flush=True,
         )
 
-    def __exit__(self, *_):
+    def __exit__(self, kind, *_):
         if self._writer is not None:
             self._writer.close()
+        if self._mirror:
+            self._mirror.close(failed=kind is not None)
 
 
 def read_scalars(run_dir) -> dict[str, tuple[np.ndarray, np.ndarray]]:

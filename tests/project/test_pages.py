@@ -19,7 +19,7 @@ ROOT = paths.ROOT
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 HISTORY = {*(ROOT / "docs" / "notebook").glob("*.md"), ROOT / "CHANGELOG.md"}
 USER_PAGES = [page for page in PAGES if page not in HISTORY]
-SECTIONS = "rl|data|sampling|optimizer|alarms|reward"
+SECTIONS = "rl|data|sampling|optimizer|alarms|reward|tracking"
 COMPONENTS = "creativity|energy|predictor|custom"
 FLAG = r"--[a-z_]+"
 
@@ -136,7 +136,7 @@ def test_train_and_pretrain_read_their_command_lines(program, monkeypatch):
         cli.parse([program, *[word for word in words if word[0] == "-"]], program)
 
 
-@pytest.mark.parametrize("program", ["sample", "evaluate", "report"])
+@pytest.mark.parametrize("program", ["sample", "evaluate", "report", "publish"])
 def test_flags_exist(program):
     command = [sys.executable, "-m", f"chemeleon_jax.{program}", "--help"]
     help_text = subprocess.run(command, capture_output=True, text=True, cwd=ROOT).stdout
