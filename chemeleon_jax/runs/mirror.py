@@ -78,8 +78,8 @@ def import_wandb() -> Any:
         wandb.init  # noqa: B018 -- a folder `wandb` here is a package without it
     except (ImportError, AttributeError) as error:
         raise UserError(
-            "config.tracking.wandb: the package wandb is not installed; pip install "
-            "'chemeleon_jax[wandb]', or leave it False"
+            "config.tracking.wandb: the package wandb is not installed; install it "
+            "with the extra of that name: pip install -e '.[wandb]'"
         ) from error
     return wandb
 

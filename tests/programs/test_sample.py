@@ -10,7 +10,8 @@ from pymatgen.core import Structure
 
 from chemeleon_jax.data.types import TrainState
 from chemeleon_jax.devices.sharding import make_mesh
-from chemeleon_jax.interface import model
+from chemeleon_jax.errors import UserError
+from chemeleon_jax.interface import load, model
 from chemeleon_jax.interface.request import DEFAULTS
 from chemeleon_jax.models import store
 from chemeleon_jax.models.condition import input_width, make_condition_encoder
@@ -143,6 +144,45 @@ def test_a_seed_repeats_itself(models, tmp_path):
         assert run(models / "plain", tmp_path / name, *flags) == 0
     texts = {d.name: (d / "crystals.jsonl").read_text() for d in tmp_path.iterdir()}
     assert texts["a"] == texts["b"] != texts["c"]
+
+
+def test_python_gives_the_crystals_of_the_program(models, tmp_path, monkeypatch):
+    """And a second call of the same settings compiles nothing."""
+    flags = ("--composition=NaCl", "--num_atoms=2,4", "--seed=3", "--condition=gap=2.5")
+    assert run(models / "conditional", tmp_path, *flags) == 0
+    compiled = []
+
+    def compile_and_count(*args):
+        compiled.append(args)
+        return compile_sampling(*args)
+
+    monkeypatch.setattr(model, "compile_sampling", compile_and_count)
+    loaded = load(models / "conditional")
+    asked = {"composition": "NaCl", "num_atoms": [2, 4], "conditions": {"gap": 2.5}}
+    found = loaded.sample(4, seed=3, sampling_steps=2, **asked)
+    written = lines(tmp_path)
+    assert [s and s.as_dict(verbosity=0) for s in found.structures] == [
+        line.pop("structure") for line in written
+    ]
+    assert found.table.to_dict("records") == written
+    other = loaded.sample(4, seed=4, sampling_steps=2, **asked)
+    assert other.structures != found.structures and len(compiled) == 1
+
+
+def test_python_says_what_the_program_says(models):
+    for wrong, message in (
+        ({"num_atoms": 5}, "--num_atoms=5: must be from 1 to 4"),
+        ({"composition": "NaCl"}, "does not take one; it takes none at all"),
+        ({"conditions": {"gap": 1}}, "--condition gap: the model has no such"),
+        ({"sampler": "euler"}, "euler"),
+        ({"seed": -1}, "--seed=-1: must be from 0"),
+    ):
+        with pytest.raises(UserError, match=message):
+            load(models / "plain").sample(4, **wrong)
+    with pytest.raises(UserError, match="--base: .* is no directory of an RL run"):
+        load(models / "plain", base=True)
+    with pytest.raises(UserError, match="--weights=newest"):
+        load(models / "plain", weights="newest")
 
 
 def test_crystals_are_not_overwritten_unasked(models, tmp_path, capsys):
