@@ -61,8 +61,7 @@ def relax(
     with contextlib.ExitStack() as stack:
         pool = None
         if potential.startswith("ase:"):
-            pool = WorkerPool(terms.workers, time_limit=TIME_LIMIT)
-            stack.enter_context(pool)
+            pool = stack.enter_context(WorkerPool(terms.workers, time_limit=TIME_LIMIT))
         results = load_relaxation(terms, {}, pool)([found[i] for i in picked])
     for i, result in zip(picked, results, strict=True):
         found[i] = result.structure
