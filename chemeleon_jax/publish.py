@@ -67,10 +67,12 @@ def publish(args: argparse.Namespace) -> None:
         sample = [f"--checkpoint=hub:{args.repo}", "--out=samples"]
         say_next(f"{address} holds the model.", [["chemeleon_jax.sample", *sample]])
     else:
-        again = [args.run, f"--repo={args.repo}", f"--out={folder}", "--upload"]
+        again = [args.run, f"--repo={args.repo}", f"--weights={args.weights}"]
+        given = {"out": args.out, "vae": args.vae}
+        again += [f"--{name}={value}" for name, value in given.items() if value]
         say_next(
             f"{folder} holds the model; read its {CARD}. Then:",
-            [["chemeleon_jax.publish", *again]],
+            [["chemeleon_jax.publish", *again, "--upload"]],
         )
 
 

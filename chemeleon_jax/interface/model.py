@@ -101,7 +101,7 @@ class Model:
                 composition=composition,
                 chemical_system=chemical_system,
                 conditions=conditions or {},
-                num_atoms=[num_atoms] if isinstance(num_atoms, int) else num_atoms,
+                num_atoms=None if num_atoms is None else np.ravel(num_atoms).tolist(),
                 dataset=dataset,
                 sampler=sampler,
                 sampling_steps=sampling_steps,

@@ -109,8 +109,11 @@ def _origin(card: Card, run: dict[str, Any]) -> str:
             "base model": f"{public_name(start)}, decoded by {public_name(vae)}",
             "data set": f"{public_name(run['data']['dataset'])} (atom counts); what is "
             f"novel is not in {public_name(run['reward']['reference_dataset'])}",
+            "asked for": _some(run["data"]["compositions"]),
             "reward": about["reward"],
             "its judges": re.sub(r"/\S*/", "", about["judges"]),  # nequix:PATH
+            "its hull": public_name(run["reward"]["hull_file"])
+            or f"of {public_name(run['reward']['reference_dataset'])}",
             "its function": custom and public_name(custom),
             "crystals": about["crystals"],
             "iterations": f"{card.iteration} ({card.weights})",
@@ -124,6 +127,12 @@ def _origin(card: Card, run: dict[str, Any]) -> str:
         ) from error
     rows = [f"| {name} | {text} |" for name, text in facts.items() if text]
     return "\n".join(["| | |", "|---|---|", *rows])
+
+
+def _some(compositions: str) -> str:
+    """The formulas that a run asked for, or the file of them, at most a line."""
+    shown = public_name(compositions)
+    return shown if len(shown) < 200 else f"{shown[:200]} ..."
 
 
 def _scores(tuned: CrystalSet, base: CrystalSet | None) -> str:

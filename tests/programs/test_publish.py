@@ -69,11 +69,8 @@ def test_a_published_policy_samples_as_its_run_does(trained, hub, capsys, tmp_pa
     assert hub.repos["me/crystals"]["README.md"].endswith(b"\nEdited.\n")
     hub.repos["me/crystals"] |= {"setup.py": b"", "weights.pkl": b""}
     there, here = load("hub:me/crystals"), load(trained)
-    for part in ("vae", "dit"):
-        digests = [
-            store.params_digest(m.checkpoint.params[part]) for m in (there, here)
-        ]
-        assert digests[0] == digests[1], part
+    digests = [store.params_digest(m.checkpoint.params) for m in (there, here)]
+    assert digests[0] == digests[1]
     plans = [m.plan(Request(num_samples=50, seed=4)) for m in (there, here)]
     np.testing.assert_array_equal(plans[0].num_atoms, plans[1].num_atoms)
     assert plans[0].settings == plans[1].settings
@@ -98,6 +95,7 @@ def test_the_card_says_where_a_policy_comes_from(trained, tmp_path):
         "| base model | base (a local file), decoded by mini:vae |",
         "| its function | mine.py:lightness (a local file) |",
         "| reward | 1 custom |",
+        "| its hull | of mp_mini |",
         "| iterations | 1 (latest) |",
         "| | base | this model |",
         "25.0 % (12.5 to 75.0) | 62.5 % (12.5 to 75.0) |",
