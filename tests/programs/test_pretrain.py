@@ -53,6 +53,7 @@ def config(folder, stage, **changes):
             "patience": 6,
             "log_every": 1,
             "ema_decay": 0.9,
+            "tracking": {"wandb": False},
             "vae_ckpt_path": str(folder / "vae"),
             "data": {
                 "dataset": str(folder / "few.npz"),
