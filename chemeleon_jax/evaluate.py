@@ -14,29 +14,20 @@ an evaluation that was cut off. See docs/evaluation.md.
 import argparse
 import contextlib
 import dataclasses
-import hashlib
-import json
-import shutil
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 from tqdm import tqdm
 
-from chemeleon_jax.data.readers.files import read_crystals
 from chemeleon_jax.data.readers.item import Item
 from chemeleon_jax.devices import distributed
 from chemeleon_jax.errors import ProgramParser, exit_status, run_program
 from chemeleon_jax.evaluation.description import describe_protocol
-from chemeleon_jax.evaluation.inputs import (
-    find_sets,
-    load_reference,
-    of_possible_size,
-    warn_of_unreadable,
-)
+from chemeleon_jax.evaluation.inputs import find_sets, load_reference, read_set
 from chemeleon_jax.evaluation.judge import EvaluationContext, Row, judge_chunk
+from chemeleon_jax.evaluation.partial import prepare_partial
 from chemeleon_jax.evaluation.results import print_table, write_results
 from chemeleon_jax.evaluation.scores import features_of_known
 from chemeleon_jax.evaluation.sets import complete_rows, score_rows, share_formulas
@@ -124,13 +115,6 @@ def read_terms(args: argparse.Namespace) -> Terms:
     return Terms(**{f.name: getattr(args, f.name) for f in dataclasses.fields(Terms)})
 
 
-def read_set(source: Path) -> list[Item]:
-    """The crystals of one set; those of too many atoms count as unreadable."""
-    items = [of_possible_size(item) for item in read_crystals(source)]
-    warn_of_unreadable(source, items)
-    return items
-
-
 # --------------------------------------------------------------------- all crystals
 
 
@@ -144,7 +128,7 @@ def judge_all(
     """
     folder = out / "partial"
     if distributed.is_first():
-        prepare_partial(items, judge, folder, protocol)
+        prepare_partial(folder, items, [protocol, judge.chunk])
     distributed.broadcast_from_first(0)  # that it is prepared
     shared = share_formulas(items)
     files = {
@@ -165,24 +149,6 @@ def judge_all(
         return []
     rows = [row for file in files.values() for row in read_json(file)["rows"]]
     return complete_rows(items, rows, judge)
-
-
-def prepare_partial(
-    items: list[Item], judge: EvaluationContext, folder: Path, protocol
-) -> None:
-    """Empties the folder of finished chunks if they are of another evaluation."""
-    digest = hashlib.sha256(json.dumps([protocol, judge.chunk]).encode())
-    for structure, problem, _ in items:
-        digest.update(problem.encode())
-        if structure is not None:
-            digest.update(np.array(structure.atomic_numbers, np.int64).tobytes())
-            digest.update(structure.lattice.matrix.tobytes())
-            digest.update(structure.frac_coords.tobytes())
-    name = {"sha256": digest.hexdigest()}
-    mark = folder / "evaluation.json"
-    if not (mark.is_file() and read_json(mark) == name):
-        shutil.rmtree(folder, ignore_errors=True)
-        write_json(mark, name)
 
 
 def main(argv: list[str] | None = None) -> int:

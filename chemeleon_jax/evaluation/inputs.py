@@ -45,6 +45,13 @@ def known_of(items: list[Item], source: str) -> dataset.Dataset:
     return dataset.Dataset(batch, {}, ids, np.zeros(len(ids), np.int8))
 
 
+def read_set(source: Path) -> list[Item]:
+    """The crystals of one set; those of too many atoms count as unreadable."""
+    items = [of_possible_size(item) for item in read_crystals(source)]
+    warn_of_unreadable(source, items)
+    return items
+
+
 def of_possible_size(item: Item) -> Item:
     """The item; of more than `MAX_ATOMS` atoms it counts as unreadable."""
     if item.structure is None or len(item.structure) <= MAX_ATOMS:

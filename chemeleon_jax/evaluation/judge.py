@@ -52,7 +52,7 @@ class EvaluationContext:
 
     references: References
     pool: Pool
-    vae: tuple[VAE, Any]  # with its parameters
+    vae: tuple[VAE, Any] | None  # with its parameters; None: no features
     judges: dict[str, tuple[Potential, Hull]]  # by name; the first is the main one
     relax: Callable[[list[Structure]], list[RelaxedStructure]] | None
     relaxer: str  # the name of the potential that does it
@@ -211,6 +211,8 @@ def _find_energies(crystals, valid, rows, context: EvaluationContext) -> None:
 
 
 def _encode(crystals, valid, rows, context: EvaluationContext) -> None:
+    if context.vae is None:
+        return
     latent = np.asarray(mean_latent(*context.vae, crystals), np.float64)
     for i in np.flatnonzero(valid):
         rows[i]["latent"] = latent[i].tolist()

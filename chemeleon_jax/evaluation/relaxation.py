@@ -26,10 +26,12 @@ def relax_structures(
     max_steps: int = relax.MAX_STEPS,
     max_force: float = relax.MAX_FORCE,
     batch_size: int = BATCH,
+    whole_batches: bool = False,
 ) -> list[RelaxedStructure]:
     """Relaxes ordered crystals of any size with a potential in JAX.
 
-    At most `max_steps` energies each; `max_force`: see `relax.MAX_FORCE`.
+    At most `max_steps` energies each; `max_force`: see `relax.MAX_FORCE`. With
+    `whole_batches` a batch of few is compiled as one of `batch_size`.
     """
     widths = np.array([-(-len(s) // WIDTH) * WIDTH for s in structures])
     results: dict[int, RelaxedStructure] = {}
@@ -41,6 +43,7 @@ def relax_structures(
             chosen = [structures[i] for i in some]
             # Powers of two: few shapes, few compilations.
             count = min(size, 1 << (len(rows) - 1).bit_length())
+            count = size if whole_batches else count
             batch = from_structures(chosen, width, count)
             found = jax.device_get(
                 _relax(batch, potential=potential, steps=max_steps, max_force=max_force)

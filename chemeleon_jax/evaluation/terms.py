@@ -124,7 +124,7 @@ def load_relaxation(terms: Terms, judges: Judges, pool: WorkerPool) -> Callable:
 def make_context(
     terms: Terms,
     dataset: Dataset,
-    vae: tuple[VAE, Any],
+    vae: tuple[VAE, Any] | None,
     judges: Judges,
     pool: WorkerPool,
     items: Iterable[Item],

@@ -61,6 +61,7 @@ def potential(name: str, settings: dict) -> Potential:
         WEIGHTS_SHA256,
         per_device(partial(energies, load_params())),
         scheme="MP2020",  # of the energies that it learnt
+        network=(GraphPotential(graph_energy, Capacity()), load_params()),
     )
 
 

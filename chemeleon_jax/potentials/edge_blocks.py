@@ -51,6 +51,12 @@ class BlockCapacity(NamedTuple):
         scale = max(1, -(-width // 64))
         return self._replace(atoms=scale * self.atoms, blocks=scale * self.blocks)
 
+    def for_one(self, scale: float) -> "BlockCapacity":
+        """Room for one crystal, `scale` times that of the default."""
+        default = BlockCapacity(self.elements, self.cutoff)
+        sizes = (int(scale * size) for size in default.sizes)
+        return BlockCapacity(self.elements, self.cutoff, 2, *sizes)
+
     @property
     def sizes(self):
         """Room for atoms and blocks."""

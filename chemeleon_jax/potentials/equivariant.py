@@ -158,6 +158,11 @@ def _messages(sent, couplings, weights):
     Returns:
       [M, 2 c + 1, C], of each path.
     """
+    return _sum_messages(sent, couplings, weights)
+
+
+def _sum_messages(sent, couplings, weights):
+    """`_messages` as JAX differentiates it: what the forward mode needs."""
     return [
         (_turn(sent, coupling) * weight[:, :, None]).sum(1)
         for coupling, weight in zip(couplings, weights, strict=True)
@@ -171,7 +176,7 @@ def _turn(sent, coupling):
 
 
 def _messages_fwd(sent, couplings, weights):
-    return _messages(sent, couplings, weights), (sent, couplings, weights)
+    return _sum_messages(sent, couplings, weights), (sent, couplings, weights)
 
 
 def _messages_bwd(residuals, cotangents):

@@ -30,6 +30,10 @@ class Layout(Protocol):
         """Entries of each kind that a graph has room for, atoms first."""
         ...
 
+    def for_one(self, scale: float) -> "Layout":
+        """Room for one crystal, `scale` times that of the default."""
+        ...
+
     def find(self, types, frac, lattice) -> tuple[Status, Any, tuple[int, ...]]:
         """Status, edges and sizes of one crystal: types [n], frac [n, 3], lattice."""
         ...
@@ -65,6 +69,10 @@ class Capacity(NamedTuple):
         scale = max(1, -(-width // 64))
         default = cls()
         return cls(default.crystals, *(scale * size for size in default.sizes))
+
+    def for_one(self, scale: float) -> "Capacity":
+        """Room for one crystal, `scale` times that of the default."""
+        return Capacity(2, *(int(scale * size) for size in Capacity().sizes))
 
     @property
     def sizes(self):

@@ -67,6 +67,7 @@ def potential(name: str, settings: dict) -> Potential:
         hashlib.sha256(content + SCHEME.encode()).hexdigest(),
         per_device(corrected(partial(energies, model, params))),
         SCHEME,
+        network=(model, params),
     )
 
 

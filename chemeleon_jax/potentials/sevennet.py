@@ -46,6 +46,7 @@ def potential(name: str, settings: dict) -> Potential:
         hashlib.sha256((SHA256[name] + SCHEME).encode()).hexdigest(),
         per_device(corrected(partial(energies, model, params))),
         SCHEME,
+        network=(model, params),
     )
 
 

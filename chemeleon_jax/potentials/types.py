@@ -33,6 +33,9 @@ class Potential:
     digest: str  # of the weights or settings: two potentials of one digest agree
     energies: Callable[[Any], tuple[Any, Any]] = field(repr=False)
     scheme: str = "own"  # of corrections in the energies: "MP2020", or the potential's
+    # What evaluates packed graphs, a `batches.GraphPotential`, and its parameters;
+    # None where no network in JAX does it.
+    network: tuple[Any, Any] | None = field(default=None, repr=False, compare=False)
 
 
 def per_device(energies):

@@ -4,14 +4,26 @@ import contextlib
 import math
 import os
 import sys
+from typing import NamedTuple
 
+import numpy as np
 import spglib
+from pymatgen.core import Structure
 from pymatgen.symmetry.analyzer import SpacegroupAnalyzer
 
 from chemeleon_jax.workers.matching import Cell, to_structure
 
 SYMMETRY_TOLERANCE = 0.1  # Å, spglib's symprec
 MAX_ORDER = 48  # of a point group: m-3m
+
+
+class Symmetrised(NamedTuple):
+    """A crystal moved to the positions of its space group."""
+
+    symbol: str  # international
+    number: int
+    primitive: Cell
+    conventional: Cell
 
 
 def space_group(cell: Cell, tolerance: float = SYMMETRY_TOLERANCE) -> str:
@@ -33,6 +45,28 @@ def symmetry_degree(cell: Cell, tolerance: float = SYMMETRY_TOLERANCE) -> float:
     assert operations is not None, "of a Hall number that spglib itself gave"
     rotations = {rotation.tobytes() for rotation in operations["rotations"]}
     return math.log(len(rotations)) / math.log(MAX_ORDER)
+
+
+def symmetrise(task: tuple[Cell, float]) -> Symmetrised:
+    """A crystal under the symmetry that it has within a tolerance in Å.
+
+    Raises:
+      Exception: spglib finds none.
+    """
+    cell, tolerance = task
+    with _without_c_messages():
+        found = SpacegroupAnalyzer(to_structure(cell), symprec=tolerance)
+        return Symmetrised(
+            found.get_space_group_symbol(),
+            found.get_space_group_number(),
+            _cell(found.get_primitive_standard_structure()),
+            _cell(found.get_conventional_standard_structure()),
+        )
+
+
+def _cell(structure: Structure) -> Cell:
+    types = np.array(structure.atomic_numbers)
+    return Cell(structure.lattice.matrix, types, structure.frac_coords)
 
 
 @contextlib.contextmanager

@@ -136,7 +136,10 @@ def test_train_and_pretrain_read_their_command_lines(program, monkeypatch):
         cli.parse([program, *[word for word in words if word[0] == "-"]], program)
 
 
-@pytest.mark.parametrize("program", ["sample", "evaluate", "report", "publish"])
+PROGRAMS = ["sample", "evaluate", "report", "publish", "screen"]
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
 def test_flags_exist(program):
     command = [sys.executable, "-m", f"chemeleon_jax.{program}", "--help"]
     help_text = subprocess.run(command, capture_output=True, text=True, cwd=ROOT).stdout

@@ -1,0 +1,117 @@
+"""Second derivatives of a crystal's energy, in its atoms and its cell.
+
+By automatic differentiation, forward over reverse, of a network in JAX: exact for the
+graph of the crystal, whose edges fade out at the cutoff and so may be held fixed.
+Directions go through a compiled function a few at a time, so that one compilation
+serves crystals of any size that fit into its graph.
+"""
+
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from pymatgen.core import Structure
+
+from chemeleon_jax.data.crystals import wrap
+from chemeleon_jax.data.lattice import inverse
+from chemeleon_jax.potentials.batches import GraphPotential
+from chemeleon_jax.potentials.graph import next_chunk
+from chemeleon_jax.potentials.stiffness import STRAINS
+from chemeleon_jax.potentials.types import Potential, Status
+
+SCALES = (0.25, 0.5, 1.0, 2.0, 4.0)  # of the default graph: few sizes, compilations
+DIRECTIONS = 6  # at once
+_PADDING_CELL = 20.0  # Å; longer than the cutoff, so that padding has no weight
+
+
+class SecondDerivatives(NamedTuple):
+    """Of the energy of N atoms, in M directions. Strains in the basis `STRAINS`."""
+
+    gradient: np.ndarray  # [3 N + 6] eV/Å on the atoms, eV on the strain
+    hessian: np.ndarray  # [M, 3 N + 6] eV/Å^2, eV/Å and eV
+
+
+def second_derivatives(
+    structure: Structure, potential: Potential, num_atoms: int | None = None
+) -> SecondDerivatives:
+    """Gradient and rows of the Hessian of a crystal's energy.
+
+    Displacements are in Å before a strain e, which takes positions and lattice vectors
+    x to x (1 + e + e^2 / 2), as in `relax`.
+
+    Args:
+      structure: an ordered crystal of N atoms.
+      potential: a network in JAX.
+      num_atoms: n, whose rows are wanted; all N by default.
+
+    Returns:
+      The rows of the first n atoms, and of the strain: M = 3 n + 6.
+
+    Raises:
+      ValueError: the potential has no energy for it, or it has too many neighbours.
+    """
+    if potential.network is None:
+        raise ValueError(f"{potential.name} is no network in JAX")
+    model, params = potential.network
+    graph, width = _single_graph(model, structure)
+    count = len(structure) if num_atoms is None else num_atoms
+    frac = np.zeros((width, 3), np.float32)
+    frac[: len(structure)] = wrap(structure.frac_coords)
+    lattice = np.asarray(structure.lattice.matrix, np.float32)
+    wanted = [*range(3 * count), *range(3 * width, 3 * width + 6)]
+    kept = [*range(3 * len(structure)), *range(3 * width, 3 * width + 6)]
+    rows, gradient = [], np.zeros(0)
+    for start in range(0, len(wanted), DIRECTIONS):
+        some = wanted[start : start + DIRECTIONS]
+        directions = np.zeros((DIRECTIONS, 3 * width + 6), np.float32)
+        directions[range(len(some)), some] = 1
+        gradient, found = jax.device_get(
+            _differentiate(model.graph_energy, params, graph, frac, lattice, directions)
+        )
+        rows.append(found[: len(some), kept])
+    found = np.concatenate(rows).astype(float)
+    result = SecondDerivatives(gradient[kept].astype(float), found)
+    if not all(np.isfinite(x).all() for x in result):
+        raise ValueError("second derivatives are not finite")
+    return result
+
+
+def _single_graph(model: GraphPotential, structure: Structure):
+    """The graph of one crystal, in the smallest of a few sizes, and its atoms."""
+    arrays = (
+        np.array(structure.atomic_numbers)[None],
+        wrap(structure.frac_coords)[None].astype(float),
+        np.array(structure.lattice.matrix, order="C")[None],
+    )
+    status = Status.TOO_DENSE
+    for scale in SCALES:
+        layout = model.capacity.for_one(scale)
+        status, _, sizes = layout.find(*(x[0] for x in arrays))
+        if status == Status.OK and (np.array(sizes) < layout.sizes).all():
+            mask = np.ones((1, len(structure)), bool)
+            graph, _, _ = next_chunk(0, *arrays, mask, capacity=layout)
+            return graph, layout.sizes[0]
+    raise ValueError(f"no graph: {Status(status).name.lower()}")
+
+
+@partial(jax.jit, static_argnums=0)
+def _differentiate(graph_energy, params, graph, frac_coords, lattice, directions):
+    """Gradient [3 A + 6], and its change along directions [D, 3 A + 6]."""
+    to_frac = inverse(lattice)
+    real = graph.atom_crystal == 0
+    at = frac_coords[jnp.where(real, graph.atom_slot, len(frac_coords) - 1)]
+
+    def energy(x):
+        moves, strain = x[:-6].reshape(-1, 3), jnp.einsum("k,kij->ij", x[-6:], STRAINS)
+        cell = lattice @ (jnp.eye(3) + strain + 0.5 * strain @ strain)
+        cells = jnp.stack([cell, _PADDING_CELL * jnp.eye(3)])
+        moved = at + jnp.where(real[:, None], moves @ to_frac, 0.0)
+        return graph_energy(params, graph, moved, cells)[0] * real.sum()
+
+    zero = jnp.zeros(directions.shape[1])
+    gradient = jax.grad(energy)
+    along = jax.vmap(lambda d: jax.jvp(gradient, (zero,), (d,)))
+    gradients, changes = along(directions)
+    return gradients[0], changes

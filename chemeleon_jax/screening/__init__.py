@@ -1,0 +1,1 @@
+"""From sampled crystals to the few that are worth a DFT calculation."""

@@ -1,0 +1,111 @@
+"""Why crystals are dropped: each for one reason, the first that applies."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from chemeleon_jax.data.crystals import VALIDITY_REASONS, from_structures, validity
+from chemeleon_jax.data.readers.item import Item
+from chemeleon_jax.evaluation.judge import Row
+from chemeleon_jax.rewards.matches import References, match_crystals, to_cells
+from chemeleon_jax.rewards.stability import FAR_BELOW
+from chemeleon_jax.workers.outcome import Status
+from chemeleon_jax.workers.pool import Pool
+
+# In the order in which they are asked. "" is a candidate.
+REASONS = {
+    "invalid": "unreadable, or no crystal that could be: atoms or cell",
+    "duplicate": "the likeness of one before it, as sampled or when relaxed",
+    "known": "the likeness of a known crystal",
+    "no_energy": "a potential has no energy for it, or its hull does not reach",
+    "disputed": "the potentials disagree about its distance from the hull",
+    "unstable": "too far above the hull by a potential",
+    "far_below_hull": "so far below the hull that it is rather an error",
+    "not_converged": "its relaxation did not end",
+    "dynamically_unstable": "a vibration of imaginary frequency",
+    "elastically_unstable": "a strain that lowers its energy",
+    "ranked_lower": "not looked at further: enough better ones",
+}
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a candidate must keep to."""
+
+    max_e_above_hull: float  # eV/atom, by every potential
+    max_spread: float  # eV/atom, between potentials
+    min_frequency: float  # THz, below zero
+    keep_known: bool = False
+    far_below: float = FAR_BELOW  # eV/atom
+
+
+def first_look(items: Sequence[Item], pool: Pool) -> list[dict[str, str]]:
+    """Of each crystal as it was sampled `reason` and `detail`, "" where it goes on."""
+    crystals = from_structures([item.structure for item in items])
+    codes = validity(crystals)
+    none = References({}, {})
+    matches = match_crystals(to_cells(crystals), codes == 0, none, pool)
+    found = []
+    for item, code, unique, status in zip(
+        items, codes, matches.unique, matches.status, strict=True
+    ):
+        reason, detail = ("", "") if unique else ("duplicate", "as sampled")
+        if item.structure is None:
+            reason, detail = "invalid", item.problem
+        elif code:
+            reason, detail = "invalid", VALIDITY_REASONS[code]
+        elif status != Status.OK:
+            reason, detail = "invalid", f"matching: {Status(status).name.lower()}"
+        found.append({"reason": reason, "detail": detail})
+    return found
+
+
+def second_look(row: Row, judges: Sequence[str], limits: Limits) -> tuple[str, str]:
+    """Reason and detail of a relaxed crystal that was judged."""
+    distances = np.array(
+        [np.nan if (x := row.get(f"e_above_hull:{n}")) is None else x for n in judges]
+    )
+    if not row["valid"]:
+        return "invalid", f"relaxed: {row['relaxed_reason']}"
+    if not row["unique"]:
+        return "duplicate", "relaxed"
+    if not (row["novel"] or limits.keep_known):
+        return "known", ""
+    if not np.isfinite(distances).all():
+        return "no_energy", row["status"]
+    if np.ptp(distances) > limits.max_spread:
+        return "disputed", f"by {np.ptp(distances):.3f} eV/atom"
+    if distances.max() > limits.max_e_above_hull:
+        worst = judges[int(distances.argmax())]
+        return "unstable", f"{distances.max():.3f} eV/atom by {worst}"
+    if distances.min() < limits.far_below:
+        return "far_below_hull", f"{distances.min():.3f} eV/atom"
+    if not row["relaxed"]:
+        return "not_converged", f"after {row['relax_steps']} steps"
+    return "", ""
+
+
+def third_look(record: dict, limits: Limits) -> tuple[str, str]:
+    """Reason and detail of a crystal whose stability was looked at, if it was."""
+    found = record.get("stability")
+    if found is None:
+        return "", ""
+    if "problem" in found:
+        return "not_converged", found["problem"]
+    if found["lowest_frequency"] < limits.min_frequency:
+        return "dynamically_unstable", f"{found['lowest_frequency']:.2f} THz"
+    if found["lowest_stiffness"] <= 0:
+        return "elastically_unstable", f"{found['lowest_stiffness']:.1f} GPa"
+    return "", ""
+
+
+def funnel(reasons: Sequence[str]) -> dict[str, int]:
+    """How many crystals are left after each question, all of them first."""
+    dropped, left = Counter(reasons), len(reasons)
+    counts = {"sampled": left}
+    for reason in REASONS:
+        left -= dropped[reason]
+        counts[f"not {reason}"] = left
+    return counts

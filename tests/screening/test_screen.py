@@ -1,0 +1,188 @@
+"""The program on a few crystals, whole and cut off; and each reason to drop one."""
+
+import json
+
+import ase.db
+import ase.io
+import numpy as np
+import pandas as pd
+import pytest
+from crystal_sets import disguised
+from known_crystals import CLASH, CSCL_TYPE, CUBIC, KNOWN, NACL, NEW, SODIUM, save
+from pymatgen.core import Lattice, Structure
+
+from chemeleon_jax import screen
+from chemeleon_jax.errors import UserError
+from chemeleon_jax.screening import sieve
+
+QUICK = "ase:ase.calculators.lj:LennardJones"  # any elements, and quick
+SALT = Structure(Lattice.cubic(4.2), ["Na", "Br"], CUBIC)
+SAMPLES = [NEW, CLASH, NACL, NEW, SALT, SODIUM]
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr(screen, "CHUNK", 2)
+    monkeypatch.setattr(screen, "EXAMINED", 1)
+    save(tmp_path / "known.json", KNOWN)
+    rng = np.random.default_rng(0)
+    copies = [disguised(s, rng) if s is not CLASH else s for s in SAMPLES]
+    save(tmp_path / "some.json", copies)
+    return tmp_path
+
+
+def arguments(folder, *flags):
+    return [
+        str(folder / "some.json"),
+        f"--out={folder / 'out'}",
+        f"--reference={folder / 'known.json'}",
+        f"--potential={QUICK}",
+        f"--stability_with={QUICK}",
+        "--max_force=1000",  # where they are
+        "--max_e_above_hull=1",
+        "--workers=1",
+        *flags,  # the last of two counts
+    ]
+
+
+def test_from_samples_to_candidates_also_when_it_is_cut_off(folder, monkeypatch):
+    judged, judge_chunk = [], screen.judge_chunk
+
+    def judge_some(items, *args):
+        judged.append(len(items))
+        if len(judged) == 2:
+            raise KeyboardInterrupt
+        return judge_chunk(items, *args)
+
+    monkeypatch.setattr(screen, "judge_chunk", judge_some)
+    with pytest.raises(KeyboardInterrupt):
+        screen.main(arguments(folder))
+    assert screen.main(arguments(folder)) == 0
+    assert judged == [2, 2, 2]  # 4 to judge; those of the first chunk only once
+
+    out = folder / "out"
+    rows = pd.read_csv(out / "all.csv", keep_default_na=False)
+    assert list(rows["reason"]) == ["", "invalid", "known", "duplicate", "", "known"]
+    assert list(rows["formula"]) == ["KBr", "NaCl", "NaCl", "KBr", "NaBr", "Na"]
+    assert list(rows["stage"][:4]) == ["candidate", "read", "relaxed", "read"]
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary["num_candidates"] == 2
+    assert list(summary["funnel"].values())[:4] == [6, 5, 4, 2]
+    assert "no second derivatives" in summary["notes"][0]
+
+    table = pd.read_csv(out / "candidates.csv")
+    assert set(table["formula"]) == {"KBr", "NaBr"} and list(table["rank"]) == [1, 2]
+    assert table["e_above_hull:mean"].is_monotonic_increasing
+    pd.testing.assert_frame_equal(
+        pd.read_parquet(out / "candidates.parquet")["e_above_hull:mean"].to_frame(),
+        table["e_above_hull:mean"].to_frame(),
+    )
+    frames = ase.io.read(out / "candidates.extxyz", ":")
+    entries = list(ase.db.connect(out / "candidates.db").select())
+    for frame, entry, line in zip(frames, entries, table.iloc, strict=True):
+        energy = frame.get_potential_energy()
+        assert energy == pytest.approx(line[f"energy:{QUICK}"] * len(frame))
+        assert entry.energy == pytest.approx(energy)
+        assert entry.data["formula"] == line["formula"]
+        label = f"{line['rank']:03d}_{line['formula']}"
+        for cell in ("conventional", "primitive"):
+            cif = Structure.from_file(out / "cif" / f"{label}_{cell}.cif")
+            assert cif.composition.reduced_formula == line["formula"]
+        for name in ("MPRelaxSet", "MPScanRelaxSet"):
+            place = out / "vasp" / label / name
+            incar = (place / "INCAR").read_text()
+            assert ("METAGGA" in incar) == (name == "MPScanRelaxSet")
+            assert (place / "KPOINTS").is_file() or "KSPACING" in incar
+            assert "Br" in (place / "POTCAR.txt").read_text()
+            assert not (place / "POTCAR").exists()
+    page = (out / "index.html").read_text(encoding="utf-8")
+    for words in ("Funnel", "no second derivatives", "<strong>KBr</strong>", "Pm-3m"):
+        assert words in page
+
+
+def test_known_crystals_can_stay_and_few_are_wanted(folder, monkeypatch):
+    assert screen.main(arguments(folder, "--keep_known", "--num_candidates=1")) == 0
+    rows = pd.read_csv(folder / "out" / "all.csv", keep_default_na=False)
+    assert sorted(rows["reason"]) == sorted(
+        ["", "invalid", "ranked_lower", "duplicate", "ranked_lower", "ranked_lower"]
+    )
+    (line,) = pd.read_csv(folder / "out" / "candidates.csv").to_dict("records")
+    assert rows["stage"][line["index"]] == "candidate"
+    # Nobody passes narrower limits; what is relaxed is not relaxed again.
+    monkeypatch.setattr(screen, "judge_chunk", None)
+    assert screen.main(arguments(folder, "--max_e_above_hull=1e-9")) == 0
+    assert len(pd.read_csv(folder / "out" / "candidates.csv")) == 0
+    assert not (folder / "out" / "candidates.db").exists()
+
+
+LIMITS = sieve.Limits(max_e_above_hull=0.1, max_spread=0.15, min_frequency=-0.5)
+GOOD = {
+    "valid": True,
+    "unique": True,
+    "novel": True,
+    "relaxed": True,
+    "relax_steps": 9,
+    "relaxed_reason": "valid",
+    "status": "ok",
+    "e_above_hull:a": 0.05,
+    "e_above_hull:b": -0.01,
+}
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({}, ""),
+        ({"valid": False}, "invalid"),
+        ({"unique": False}, "duplicate"),
+        ({"novel": False}, "known"),
+        ({"e_above_hull:b": None}, "no_energy"),
+        ({"e_above_hull:b": 0.3}, "disputed"),
+        ({"e_above_hull:b": 0.11}, "unstable"),  # by one judge is enough
+        ({"e_above_hull:a": -0.25, "e_above_hull:b": -0.15}, "far_below_hull"),
+        ({"relaxed": False}, "not_converged"),
+        ({"novel": False, "relaxed": False}, "known"),  # the first that applies
+    ],
+)
+def test_reasons_of_relaxed_crystals(change, reason):
+    found, _ = sieve.second_look(GOOD | change, ["a", "b"], LIMITS)
+    assert found == reason and (found == "" or found in sieve.REASONS)
+
+
+@pytest.mark.parametrize(
+    ("stability", "reason"),
+    [
+        (None, ""),
+        ({"lowest_frequency": -0.4, "lowest_stiffness": 2.0}, ""),
+        ({"lowest_frequency": -0.6, "lowest_stiffness": 2.0}, "dynamically_unstable"),
+        ({"lowest_frequency": 1.0, "lowest_stiffness": -1.0}, "elastically_unstable"),
+        ({"problem": "no graph"}, "not_converged"),
+    ],
+)
+def test_reasons_of_examined_crystals(stability, reason):
+    record = {} if stability is None else {"stability": stability}
+    assert sieve.third_look(record, LIMITS)[0] == reason
+
+
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [
+        ("--potential=none", "needs one"),
+        ("--potential=chgnet,chgnet", "once"),
+        ("--num_candidates=0", "above 0"),
+        ("--min_frequency=1", "below 0"),
+    ],
+)
+def test_errors_of_the_command_line(tmp_path, flag, message):
+    args = screen.parse([str(tmp_path), f"--out={tmp_path}", flag])
+    with pytest.raises(UserError, match=message):
+        screen.check(args)
+
+
+def test_crystals_kept_by_the_first_look_are_the_first_of_their_kind(pool):
+    from chemeleon_jax.data.readers.item import Item
+
+    items = [Item(s) for s in (NACL, CLASH, CSCL_TYPE, NACL)] + [Item(None, "torn")]
+    found = [look["reason"] for look in sieve.first_look(items, pool)]
+    assert found == ["", "invalid", "", "duplicate", "invalid"]

@@ -1,0 +1,137 @@
+"""Vibrations and stiffness: of springs by hand, and of a pair potential."""
+
+import numpy as np
+import pytest
+from pymatgen.core import Lattice, Structure
+from springs import morse
+
+from chemeleon_jax.potentials.hessian import second_derivatives
+from chemeleon_jax.screening.elasticity import GPA, stiffness
+from chemeleon_jax.screening.phonons import (
+    THZ,
+    frequencies,
+    repeat,
+    supercell_size,
+    with_sum_rule,
+)
+from chemeleon_jax.screening.stability import find_stability
+
+MORSE = morse()
+FCC = Structure(Lattice([[0, 2, 2], [2, 0, 2], [2, 2, 0]]), ["Al"], [[0, 0, 0]])
+SIMPLE = Structure(Lattice.cubic(2.8), ["Al"], [[0, 0, 0]])
+
+
+def test_a_chain_of_springs():
+    """Atoms of carbon, springs k along x: omega(q) = 2 sqrt(k / m) |sin(pi q)|.
+
+    The atom next to one in the cell of four is also its neighbour on the other side.
+    """
+    k, mass = 3.0, 12.0107
+    constants = np.zeros((3, 4, 3))
+    constants[0, :, 0] = [0.0, -k, 0.0, -k]  # an atom's own is left to the sum rule
+    constants, correction = with_sum_rule(constants.reshape(3, 12))
+    assert correction == 2 * k and constants[0, 0] == 2 * k
+    found = frequencies(constants, [6], (4, 1, 1))
+    highest = 2 * np.sqrt(k / mass) * THZ
+    assert found.shape == (4, 3) and np.isnan(found[0]).all()
+    np.testing.assert_allclose(
+        found[1:, 2], highest * np.array([0.5**0.5, 1, 0.5**0.5])
+    )
+    np.testing.assert_allclose(found[1:, :2], 0, atol=1e-6)
+    assert frequencies(-constants, [6], (4, 1, 1))[2, 0] == pytest.approx(-highest)
+
+
+def test_one_electronvolt_per_square_angstrom_and_mass_unit_in_thz():
+    joule, dalton = 1.602176634e-19, 1.66053906660e-27
+    assert np.sqrt(joule / 1e-20 / dalton) / (2 * np.pi) == pytest.approx(THZ * 1e12)
+
+
+def test_supercells_are_even_and_not_too_large():
+    def size(a, b, c, atoms=1):
+        frac = np.random.default_rng(0).random((atoms, 3))
+        return supercell_size(
+            Structure(Lattice.orthorhombic(a, b, c), ["Si"] * atoms, frac)
+        )
+
+    assert size(4, 4.1, 8.5) == (2, 2, 2)
+    assert size(2.8, 2.8, 3.9) == (4, 4, 4)  # not 3, where opposite phases do not fit
+    assert size(4, 5, 9, atoms=20) == (2, 2, 1)
+    assert size(9, 9, 9, atoms=81) == (1, 1, 1)
+    assert len(repeat(FCC, (2, 2, 4))) == 16
+
+
+def test_moduli_of_an_isotropic_body():
+    """c11 = K + 4 G / 3, c12 = K - 2 G / 3, c44 = G; 2 G in the tensor's own basis."""
+    bulk, shear = 100.0, 40.0
+    tensor = np.diag([2 * shear] * 6)
+    tensor[:3, :3] += bulk - 2 * shear / 3
+    found = stiffness(np.zeros((3, 3)), np.zeros((3, 6)), tensor / GPA * 20.0, 20.0)
+    assert found.bulk == pytest.approx(bulk) and found.shear == pytest.approx(shear)
+    assert found.matrix[3, 3] == pytest.approx(shear)
+    assert found.matrix[0, 0] == pytest.approx(bulk + 4 * shear / 3)
+    assert found.lowest == pytest.approx(2 * shear)
+
+
+def test_atoms_that_follow_make_a_crystal_softer():
+    """Two atoms on a spring of 2 k that a strain pulls by p: C V = c - p^2 / (2 k)."""
+    k, pull, own = 2.0, 1.5, 10.0
+    springs = np.kron([[k, -k], [-k, k]], np.eye(3))
+    coupling = np.zeros((6, 6))
+    coupling[0, 0], coupling[3, 0] = pull, -pull
+    found = stiffness(springs, coupling, own * np.eye(6), volume=GPA)
+    assert found.matrix[0, 0] == pytest.approx(own - pull**2 / k)
+    assert found.matrix[1, 1] == pytest.approx(own)
+
+
+def at_minimum(structure):
+    """The crystal at the volume of least energy, by bisection."""
+    low, high = 0.8, 1.2
+    for _ in range(16):
+        middle = structure.copy()
+        middle.apply_strain((low + high) / 2 - 1)
+        pressure = -second_derivatives(middle, MORSE, 0).gradient[-6:-3].sum()
+        low, high = (
+            ((low + high) / 2, high) if pressure > 0 else (low, (low + high) / 2)
+        )
+    return middle
+
+
+@pytest.fixture(scope="module")
+def fcc():
+    return at_minimum(FCC)
+
+
+def test_second_derivatives_are_those_of_the_gradient(fcc):
+    """By differences at 0.004 Å; in fractional coordinates they would be 8 times."""
+    pushed = repeat(fcc, (2, 1, 1))
+    pushed.translate_sites([1], [0.03, 0.01, -0.02])
+    pushed.apply_strain([0.01, -0.02, 0.0])
+    found = second_derivatives(pushed, MORSE)
+    assert found.hessian.shape == (12, 12)
+    np.testing.assert_allclose(found.hessian, found.hessian.T, atol=2e-3)
+    step = 0.004
+    for atom, axis in ((0, 0), (1, 2)):
+        ends = []
+        for sign in (1, -1):
+            other = pushed.copy()
+            move = np.eye(3)[axis] * sign * step
+            other.translate_sites([atom], move, frac_coords=False)
+            ends.append(second_derivatives(other, MORSE, 0).gradient)
+        by_differences = (ends[0] - ends[1]) / (2 * step)
+        # Those in the strain count from where the atom is: less, off a minimum.
+        row = found.hessian[3 * atom + axis]
+        np.testing.assert_allclose(row[:-6], by_differences[:-6], atol=0.02)
+
+
+def test_close_packing_is_stable_and_a_simple_cubic_lattice_is_not(fcc):
+    found = find_stability(fcc, MORSE)
+    assert found.supercell == (4, 4, 4)
+    assert 1 < found.lowest_frequency < found.highest_frequency < 20
+    c = np.array(found.stiffness)
+    assert c[0, 1] == pytest.approx(c[3, 3], rel=0.01)  # Cauchy: central forces
+    assert found.bulk_modulus == pytest.approx((c[0, 0] + 2 * c[0, 1]) / 3, rel=1e-3)
+    assert found.lowest_stiffness > 0
+
+    unstable = find_stability(at_minimum(SIMPLE), MORSE)
+    assert unstable.lowest_frequency < -1
+    assert unstable.lowest_stiffness < 0
