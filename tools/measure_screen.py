@@ -32,6 +32,7 @@ from chemeleon_jax.data.crystals import formula_keys, take, to_structures
 from chemeleon_jax.data.dataset import load_dataset
 from chemeleon_jax.potentials.hull import composition_counts, load_hull
 from chemeleon_jax.potentials.loading import load_potential
+from chemeleon_jax.screening.sieve import MIN_STIFFNESS
 from chemeleon_jax.screening.stability import find_stability, refine
 
 JUDGES = "chgnet,sevennet-l3i5"
@@ -70,7 +71,7 @@ def vibrations(args) -> None:
         start = time.process_time()
         found = find_stability(result.structure, potential)
         said = found.lowest_frequency >= args.min_frequency
-        said &= found.lowest_stiffness > 0
+        said &= found.lowest_stiffness >= MIN_STIFFNESS
         gamma = found.lowest_at_gamma
         print(
             f"{name:16} {'as known' if said == stable else 'WRONG':9}"

@@ -30,6 +30,11 @@ REASONS = {
 }
 
 
+# GPa: molecular and layered crystals are as soft as a potential is wrong. Of twelve
+# known compounds two were between it and zero (docs/screening.md).
+MIN_STIFFNESS = -1.0
+
+
 @dataclass(frozen=True)
 class Limits:
     """What a candidate must keep to."""
@@ -39,6 +44,7 @@ class Limits:
     min_frequency: float  # THz, below zero
     keep_known: bool = False
     far_below: float = FAR_BELOW  # eV/atom
+    min_stiffness: float = MIN_STIFFNESS  # GPa
 
 
 def first_look(items: Sequence[Item], pool: Pool) -> list[dict[str, str]]:
@@ -96,7 +102,7 @@ def third_look(record: dict, limits: Limits) -> tuple[str, str]:
         return "not_converged", found["problem"]
     if found["lowest_frequency"] < limits.min_frequency:
         return "dynamically_unstable", f"{found['lowest_frequency']:.2f} THz"
-    if found["lowest_stiffness"] <= 0:
+    if found["lowest_stiffness"] < limits.min_stiffness:
         return "elastically_unstable", f"{found['lowest_stiffness']:.1f} GPa"
     return "", ""
 

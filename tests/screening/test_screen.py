@@ -156,7 +156,8 @@ def test_reasons_of_relaxed_crystals(change, reason):
         (None, ""),
         ({"lowest_frequency": -0.4, "lowest_stiffness": 2.0}, ""),
         ({"lowest_frequency": -0.6, "lowest_stiffness": 2.0}, "dynamically_unstable"),
-        ({"lowest_frequency": 1.0, "lowest_stiffness": -1.0}, "elastically_unstable"),
+        ({"lowest_frequency": 1.0, "lowest_stiffness": -0.9}, ""),
+        ({"lowest_frequency": 1.0, "lowest_stiffness": -2.0}, "elastically_unstable"),
         ({"problem": "no graph"}, "not_converged"),
     ],
 )
