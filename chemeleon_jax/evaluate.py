@@ -3,6 +3,7 @@
     python -m chemeleon_jax.evaluate runs/rl_dng/samples
     python -m chemeleon_jax.evaluate others.extxyz cifs/ --out=evaluations
     python -m chemeleon_jax.evaluate SET --no-relax --potential=chgnet
+    python -m chemeleon_jax.evaluate SET --protocol=lemat --export=lemat
 
 Validity, uniqueness, novelty, energy above the hull and what follows from them, each
 with a bootstrap interval, of crystals of any generator: relaxed first, and judged by
@@ -25,9 +26,11 @@ from chemeleon_jax.data.readers.item import Item
 from chemeleon_jax.devices import distributed
 from chemeleon_jax.errors import ProgramParser, exit_status, run_program
 from chemeleon_jax.evaluation.description import describe_protocol
+from chemeleon_jax.evaluation.export import export_lemat
 from chemeleon_jax.evaluation.inputs import find_sets, load_reference, read_set
 from chemeleon_jax.evaluation.judge import EvaluationContext, Row, judge_chunk
 from chemeleon_jax.evaluation.partial import prepare_partial
+from chemeleon_jax.evaluation.protocols.choice import NAMES
 from chemeleon_jax.evaluation.results import print_table, write_results
 from chemeleon_jax.evaluation.scores import features_of_known
 from chemeleon_jax.evaluation.sets import complete_rows, score_rows, share_formulas
@@ -75,6 +78,17 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         default=calculators.TIME_LIMIT,
         help="s, for a crystal, with an ASE potential",
     )
+    add(
+        "--protocol",
+        choices=NAMES,
+        default="own",
+        help="whose metrics to add, by their definitions: docs/protocols.md",
+    )
+    add(
+        "--export",
+        choices=["lemat"],
+        help="CIFs and a CSV for LeMat-GenBench's scripts",
+    )
     add("--vae", default="mini:vae", help="whose features are compared")
     add("--out", type=user_path, help="instead of the folder of each set of crystals")
     add("--workers", type=int, help="processes; by default as many as CPUs")
@@ -102,6 +116,8 @@ def evaluate(args: argparse.Namespace) -> None:
             if not distributed.is_first():
                 continue
             scores = score_rows(rows, judge, known_features)
+            if args.export:
+                export_lemat(out, rows)
             write_results(out, rows, scores, protocol)
             print_table(source, rows, scores, protocol)
 

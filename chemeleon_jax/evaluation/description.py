@@ -7,6 +7,7 @@ from chemeleon_jax import __version__
 from chemeleon_jax.data.dataset import Dataset
 from chemeleon_jax.evaluation import statistics
 from chemeleon_jax.evaluation.judge import STABLE
+from chemeleon_jax.evaluation.protocols.choice import PROTOCOLS
 from chemeleon_jax.evaluation.scores import RESAMPLES
 from chemeleon_jax.models.store import params_digest
 from chemeleon_jax.rewards.stability import FAR_BELOW, METASTABLE
@@ -17,7 +18,8 @@ from chemeleon_jax.workers.symmetry import SYMMETRY_TOLERANCE
 
 def describe_protocol(args, dataset: Dataset, vae_params, judges) -> dict[str, Any]:
     """The protocol of `summary.json`, of the flags of a command."""
-    return {
+    metrics = PROTOCOLS.get(args.protocol)
+    return ({"metrics_of": metrics.description()} if metrics else {}) | {
         "reference": {
             "name": args.reference,
             "size": len(dataset),

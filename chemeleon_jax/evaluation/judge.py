@@ -58,6 +58,7 @@ class EvaluationContext:
     relaxer: str  # the name of the potential that does it
     width: int  # atoms that all batches are padded to
     chunk: int  # crystals of a batch
+    protocol: Any = None  # of others, that is judged by too, see `protocols.choice`
     smact: dict[tuple[int, ...], bool | None] = field(default_factory=dict)
 
     @cached_property
@@ -99,6 +100,8 @@ def judge_chunk(
     _find_known(cells, shares_formula, rows, context)
     _find_energies(crystals, valid, rows, context)
     _encode(crystals, valid, rows, context)
+    if context.protocol:
+        context.protocol.judge(rows, structures, context)
     return rows
 
 

@@ -11,7 +11,9 @@ import numpy as np
 
 from chemeleon_jax.evaluation import opinions
 from chemeleon_jax.evaluation.judge import STABLE
+from chemeleon_jax.evaluation.protocols.choice import PROTOCOLS
 from chemeleon_jax.evaluation.scores import ENERGY_SHARES, SHARES
+from chemeleon_jax.evaluation.statistics import Score
 from chemeleon_jax.rewards.stability import FAR_BELOW, METASTABLE
 from chemeleon_jax.runs.files import replacing, write_json
 
@@ -32,7 +34,14 @@ def columns_of(protocol: dict[str, Any]) -> tuple[str, ...]:
         columns += ("e_above_hull_unrelaxed",)
     if len(protocol["potentials"]) > 1:
         columns += opinions.columns(list(protocol["potentials"]))
+    if metrics := _metrics_of(protocol):
+        columns += metrics.columns(list(protocol["potentials"]))
     return columns
+
+
+def _metrics_of(protocol: dict[str, Any]):
+    """The protocol of others that crystals were judged by too, or None."""
+    return PROTOCOLS.get(protocol.get("metrics_of", {}).get("name"))
 
 
 def write_results(out: Path, rows, scores, protocol: dict[str, Any]) -> None:
@@ -70,14 +79,19 @@ def print_table(source: Path, rows, scores, protocol: dict[str, Any]) -> None:
     """Prints the scores, and the protocol they were taken by."""
     print(f"\n{source}: {len(rows)} crystals, mean and 95 % bootstrap interval")
     width = max(22, *(len(name) + 2 for name in scores))
-    for name, (value, low, high) in scores.items():
-        what = name.partition(":")[0]  # what follows says by which potential
-        if what.removesuffix("_unrelaxed") in SHARES + ENERGY_SHARES:
-            shown = f"{value:8.1%}  [{low:.1%}, {high:.1%}]"
+    metrics = _metrics_of(protocol)
+    for name, score in scores.items():
+        if metrics and "/" in name:
+            shown = _show(score, metrics.unit(name), np.isfinite(score.low))
+            shown += " *" if metrics.is_of_reference(name) else ""
         else:
-            unit = "eV/atom" if what.startswith("e_above_hull") else ""
-            shown = f"{value:8.3f}  [{low:.3f}, {high:.3f}] {unit}"
+            shown = _show(score, _unit(name))
         print(f"  {name:{width}}{shown}")
+    if metrics:
+        print(
+            f"* of --reference={protocol['reference']['name']} and its hulls, in place "
+            f"of {protocol['metrics_of']['reference_instead_of']}"
+        )
     reference, matcher = protocol["reference"], protocol["matcher"]
     relaxed = "as they are, not relaxed"
     if protocol["relaxed"]:
@@ -97,3 +111,20 @@ def print_table(source: Path, rows, scores, protocol: dict[str, Any]) -> None:
         f"{protocol['min_distance']} Å; composition: SMACT {protocol['smact']}; "
         f"features of {protocol['vae']}"
     )
+
+
+def _unit(name: str) -> str:
+    what = name.partition(":")[0]  # what follows says by which potential
+    if what.removesuffix("_unrelaxed") in SHARES + ENERGY_SHARES:
+        return "%"
+    return "eV/atom" if what.startswith("e_above_hull") else ""
+
+
+def _show(score: Score, unit: str, with_interval: bool = True) -> str:
+    """A score as the table has it, shares in percent."""
+    value, low, high = score
+    if unit == "%":
+        interval = f"  [{low:.1%}, {high:.1%}]" if with_interval else ""
+        return f"{value:8.1%}{interval}"
+    interval = f"  [{low:.3f}, {high:.3f}]" if with_interval else ""
+    return f"{value:8.3f}{interval} {unit}"

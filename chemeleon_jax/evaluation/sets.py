@@ -46,6 +46,8 @@ def complete_rows(
     judge_set(rows, context.pool)
     if len(context.judges) > 1:
         opinions.add_opinions(rows, list(context.judges))
+    if context.protocol:
+        context.protocol.finish(rows, context)
     return [{"name": item.name} | r for item, r in zip(items, rows, strict=True)]
 
 
@@ -60,4 +62,6 @@ def score_rows(
         scores |= opinions.score_opinions(rows, judges, draws)
     if context.relax is not None and context.relaxer in judges:
         scores |= score_unrelaxed(rows, draws)
+    if context.protocol:
+        scores |= context.protocol.score(rows, context, draws)
     return scores

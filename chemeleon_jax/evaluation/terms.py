@@ -10,6 +10,7 @@ from chemeleon_jax.data.dataset import Dataset
 from chemeleon_jax.data.readers.item import Item
 from chemeleon_jax.errors import UserError
 from chemeleon_jax.evaluation.judge import EvaluationContext
+from chemeleon_jax.evaluation.protocols import choice
 from chemeleon_jax.evaluation.relaxation import make_relaxation
 from chemeleon_jax.models.loading import load_checkpoint
 from chemeleon_jax.models.vae import VAE, make_vae
@@ -47,14 +48,20 @@ class Terms:
     relax_time_limit: float = calculators.TIME_LIMIT  # s, of a crystal, by ASE
     vae: str = "mini:vae"  # whose features are compared
     workers: int | None = None  # processes
+    protocol: str = "own"  # of others, whose metrics are added, see `protocols.choice`
 
     def __post_init__(self):
         """Fills in what is not said, and checks the whole."""
+        if self.protocol not in choice.NAMES:
+            raise UserError(
+                f"--protocol={self.protocol}: must be one of {', '.join(choice.NAMES)}"
+            )
         if self.potential is None:
             self.potential = POTENTIALS.partition(",")[0] if self.hull else POTENTIALS
         names = self.potential.split(",")
         if self.relax is None:
-            self.relax = self.potential != "none"
+            relaxes_first = choice.relaxes_first(self.protocol)
+            self.relax = self.potential != "none" and relaxes_first
         if self.relax_with and not self.relax:
             raise UserError("--relax_with: at odds with --no-relax")
         self.relax_with = self.relax_with or names[0]
@@ -98,7 +105,7 @@ def load_judges(terms: Terms, dataset: Dataset) -> Judges:
     known = None if terms.reference == "mp_mini" else dataset
     judges = {}
     for name in terms.potential.split(","):
-        potential = load_potential(name)
+        potential = choice.with_corrections(load_potential(name), terms.protocol)
         hull = (
             read_hull_file(terms.hull, potential)
             if terms.hull
@@ -141,4 +148,7 @@ def make_context(
         relaxer=terms.relax_with,
         width=width,
         chunk=max(CHUNK * 20 // width, 1),
+        protocol=choice.load_protocol(
+            terms.protocol, dataset, judges, pool, terms.relax_time_limit
+        ),
     )

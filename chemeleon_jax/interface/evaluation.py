@@ -49,6 +49,7 @@ def evaluate(
     relax_time_limit: float = calculators.TIME_LIMIT,
     vae: str = "mini:vae",
     workers: int | None = None,
+    protocol: str = "own",
 ) -> Evaluation:
     """Judges crystals as `python -m chemeleon_jax.evaluate` does, without files.
 
@@ -65,6 +66,7 @@ def evaluate(
       relax_time_limit: s, for a crystal, with an ASE potential.
       vae: whose features are compared.
       workers: processes; by default as many as CPUs.
+      protocol: "lemat" or "mattergen", whose metrics are added.
 
     Raises:
       UserError: a value is out of range or at odds with another, or a file cannot be
@@ -82,6 +84,7 @@ def evaluate(
         relax_time_limit=relax_time_limit,
         vae=vae,
         workers=workers,
+        protocol=protocol,
     )
     items, network = items_of(structures), load_vae(terms)
     dataset = (
@@ -90,18 +93,18 @@ def evaluate(
         else load_reference(terms.reference)
     )
     judges = load_judges(terms, dataset)
-    protocol = describe_protocol(terms, dataset, network[1], judges)
+    depends_on = describe_protocol(terms, dataset, network[1], judges)
     with WorkerPool(terms.workers, time_limit=TIME_LIMIT) as pool:
         context = make_context(terms, dataset, network, judges, pool, items)
         rows = judge_items(items, context)
-    scores = score_rows(rows, context, features_of_known(network, dataset))
+        scores = score_rows(rows, context, features_of_known(network, dataset))
     judged = [row.get("structure") for row in rows]
     return Evaluation(
         [None if s is None else read_structure(s) for s in judged],
         pd.DataFrame(
             [{"index": i} | row for i, row in enumerate(rows)],
-            columns=list(columns_of(protocol)),
+            columns=list(columns_of(depends_on)),
         ),
         pd.DataFrame({k: s._asdict() for k, s in scores.items()}).T,
-        protocol,
+        depends_on,
     )

@@ -7,6 +7,7 @@ import contextlib
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NamedTuple
 
 import chex
@@ -16,7 +17,9 @@ from chemeleon_jax.data.crystals import formula_key, formula_keys, take, to_nump
 from chemeleon_jax.data.types import CrystalBatch
 from chemeleon_jax.workers.matching import (
     Cell,
+    Fit,
     first_of_groups,
+    fits,
     fits_any,
     reduce_cell,
 )
@@ -179,6 +182,7 @@ def find_known(
     reduced: dict[int, Outcome],
     references: References,
     pool: Pool,
+    fit: Fit = fits,
 ) -> dict[int, Outcome]:
     """Whether crystals match a reference, by number.
 
@@ -187,6 +191,7 @@ def find_known(
       reduced: their reduced cells.
       references: the known crystals.
       pool: worker processes.
+      fit: what a match is; can be pickled.
     """
     known = [
         r
@@ -206,7 +211,8 @@ def find_known(
         )
         for i, formula in formulas.items()
     ]
-    return dict(zip(formulas, pool.map(fits_any, items), strict=True))
+    found = pool.map(partial(fits_any, fit=fit), items)
+    return dict(zip(formulas, found, strict=True))
 
 
 def by_formula(formulas: Mapping[Any, tuple[int, ...]]) -> dict[tuple, list[Any]]:
@@ -224,14 +230,17 @@ def fill_cache(cache: dict[Any, Outcome], wanted, function, cells, pool) -> None
     cache.update(zip(missing, outcomes, strict=True))
 
 
-def first_occurrences(buckets, reduced, pool) -> dict[int, Outcome]:
+def first_occurrences(
+    buckets, reduced, pool: Pool, fit: Fit = fits
+) -> dict[int, Outcome]:
     """Whether each crystal of each bucket is the first of its group.
 
     Large buckets go block by block, so that one formula that fills the batch still
     spreads over the workers: a block is compared with the firsts of earlier blocks, one
     crystal per task, and what remains of it with itself. The flags are those of
-    comparing in order.
+    comparing in order, `fit(first, crystal)`.
     """
+    any_fits, firsts_of = partial(fits_any, fit=fit), partial(first_of_groups, fit=fit)
     flags: dict[int, Outcome] = {}
     firsts: dict[int, list[int]] = {b: [] for b in range(len(buckets))}
     for start in range(0, max(map(len, buckets), default=0), _BLOCK):
@@ -241,7 +250,7 @@ def first_occurrences(buckets, reduced, pool) -> dict[int, Outcome]:
             (reduced[i].value, [reduced[j].value for j in firsts[b]], False)
             for i, b in late
         ]
-        for (i, _), outcome in zip(late, pool.map(fits_any, items), strict=True):
+        for (i, _), outcome in zip(late, pool.map(any_fits, items), strict=True):
             if outcome.status != Status.OK or outcome.value:
                 flags[i] = outcome._replace(value=False)
         rest = {
@@ -249,7 +258,7 @@ def first_occurrences(buckets, reduced, pool) -> dict[int, Outcome]:
         }
         tasks = [b for b, members in rest.items() if members]
         groups = pool.map(
-            first_of_groups, [[reduced[i].value for i in rest[b]] for b in tasks]
+            firsts_of, [[reduced[i].value for i in rest[b]] for b in tasks]
         )
         for b, outcome in zip(tasks, groups, strict=True):
             for k, i in enumerate(rest[b]):

@@ -1,5 +1,7 @@
 """Which crystals are the same under pymatgen's StructureMatcher."""
 
+from collections.abc import Callable
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
@@ -8,9 +10,12 @@ from pymatgen.core import Lattice, Structure
 
 from chemeleon_jax.workers.amd import average_minimum_distance
 from chemeleon_jax.workers.elongation import check_elongation
-from chemeleon_jax.workers.prefilter import may_fit
+from chemeleon_jax.workers.prefilter import LENGTH_TOL, may_fit
 
-_MATCHER = StructureMatcher()  # the defaults: ltol 0.2, stol 0.3, angle_tol 5
+
+@cache
+def _matcher(length_tol: float) -> StructureMatcher:
+    return StructureMatcher(ltol=length_tol)  # and the defaults: stol 0.3, angle_tol 5
 
 
 class Cell(NamedTuple):
@@ -42,17 +47,30 @@ def reduce_cell(cell: Cell) -> Cell:
     )
 
 
-def fits_any(crystals: tuple[Cell, list[Cell], bool]) -> bool:
+def fits(one: Cell, other: Cell, length_tol: float = LENGTH_TOL) -> bool:
+    """`StructureMatcher().fit` of two reduced cells of the same reduced formula.
+
+    `length_tol` may be less than the default, whose prefilter is used, but not more.
+    """
+    return may_fit(one, other) and _matcher(length_tol).fit(
+        to_structure(one), to_structure(other), skip_structure_reduction=True
+    )
+
+
+Fit = Callable[[Cell, Cell], bool]  # of two reduced cells of one formula
+
+
+def fits_any(crystals: tuple[Cell, list[Cell], bool], fit: Fit = fits) -> bool:
     """Whether a reduced crystal matches one of others with the same reduced formula.
 
     The flag says whether the crystal is the first argument of `StructureMatcher.fit`,
     which is not quite symmetric.
     """
     cell, others, first = crystals
-    return any(fits(cell, c) if first else fits(c, cell) for c in others)
+    return any(fit(cell, c) if first else fit(c, cell) for c in others)
 
 
-def first_of_groups(cells: list[Cell]) -> list[bool]:
+def first_of_groups(cells: list[Cell], fit: Fit = fits) -> list[bool]:
     """Which reduced crystals of one formula start a group, in order.
 
     As `StructureMatcher.group_structures`: a crystal joins the first group whose first
@@ -61,17 +79,10 @@ def first_of_groups(cells: list[Cell]) -> list[bool]:
     firsts: list[Cell] = []
     flags = []
     for cell in cells:
-        flags.append(not any(fits(first, cell) for first in firsts))
+        flags.append(not any(fit(first, cell) for first in firsts))
         if flags[-1]:
             firsts.append(cell)
     return flags
-
-
-def fits(one: Cell, other: Cell) -> bool:
-    """`StructureMatcher().fit` of two reduced cells of the same reduced formula."""
-    return may_fit(one, other) and _MATCHER.fit(
-        to_structure(one), to_structure(other), skip_structure_reduction=True
-    )
 
 
 def amd_of_cell(cell: Cell) -> np.ndarray:

@@ -28,7 +28,7 @@ class Symmetrised(NamedTuple):
 
 def space_group(cell: Cell, tolerance: float = SYMMETRY_TOLERANCE) -> str:
     """International symbol, such as Fm-3m."""
-    with _without_c_messages():
+    with without_c_messages():
         return to_structure(cell).get_space_group_info(tolerance)[0]
 
 
@@ -37,7 +37,7 @@ def symmetry_degree(cell: Cell, tolerance: float = SYMMETRY_TOLERANCE) -> float:
 
     From 0, of P1, to 1, of the cubic groups with m-3m. A tolerance in Å.
     """
-    with _without_c_messages():
+    with without_c_messages():
         found = SpacegroupAnalyzer(to_structure(cell), tolerance).get_symmetry_dataset()
     # Of the conventional cell: the given one may be a supercell that not all of them
     # leave as it is.
@@ -70,7 +70,7 @@ def _cell(structure: Structure) -> Cell:
 
 
 @contextlib.contextmanager
-def _without_c_messages():
+def without_c_messages():
     """Keeps what a library in C prints of a crystal off the terminal of all."""
     sys.stderr.flush()
     with open(os.devnull, "w") as nowhere:

@@ -150,6 +150,45 @@ def test_flags_of_a_mixed_set(folder, capsys):
         assert part in shown
 
 
+def test_by_the_protocol_of_lemat_genbench(folder, capsys):
+    save(folder / "mixed.json", [NEW, CLASH, NACL, NEW, SODIUM])
+    rows, summary = run(folder, "mixed.json", "--protocol=lemat", "--export=lemat")
+    found = {name: [row[name] for row in rows] for name in rows[0]}
+    assert found["lemat/valid"] == ["True", "False", "True", "True", "True"]
+    assert found["lemat/distance"][1] == "False"
+    assert found["lemat/unique"] == ["True", "", "True", "False", "True"]
+    assert found["lemat/novel"] == ["True", "", "False", "True", "False"]
+    scores = summary["scores"]
+    assert scores["lemat/overall_valid_ratio"]["value"] == 0.8
+    assert scores["lemat/uniqueness_score"]["value"] == 0.75  # of the valid ones
+    assert scores["lemat/js_average"]["low"] is None
+    metrics_of = summary["protocol"]["metrics_of"]
+    assert metrics_of["name"] == "lemat"
+    assert "LeMat-Bulk" in metrics_of["reference_instead_of"]
+    shown = capsys.readouterr().out
+    assert f"* of --reference={folder / 'known.json'}" in shown
+    cifs = sorted((folder / "out" / "lemat" / "cifs").iterdir())
+    assert [file.name for file in cifs] == [f"{i:06d}.cif" for i in range(5)]
+    assert Structure.from_file(cifs[2]).composition == NACL.composition
+    with open(folder / "out" / "lemat" / "structures.csv", newline="") as file:
+        table = list(csv.DictReader(file))
+    assert table[2]["cif_string"] == cifs[2].read_text()
+
+
+def test_by_the_protocol_of_mattergen(folder):
+    save(folder / "mixed.json", [NEW, CLASH, NACL, NEW, SODIUM])
+    rows, summary = run(folder, "mixed.json", "--protocol=mattergen")
+    found = {name: [row[name] for row in rows] for name in rows[0]}
+    assert found["mattergen/structure_validity"][1] == "False"
+    assert found["mattergen/unique"] == ["True", "True", "True", "False", "True"]
+    assert found["mattergen/novel"] == ["True", "True", "False", "True", "False"]
+    scores = {k: s["value"] for k, s in summary["scores"].items() if "mattergen/" in k}
+    assert scores["mattergen/precision"] == 0.4  # invalid ones count too
+    assert scores["mattergen/recall"] == 0.5
+    assert scores["mattergen/frac_unique_systems"] == 0.6
+    assert scores["mattergen/frac_novel_systems"] == 0.2
+
+
 def test_what_lies_far_below_the_hull_is_told_apart(folder):
     far = Structure(Lattice.cubic(6.6), ["Na"], [[0, 0, 0]])
     save(folder / "far.json", [far])
