@@ -54,7 +54,7 @@ def symmetrise(task: tuple[Cell, float]) -> Symmetrised:
       Exception: spglib finds none.
     """
     cell, tolerance = task
-    with _without_c_messages():
+    with without_c_messages():
         found = SpacegroupAnalyzer(to_structure(cell), symprec=tolerance)
         return Symmetrised(
             found.get_space_group_symbol(),
