@@ -34,6 +34,7 @@ from chemeleon_jax.potentials.hull import composition_counts, load_hull
 from chemeleon_jax.potentials.loading import load_potential
 from chemeleon_jax.screening.sieve import MIN_STIFFNESS
 from chemeleon_jax.screening.stability import find_stability, refine
+from chemeleon_jax.screening.terms import MIN_FREQUENCY, STABILITY
 
 JUDGES = "chgnet,sevennet-l3i5"
 WAYS = ("stretched", "moved", "exchanged")
@@ -162,8 +163,8 @@ def main() -> None:
     """Measures one thing or the other."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("what", choices=("vibrations", "bar"))
-    parser.add_argument("--potential", default=screen.STABILITY)
-    parser.add_argument("--min_frequency", type=float, default=screen.MIN_FREQUENCY)
+    parser.add_argument("--potential", default=STABILITY)
+    parser.add_argument("--min_frequency", type=float, default=MIN_FREQUENCY)
     parser.add_argument("--number", type=int, default=100)
     parser.add_argument("--atoms", type=int, default=20, help="at most, in a cell")
     parser.add_argument("--out", type=Path, default=Path("bar"))

@@ -1,6 +1,6 @@
-"""The package from Python: load a model, sample, relax, evaluate.
+"""The package from Python: load a model, sample, relax, evaluate, screen.
 
-    from chemeleon_jax.interface import evaluate, load, relax
+    from chemeleon_jax.interface import evaluate, load, relax, screen
 
     crystals = load("runs/rl_dng").sample(100, composition="LiMnO2")
     print(evaluate(crystals.structures).scores)
@@ -14,5 +14,7 @@ from chemeleon_jax.interface.evaluation import Evaluation, evaluate
 from chemeleon_jax.interface.model import Model, load
 from chemeleon_jax.interface.relaxation import relax
 from chemeleon_jax.interface.result import Crystals
+from chemeleon_jax.interface.screening import Screening, screen
 
-__all__ = ["Crystals", "Evaluation", "Model", "evaluate", "load", "relax"]
+__all__ = ["Crystals", "Evaluation", "Model", "Screening"]
+__all__ += ["evaluate", "load", "relax", "screen"]

@@ -25,6 +25,11 @@ VASP_SETS = {"MPRelaxSet": MPRelaxSet, "MPScanRelaxSet": MPScanRelaxSet}
 ALL_COLUMNS = ("index", "name", "formula", "num_atoms", "stage", "reason", "detail")
 
 
+def distance_columns(judges: list[str]) -> list[str]:
+    """What `all.csv` has besides: distances from the hulls, by each potential."""
+    return [f"e_above_hull:{name}" for name in judges]
+
+
 def candidate_columns(record: dict, judges: list[str]) -> dict[str, Any]:
     """One line of the table of candidates, in flat columns."""
     stable = record.get("stability") or {}
@@ -67,7 +72,7 @@ def write_results(
     """
     judges = list(summary["protocol"]["potentials"])
     with replacing(out / "all.csv") as file, open(file, "w", newline="") as text:
-        names = [*ALL_COLUMNS, *(f"e_above_hull:{n}" for n in judges)]
+        names = [*ALL_COLUMNS, *distance_columns(judges)]
         table = csv.DictWriter(text, names, restval="", extrasaction="ignore")
         table.writeheader()
         table.writerows(rows)

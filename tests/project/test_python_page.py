@@ -12,6 +12,7 @@ import chemeleon_jax
 from chemeleon_jax import interface
 from chemeleon_jax.interface import model
 from chemeleon_jax.models.store import Checkpoint
+from chemeleon_jax.screening import steps
 
 PAGE = paths.ROOT / "docs" / "python.md"
 
@@ -24,9 +25,10 @@ def small(monkeypatch, pool):
     both = Checkpoint(ldm.params | vae.params, config)
     monkeypatch.setattr(model, "load_checkpoint", lambda *_, **__: both)
     monkeypatch.setattr(model, "MAX_ATOMS", 4)
-    for module in (interface.evaluation, interface.relaxation):
+    for module in (interface.evaluation, interface.relaxation, steps):
         monkeypatch.setattr(module, "WorkerPool", lambda *_, **__: nullcontext(pool))
     sample, relax, evaluate = model.Model.sample, interface.relax, interface.evaluate
+    screen = interface.screen
 
     def sample_few(self, num_samples, *, composition=None, **asked):
         assert composition == "LiMnO2"
@@ -43,7 +45,13 @@ def small(monkeypatch, pool):
     monkeypatch.setattr(model.Model, "sample", sample_few)
     for place in (chemeleon_jax, interface):
         monkeypatch.setattr(place, "relax", relax_quickly, raising=False)
+    def screen_quickly(structures, potential, **asked):
+        assert potential == "chgnet" and asked["stability_with"] == "none"
+        quick = {"potential": "ase:argon:lennard_jones", "max_force": 1e9}
+        return screen(structures, reference=KNOWN, **asked | quick)
+
     monkeypatch.setattr(interface, "evaluate", evaluate_quickly)
+    monkeypatch.setattr(interface, "screen", screen_quickly)
 
 
 def test_the_page_runs(small):
@@ -54,6 +62,7 @@ def test_the_page_runs(small):
         block = block.replace(', "metastable"', "").replace('"e_above_hull", ', "")
         exec(block, names)
     assert len(names["crystals"].table) == len(names["found"].table) == 4
+    assert len(names["best"].all) == 4 and "funnel" in names["best"].summary
     assert len(names["mine"]) == len(names["valid"]) >= 2
     assert names["found"].structures[0].composition == (
         names["relaxed"].structures[0].composition

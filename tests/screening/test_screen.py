@@ -12,8 +12,10 @@ from known_crystals import CLASH, CSCL_TYPE, CUBIC, KNOWN, NACL, NEW, SODIUM, sa
 from pymatgen.core import Lattice, Structure
 
 from chemeleon_jax import screen
+from chemeleon_jax.data.readers.files import read_crystals
 from chemeleon_jax.errors import UserError
-from chemeleon_jax.screening import sieve
+from chemeleon_jax.interface import screen as screen_structures
+from chemeleon_jax.screening import sieve, steps
 
 QUICK = "ase:ase.calculators.lj:LennardJones"  # any elements, and quick
 SALT = Structure(Lattice.cubic(4.2), ["Na", "Br"], CUBIC)
@@ -23,8 +25,8 @@ SAMPLES = [NEW, CLASH, NACL, NEW, SALT, SODIUM]
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setattr(screen, "CHUNK", 2)
-    monkeypatch.setattr(screen, "EXAMINED", 1)
+    monkeypatch.setattr(steps, "CHUNK", 2)
+    monkeypatch.setattr(steps, "EXAMINED", 1)
     save(tmp_path / "known.json", KNOWN)
     rng = np.random.default_rng(0)
     copies = [disguised(s, rng) if s is not CLASH else s for s in SAMPLES]
@@ -47,7 +49,7 @@ def arguments(folder, *flags):
 
 
 def test_from_samples_to_candidates_also_when_it_is_cut_off(folder, monkeypatch):
-    judged, judge_chunk = [], screen.judge_chunk
+    judged, judge_chunk = [], steps.judge_chunk
 
     def judge_some(items, *args):
         judged.append(len(items))
@@ -55,7 +57,7 @@ def test_from_samples_to_candidates_also_when_it_is_cut_off(folder, monkeypatch)
             raise KeyboardInterrupt
         return judge_chunk(items, *args)
 
-    monkeypatch.setattr(screen, "judge_chunk", judge_some)
+    monkeypatch.setattr(steps, "judge_chunk", judge_some)
     with pytest.raises(KeyboardInterrupt):
         screen.main(arguments(folder))
     assert screen.main(arguments(folder)) == 0
@@ -101,6 +103,28 @@ def test_from_samples_to_candidates_also_when_it_is_cut_off(folder, monkeypatch)
         assert words in page
 
 
+def test_python_gives_the_candidates_of_the_program(folder):
+    assert screen.main(arguments(folder, "--num_candidates=1")) == 0
+    copies = [item.structure for item in read_crystals(folder / "some.json")]
+    found = screen_structures(
+        copies,
+        reference=KNOWN,
+        potential=QUICK,
+        stability_with="none",
+        max_force=1000,
+        max_e_above_hull=1,
+        num_candidates=1,
+        workers=1,
+    )
+    table = pd.read_csv(folder / "out" / "candidates.csv")
+    same = ["rank", "index", "formula", "space_group", "e_above_hull:mean"]
+    pd.testing.assert_frame_equal(found.table[same], table[same])
+    rows = pd.read_csv(folder / "out" / "all.csv", keep_default_na=False)
+    assert list(found.all["reason"]) == list(rows["reason"])
+    (structure,) = found.structures
+    assert structure.composition.reduced_formula == table["formula"][0]
+
+
 def test_known_crystals_can_stay_and_few_are_wanted(folder, monkeypatch):
     assert screen.main(arguments(folder, "--keep_known", "--num_candidates=1")) == 0
     rows = pd.read_csv(folder / "out" / "all.csv", keep_default_na=False)
@@ -110,7 +134,7 @@ def test_known_crystals_can_stay_and_few_are_wanted(folder, monkeypatch):
     (line,) = pd.read_csv(folder / "out" / "candidates.csv").to_dict("records")
     assert rows["stage"][line["index"]] == "candidate"
     # Nobody passes narrower limits; what is relaxed is not relaxed again.
-    monkeypatch.setattr(screen, "judge_chunk", None)
+    monkeypatch.setattr(steps, "judge_chunk", None)
     assert screen.main(arguments(folder, "--max_e_above_hull=1e-9")) == 0
     assert len(pd.read_csv(folder / "out" / "candidates.csv")) == 0
     assert not (folder / "out" / "candidates.db").exists()
@@ -178,7 +202,7 @@ def test_reasons_of_examined_crystals(stability, reason):
 def test_errors_of_the_command_line(tmp_path, flag, message):
     args = screen.parse([str(tmp_path), f"--out={tmp_path}", flag])
     with pytest.raises(UserError, match=message):
-        screen.check(args)
+        screen.terms_of(args)
 
 
 def test_crystals_kept_by_the_first_look_are_the_first_of_their_kind(pool):
