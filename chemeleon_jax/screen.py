@@ -46,6 +46,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         words = f"{words} (default {value})"
         add(f"--{name}", type=kind, default=value, help=words)
     add("--keep_known", action="store_true", help="known crystals are no reason")
+    add("--charge_balanced", action="store_true", help="drop what SMACT refuses")
     add("--workers", type=int, help="processes; by default as many as CPUs")
     return parser.parse_args(argv)
 
@@ -71,7 +72,7 @@ def screen(args: argparse.Namespace) -> None:
         with replacing(page) as file:
             file.write_text(make_page(rows, candidates, summary), encoding="utf-8")
     for name, count in summary["funnel"].items():
-        print(f"  {name.replace('_', ' '):28}{count:7}")
+        print(f"  {name:28}{count:7}")
     for note in summary["notes"]:
         print(note)
     print(f"{page}: {len(candidates)} candidates")

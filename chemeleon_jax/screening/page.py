@@ -19,6 +19,7 @@ from chemeleon_jax.report.parts import (
 from chemeleon_jax.screening.sieve import REASONS
 
 SET = "candidates"
+BALANCE = {True: "balanced", False: "unbalanced", None: "–"}
 
 
 def make_page(rows: list[dict], candidates: list[dict], summary: dict) -> str:
@@ -43,12 +44,11 @@ def make_page(rows: list[dict], candidates: list[dict], summary: dict) -> str:
 def funnel_section(summary: dict, data: dict) -> str:
     """How many were left after each question."""
     counts = summary["funnel"]
-    labels = [name.replace("_", " ") for name in counts]
     trace = {
         "type": "bar",
         "orientation": "h",
         "x": list(counts.values())[::-1],
-        "y": labels[::-1],
+        "y": list(counts)[::-1],
         "text": [str(n) for n in counts.values()][::-1],
         "textposition": "auto",
         "marker": {"color": "#2f5bea"},
@@ -80,7 +80,8 @@ def dropped_section(rows: list[dict]) -> str:
             f"<td>{counts[reason]}</td><td>{esc(meaning)}</td><td>{esc(shown)}</td></tr>"
         )
     head = "<tr><th>reason</th><th>crystals</th><th>what it means</th><th>such as</th>"
-    return section("Why crystals were dropped", "", _table(f"{head}</tr>", lines))
+    table = _table(f"{head}</tr>", lines, "words")
+    return section("Why crystals were dropped", "", table)
 
 
 def gallery_section(candidates: list[dict], data: dict) -> str:
@@ -106,12 +107,14 @@ def gallery_section(candidates: list[dict], data: dict) -> str:
 
 def table_section(candidates: list[dict], judges: list[str]) -> str:
     """Energies, symmetry, stability and the nearest known compounds."""
-    names = ("", "formula", "space group", "above hull", *judges, "against known")
+    names = ("", "formula", "charges", "space group", "above hull", *judges)
+    names += ("against known",)
     names += ("lowest frequency", "bulk / shear", "nearest known")
-    units = ("", "", "", "mean, eV/atom", *["eV/atom"] * len(judges), "eV/atom")
+    units = ("", "", "SMACT", "", "mean, eV/atom", *["eV/atom"] * len(judges))
+    units += ("eV/atom",)
     units += ("THz", "GPa", "atoms exchanged")
     head = "".join(
-        f"<th>{esc(name)}<small>{esc(unit)}</small></th>"
+        f"<th>{esc(name)}<br><small>{esc(unit)}</small></th>"
         for name, unit in zip(names, units, strict=True)
     )
     lines = [_line(record, judges) for record in candidates]
@@ -134,6 +137,7 @@ def _line(record: dict, judges: list[str]) -> str:
     )
     cells = [
         formula_html(record["formula"]),
+        BALANCE[record["smact_valid"]],
         groups or "–",
         f"{record['e_above_hull:mean']:.3f}",
         *(f"{record[f'e_above_hull:{name}']:.3f}" for name in judges),
@@ -156,9 +160,9 @@ def protocol_section(protocol: dict) -> str:
     return section("Protocol", "", _table("", lines))
 
 
-def _table(head: str, lines: list[str]) -> str:
+def _table(head: str, lines: list[str], kind: str = "") -> str:
     body = "".join(lines)
     return (
-        f"<div class='card scroll'><table><thead>{head}</thead>"
+        f"<div class='card scroll'><table class='{kind}'><thead>{head}</thead>"
         f"<tbody>{body}</tbody></table></div>"
     )

@@ -43,6 +43,7 @@ def candidate_columns(record: dict, judges: list[str]) -> dict[str, Any]:
         "space_group": next(reversed(groups.values()), ""),
         **{f"space_group:{tolerance}": x for tolerance, x in groups.items()},
         "symmetry_tolerance": record["tolerance"],
+        "smact_valid": record["smact_valid"],
         "e_above_hull:mean": record["e_above_hull:mean"],
         "e_above_hull:spread": record["e_above_hull:spread"],
     }

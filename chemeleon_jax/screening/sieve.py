@@ -14,11 +14,12 @@ from chemeleon_jax.rewards.stability import FAR_BELOW
 from chemeleon_jax.workers.outcome import Status
 from chemeleon_jax.workers.pool import Pool
 
-# In the order in which they are asked. "" is a candidate.
+# In the order in which they are asked, and what is left after each. "" is a candidate.
 REASONS = {
     "invalid": "unreadable, or no crystal that could be: atoms or cell",
     "duplicate": "the likeness of one before it, as sampled or when relaxed",
     "known": "the likeness of a known crystal",
+    "unbalanced": "charges cannot add up to zero by SMACT's rules",
     "no_energy": "a potential has no energy for it, or its hull does not reach",
     "disputed": "the potentials disagree about its distance from the hull",
     "unstable": "too far above the hull by a potential",
@@ -28,6 +29,17 @@ REASONS = {
     "elastically_unstable": "a strain that lowers its energy",
     "ranked_lower": "not looked at further: enough better ones",
 }
+LEFT = dict(
+    zip(
+        REASONS,
+        (
+            *("valid", "distinct", "new", "of allowed charges", "with energies"),
+            *("undisputed", "near the hull", "not far below it", "relaxed"),
+            *("vibrating", "stiff", "candidates"),
+        ),
+        strict=True,
+    )
+)
 
 
 # GPa: molecular and layered crystals are as soft as a potential is wrong. Of twelve
@@ -43,6 +55,7 @@ class Limits:
     max_spread: float  # eV/atom, between potentials
     min_frequency: float  # THz, below zero
     keep_known: bool = False
+    charge_balanced: bool = False  # whether charges must add up to zero
     far_below: float = FAR_BELOW  # eV/atom
     min_stiffness: float = MIN_STIFFNESS  # GPa
 
@@ -79,6 +92,8 @@ def second_look(row: Row, judges: Sequence[str], limits: Limits) -> tuple[str, s
         return "duplicate", "relaxed"
     if not (row["novel"] or limits.keep_known):
         return "known", ""
+    if limits.charge_balanced and row["smact_valid"] is False:
+        return "unbalanced", ""
     if not np.isfinite(distances).all():
         return "no_energy", row["status"]
     if np.ptp(distances) > limits.max_spread:
@@ -113,5 +128,5 @@ def funnel(reasons: Sequence[str]) -> dict[str, int]:
     counts = {"sampled": left}
     for reason in REASONS:
         left -= dropped[reason]
-        counts[f"not {reason}"] = left
+        counts[LEFT[reason]] = left
     return counts

@@ -41,6 +41,7 @@ class ScreeningTerms:
     max_spread: float = 0.1  # eV/atom, between the judges
     min_frequency: float = MIN_FREQUENCY  # THz; imaginary ones are below 0
     keep_known: bool = False
+    charge_balanced: bool = False  # whether charges must add up to zero (SMACT)
     max_force: float = relax.MAX_FORCE  # eV/Å, to stop at
     relax_steps: int = 2 * relax.MAX_STEPS
     workers: int | None = None  # processes; as many as CPUs
@@ -83,6 +84,7 @@ class ScreeningTerms:
             max_spread=self.max_spread,
             min_frequency=self.min_frequency,
             keep_known=self.keep_known,
+            charge_balanced=self.charge_balanced,
         )
 
     def describe_inputs(self, dataset: Dataset, judges: Judges) -> dict[str, Any]:

@@ -45,6 +45,7 @@ def small(monkeypatch, pool):
     monkeypatch.setattr(model.Model, "sample", sample_few)
     for place in (chemeleon_jax, interface):
         monkeypatch.setattr(place, "relax", relax_quickly, raising=False)
+
     def screen_quickly(structures, potential, **asked):
         assert potential == "chgnet" and asked["stability_with"] == "none"
         quick = {"potential": "ase:argon:lennard_jones", "max_force": 1e9}

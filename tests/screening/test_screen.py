@@ -140,12 +140,15 @@ def test_known_crystals_can_stay_and_few_are_wanted(folder, monkeypatch):
     assert not (folder / "out" / "candidates.db").exists()
 
 
-LIMITS = sieve.Limits(max_e_above_hull=0.1, max_spread=0.15, min_frequency=-0.5)
+LIMITS = sieve.Limits(
+    max_e_above_hull=0.1, max_spread=0.15, min_frequency=-0.5, charge_balanced=True
+)
 GOOD = {
     "valid": True,
     "unique": True,
     "novel": True,
     "relaxed": True,
+    "smact_valid": True,
     "relax_steps": 9,
     "relaxed_reason": "valid",
     "status": "ok",
@@ -167,6 +170,8 @@ GOOD = {
         ({"e_above_hull:a": -0.25, "e_above_hull:b": -0.15}, "far_below_hull"),
         ({"relaxed": False}, "not_converged"),
         ({"novel": False, "relaxed": False}, "known"),  # the first that applies
+        ({"smact_valid": False}, "unbalanced"),
+        ({"smact_valid": None}, ""),  # SMACT has no answer
     ],
 )
 def test_reasons_of_relaxed_crystals(change, reason):
