@@ -18,7 +18,7 @@ from chemeleon_jax.errors import UserError
 from chemeleon_jax.models import loading
 from chemeleon_jax.models.loading import load_checkpoint
 from chemeleon_jax.potentials.hull import read_hull
-from chemeleon_jax.report import page
+from chemeleon_jax.report import parts
 
 ROOT = paths.ROOT
 
@@ -151,10 +151,10 @@ Fe 0 0 {code} Fe
 
 
 def test_an_altered_viewer_is_not_put_into_a_report(monkeypatch):
-    assert "3Dmol" in page._viewer()
-    monkeypatch.setattr(page, "VIEWER_SHA256", "0" * 64)
+    assert "3Dmol" in parts._viewer()
+    monkeypatch.setattr(parts, "VIEWER_SHA256", "0" * 64)
     with pytest.raises(UserError, match="3Dmol-min.js was altered"):
-        page._viewer()
+        parts._viewer()
 
 
 @pytest.mark.parametrize("name", loading.MINI_MODELS)
