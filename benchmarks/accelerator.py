@@ -191,6 +191,8 @@ def main(arguments: list[str] | None = None) -> list[dict[str, Any]]:
     if flags.fixtures is None:
         del sections["parity"], sections["parity_bfloat16"]
     wanted = [name for name in flags.only.split(",") if name] or list(sections)
+    if unknown := [name for name in wanted if name not in sections]:
+        raise SystemExit(f"--only: no section {unknown[0]}; of {', '.join(sections)}")
     late = threading.Timer(flags.seconds + GRACE, end, [session])
     late.daemon = True
     late.start()

@@ -26,7 +26,7 @@ from chemeleon_jax.data.readers.item import Item
 from chemeleon_jax.devices import distributed
 from chemeleon_jax.errors import ProgramParser, exit_status, run_program
 from chemeleon_jax.evaluation.description import describe_protocol
-from chemeleon_jax.evaluation.export import export_lemat
+from chemeleon_jax.evaluation.export import check_export, export_lemat
 from chemeleon_jax.evaluation.inputs import find_sets, load_reference, read_set
 from chemeleon_jax.evaluation.judge import EvaluationContext, Row, judge_chunk
 from chemeleon_jax.evaluation.partial import prepare_partial
@@ -105,6 +105,8 @@ def evaluate(args: argparse.Namespace) -> None:
     with contextlib.ExitStack() as stack:
         for out in sets.values():  # before anything that takes long
             stack.enter_context(work_directory(out, option="--out", lock=LOCK))
+            if args.export:
+                check_export(out)
         judges = load_judges(terms, dataset)
         protocol = describe_protocol(terms, dataset, vae[1], judges)
         pool = stack.enter_context(WorkerPool(terms.workers, time_limit=TIME_LIMIT))

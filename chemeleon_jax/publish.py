@@ -10,6 +10,7 @@ Then `load("hub:me/my-crystals")` works for everybody. See docs/publishing.md.
 """
 
 import argparse
+import logging
 import re
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,9 @@ from chemeleon_jax.report.card import Card
 from chemeleon_jax.report.runs import load_evaluation
 from chemeleon_jax.runs import states
 from chemeleon_jax.runs.console import say_next
-from chemeleon_jax.runs.files import replacing, user_path
+from chemeleon_jax.runs.files import read_json, replacing, user_path
+
+logger = logging.getLogger(__name__)
 
 FILES = ["README.md", "config.json", "params.safetensors"]
 CARD = "README.md"
@@ -58,7 +61,12 @@ def publish(args: argparse.Namespace) -> None:
     folder = args.out or user_path(args.run.removesuffix("@best")) / "published"
     checkpoint = published(model)
     write_model(folder, checkpoint)
-    if not (folder / CARD).is_file():
+    if (folder / CARD).is_file():
+        if f"hub:{args.repo}" not in (folder / CARD).read_text(encoding="utf-8"):
+            raise UserError(
+                f"{folder / CARD}: is not of {args.repo}; delete it to have a new one"
+            )
+    else:
         text = make_card(args, model).text()
         with replacing(folder / CARD) as temporary:
             temporary.write_text(text, encoding="utf-8")
@@ -110,7 +118,9 @@ def write_model(folder: Path, checkpoint: Checkpoint) -> None:
     if (folder / "config.json").is_file():
         there = load_model(folder)
         same = params_digest(there.params) == params_digest(checkpoint.params)
-        if not (same and "sampling" in there.config):
+        for name in ("sampling", "atom_counts"):
+            same &= there.config.get(name) == checkpoint.config[name]
+        if not same:
             raise UserError(
                 f"{folder}: holds another model; delete it, or give another --out"
             )
@@ -131,6 +141,16 @@ def make_card(args: argparse.Namespace, model: Model) -> Card:
         best = states.find_best(place / "checkpoints") if weights == "best" else None
         iteration = best or max(states.list_steps(place / "checkpoints"), default=0)
     embedded = all(origin.startswith("mini:") for origin in origins)
+    tuned = load_evaluation(samples, "tuned", notes)
+    base = load_evaluation(samples / "base", "base", notes)
+    manifest = samples / "manifest.json"
+    if tuned is not None and manifest.is_file():
+        sampled = read_json(manifest).get("checkpoint_sha256")
+        if sampled != params_digest(model.checkpoint.params):
+            notes.append(f"{samples}: of another state of the model; no scores")
+            tuned = base = None
+    for note in notes:
+        logger.warning("%s", note)
     return Card(
         repo=args.repo,
         licence=args.license or ("mit" if embedded else "unknown"),
@@ -139,8 +159,8 @@ def make_card(args: argparse.Namespace, model: Model) -> Card:
         run=run,
         weights=weights,
         iteration=iteration,
-        tuned=load_evaluation(samples, "tuned", notes),
-        base=load_evaluation(samples / "base", "base", notes),
+        tuned=tuned,
+        base=base,
     )
 
 

@@ -12,13 +12,14 @@ docs/screening.md.
 
 import argparse
 import dataclasses
+from pathlib import Path
 
-from chemeleon_jax.errors import ProgramParser, exit_status, run_program
+from chemeleon_jax.errors import ProgramParser, UserError, exit_status, run_program
 from chemeleon_jax.evaluation.inputs import load_reference, read_set
 from chemeleon_jax.runs.directory import work_directory
 from chemeleon_jax.runs.files import replacing, user_path
 from chemeleon_jax.screening.page import make_page
-from chemeleon_jax.screening.results import write_results
+from chemeleon_jax.screening.results import FOLDERS, write_results
 from chemeleon_jax.screening.steps import screen_items
 from chemeleon_jax.screening.terms import ScreeningTerms
 
@@ -57,12 +58,25 @@ def terms_of(args: argparse.Namespace) -> ScreeningTerms:
     return ScreeningTerms(**{field.name: getattr(args, field.name) for field in fields})
 
 
+def check_out(out: Path) -> None:
+    """Raises UserError where results would take the place of something else."""
+    if (out / "partial").is_dir():  # of an earlier screening
+        return
+    for name in FOLDERS:
+        if (out / name).exists():
+            raise UserError(
+                f"--out={out}: holds {name}/, which no screening has written, and "
+                "which this one would replace; give another folder"
+            )
+
+
 def screen(args: argparse.Namespace) -> None:
     """Takes crystals through the steps, and writes what is left."""
     terms = terms_of(args)
     items = read_set(args.samples)
     dataset = load_reference(terms.reference)
     with work_directory(args.out, option="--out", lock=LOCK):
+        check_out(args.out)
         rows, candidates, summary = screen_items(
             items, terms, dataset, args.out / "partial"
         )

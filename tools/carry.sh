@@ -10,8 +10,8 @@
 # with all that they need. Ends with status 1 if wheels and tracked files together are
 # larger than LIMIT, 64 MiB by default. tools/accelerate.sh installs them.
 set -euo pipefail
-folder=${1:?usage: bash tools/carry.sh FOLDER [THERE]}
-there=${2:-}
+folder=$(realpath -m "${1:?usage: bash tools/carry.sh FOLDER [THERE]}")
+there=${2:+$(realpath "$2")}
 limit=${LIMIT:-$((64 * 1024 * 1024))}
 cd "$(dirname "$0")/.."
 versions=constraints/py313-jax0.12.txt

@@ -8,9 +8,19 @@ from pathlib import Path
 from pymatgen.io.cif import CifWriter
 
 from chemeleon_jax.data.crystals import read_structure
+from chemeleon_jax.errors import UserError
 from chemeleon_jax.evaluation.judge import Row
 
 logger = logging.getLogger(__name__)
+
+
+def check_export(out: Path) -> None:
+    """Raises UserError where `export_lemat` would replace what it has not written."""
+    folder = out / "lemat"
+    if folder.exists() and not (folder / "structures.csv").is_file():
+        raise UserError(
+            f"{folder}: is there, and no export wrote it; move it away, or give --out"
+        )
 
 
 def export_lemat(out: Path, rows: list[Row]) -> None:

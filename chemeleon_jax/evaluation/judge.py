@@ -61,6 +61,12 @@ class EvaluationContext:
     protocol: Any = None  # of others, that is judged by too, see `protocols.choice`
     smact: dict[tuple[int, ...], bool | None] = field(default_factory=dict)
 
+    @property
+    def corrects_relaxer(self) -> bool:
+        """Whether the protocol adds corrections to the calculator that relaxes."""
+        corrects = self.protocol is not None and self.protocol.corrects
+        return corrects and self.relaxer.startswith("ase:")
+
     @cached_property
     def energies(self) -> dict[str, Callable]:
         """The potentials, each compiled once."""
@@ -127,7 +133,9 @@ def _relax(structures, reasons, rows, context) -> list[Structure | None]:
             "space_group_unrelaxed": group.value,
         }
         describe_relaxation(rows[i], result)
-        if context.relaxer in context.judges and np.isfinite(result.initial_energy):
+        if context.corrects_relaxer:  # what it relaxed by is not what it judges by
+            rows[i]["energy_unrelaxed"] = None
+        elif context.relaxer in context.judges and np.isfinite(result.initial_energy):
             _, hull = context.judges[context.relaxer]
             lowest = hull.hull_energy(structures[i].atomic_numbers)
             above = result.initial_energy - lowest

@@ -221,6 +221,8 @@ def load(
     name, run = str(name), run_config(name)
     if weights not in WEIGHTS:
         raise UserError(f"--weights={weights}: must be one of {', '.join(WEIGHTS)}")
+    if weights != "latest" and run is None:
+        raise UserError(f"--weights={weights}: {name} is no directory of an RL run")
     if base and run is None:
         raise UserError(f"--base: {name} is no directory of an RL run")
     if base:

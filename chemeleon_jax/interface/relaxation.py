@@ -7,6 +7,7 @@ import pandas as pd
 from pymatgen.core import Structure
 
 from chemeleon_jax.data.crystals import from_structures
+from chemeleon_jax.errors import UserError
 from chemeleon_jax.evaluation.judge import Row, describe_relaxation, reasons_of
 from chemeleon_jax.evaluation.terms import TIME_LIMIT, Terms, load_relaxation
 from chemeleon_jax.interface.result import Crystals, items_of
@@ -42,6 +43,8 @@ def relax(
     Raises:
       UserError: an unknown potential, or a limit out of range. A crystal raises none.
     """
+    if "," in potential:
+        raise UserError(f"potential={potential}: one of them relaxes; name that")
     terms = Terms(
         potential=potential,
         relax=True,

@@ -20,11 +20,12 @@ DEFAULTS = {
 _BOUNDS = (
     ("num_samples", 1, 1e6),
     ("batch_size", 1, 1e9),
-    ("seed", 0, 2**63 - 1),
+    ("seed", 0, 2**32 - 1),  # a key of JAX has no room for more
     ("eta", 0, 1),
     ("cfg_scale", 0, 1e6),
     ("decoder_guidance", 0, 1e6),
 )
+_WHOLE = ("num_samples", "batch_size", "seed")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +56,13 @@ class Request:
             value = getattr(self, name)
             if value is not None and not low <= value <= high:
                 raise UserError(f"--{name}={value}: must be from {low} to {high:g}")
+        counts = () if self.num_atoms is None else self.num_atoms
+        whole = [(name, getattr(self, name)) for name in _WHOLE]
+        for name, value in (*whole, *(("num_atoms", count) for count in counts)):
+            if value is not None and value != int(value):
+                raise UserError(f"--{name}={value}: must be a whole number")
+        if self.num_atoms is not None and not len(self.num_atoms):
+            raise UserError("--num_atoms: names no count")
 
     def settings(
         self, own: Mapping[str, Any], *, guided: bool, elements: bool

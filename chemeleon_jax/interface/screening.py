@@ -13,7 +13,7 @@ from chemeleon_jax.evaluation.inputs import known_of, load_reference
 from chemeleon_jax.interface.result import Crystals, items_of
 from chemeleon_jax.screening.results import (
     ALL_COLUMNS,
-    candidate_columns,
+    candidate_table,
     distance_columns,
 )
 from chemeleon_jax.screening.steps import screen_items
@@ -59,7 +59,7 @@ def screen(
     columns = [*ALL_COLUMNS, *distance_columns(judges)]
     return Screening(
         [read_structure(record["primitive"]) for record in candidates],
-        pd.DataFrame([candidate_columns(record, judges) for record in candidates]),
+        candidate_table(candidates, judges),
         pd.DataFrame(rows, columns=columns),
         summary,
     )

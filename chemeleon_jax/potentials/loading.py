@@ -4,20 +4,31 @@ A potential's module is imported when it is asked for: e3nn-jax and ASE's optimi
 which most runs do not need, take longer than all of this package.
 """
 
+from collections.abc import Callable
+from functools import cache
+
 from chemeleon_jax.errors import UserError
 from chemeleon_jax.potentials.types import Potential
+
+
+@cache
+def _made_once(make: Callable[[str, dict], Potential], name: str) -> Potential:
+    """An embedded potential: what was compiled with it is found again."""
+    return make(name, {})
 
 
 def _chgnet(name: str, settings: dict) -> Potential:
     from chemeleon_jax.potentials import chgnet
 
-    return chgnet.potential(name, settings)
+    make = chgnet.potential
+    return make(name, settings) if settings else _made_once(make, name)
 
 
 def _sevennet(name: str, settings: dict) -> Potential:
     from chemeleon_jax.potentials import sevennet
 
-    return sevennet.potential(name, settings)
+    make = sevennet.potential
+    return make(name, settings) if settings else _made_once(make, name)
 
 
 def _nequix(name: str, settings: dict) -> Potential:

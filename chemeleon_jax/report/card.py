@@ -1,7 +1,6 @@
 """The card of a published model: what it is, where it comes from, what it is worth."""
 
 import math
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,11 +12,12 @@ from chemeleon_jax.errors import UserError
 from chemeleon_jax.models import hub
 from chemeleon_jax.report.comparison import SCORES, interval
 from chemeleon_jax.report.runs import CrystalSet
-from chemeleon_jax.rl.config import describe
+from chemeleon_jax.rl.config import describe, describe_judges
 
 CREDITS = {  # by what a config names
     "mp_mini": "Crystals of the Materials Project (CC-BY-4.0).",
     "mp_20": "Crystals of the Materials Project (CC-BY-4.0).",
+    "alex_mp_20": "Crystals of the Alexandria database (CC-BY-4.0).",
     "chgnet": "CHGNet: B. Deng et al., Nature Machine Intelligence 5, 1031 (2023).",
     "sevennet": "SevenNet: Y. Park et al., J. Chem. Theory Comput. 20, 4857 (2024).",
 }
@@ -60,6 +60,15 @@ def public_name(path: str) -> str:
     if path.startswith(("mini:", "hub:")) or "/" not in path:
         return path
     return f"{Path(path).name} (a local file)"
+
+
+def public_potentials(names: str) -> str:
+    """Potentials with commas between, without the folders of files."""
+    shown = []
+    for name in names.split(","):
+        kind, colon, path = name.strip().partition(":")
+        shown.append(f"{kind}{colon}{Path(path).name}" if "/" in path else name.strip())
+    return ", ".join(shown)
 
 
 def _header(card: Card) -> str:
@@ -111,14 +120,14 @@ def _origin(card: Card, run: dict[str, Any]) -> str:
             f"novel is not in {public_name(run['reward']['reference_dataset'])}",
             "asked for": _some(run["data"]["compositions"]),
             "reward": about["reward"],
-            "its judges": re.sub(r"/\S*/", "", about["judges"]),  # nequix:PATH
+            "its judges": _judges(run["reward"]),
             "its hull": public_name(run["reward"]["hull_file"])
             or f"of {public_name(run['reward']['reference_dataset'])}",
             "its function": custom and public_name(custom),
             "crystals": about["crystals"],
             "iterations": f"{card.iteration} ({card.weights})",
             "seed": str(run["seed"]),
-            "a judge not in the reward": run["judge"]["potential"],
+            "a judge not in the reward": public_potentials(run["judge"]["potential"]),
         }
     except (KeyError, AttributeError) as error:
         raise UserError(
@@ -127,6 +136,16 @@ def _origin(card: Card, run: dict[str, Any]) -> str:
         ) from error
     rows = [f"| {name} | {text} |" for name, text in facts.items() if text]
     return "\n".join(["| | |", "|---|---|", *rows])
+
+
+def _judges(reward: dict[str, Any]) -> str:
+    """Who judges, as a run says it at its start, without the folders of files."""
+    energy = dict(reward["components"]["energy"])
+    for name in ("potentials", "relax_with"):
+        energy[name] = public_potentials(energy[name])
+    shown = {**reward, "potential": public_potentials(reward["potential"])}
+    shown["components"] = {"energy": energy}
+    return describe_judges(ConfigDict(shown))
 
 
 def _some(compositions: str) -> str:
@@ -166,15 +185,15 @@ def _cell(values, share: bool) -> str:
 def _protocol(protocol: dict[str, Any]) -> str:
     """The facts that numbers must be stated with, in words."""
     facts = {
-        "reference": (protocol.get("reference") or {}).get("name"),
-        "energies": protocol.get("potential"),
-        "hull": protocol.get("hull"),
-        "relaxed with": protocol.get("relaxed_with") or "nothing",
+        "reference": public_name((protocol.get("reference") or {}).get("name") or ""),
+        "energies": public_potentials(protocol.get("potential") or ""),
+        "hull": public_name(protocol.get("hull") or ""),
+        "relaxed with": public_potentials(protocol.get("relaxed_with") or "nothing"),
         "metastable up to": f"{protocol.get('metastable')} eV/atom above the hull",
         "stable up to": f"{protocol.get('stable')} eV/atom",
         "chemeleon_jax": protocol.get("version"),
     }
-    return ", ".join(f"{name} {public_name(str(x))}" for name, x in facts.items() if x)
+    return ", ".join(f"{name} {x}" for name, x in facts.items() if x)
 
 
 def _credits(card: Card) -> str:

@@ -16,6 +16,7 @@ from chemeleon_jax.report.parts import (
     notes,
     section,
 )
+from chemeleon_jax.screening.results import written_group
 from chemeleon_jax.screening.sieve import REASONS
 
 SET = "candidates"
@@ -91,7 +92,7 @@ def gallery_section(candidates: list[dict], data: dict) -> str:
         row = {
             "index": record["index"],
             "e_above_hull": record["e_above_hull:mean"],
-            "space_group": next(reversed(record["space_group"].values()), None),
+            "space_group": written_group(record) or None,
             "novel": record["novel"],
         }
         cards.append(make_card(row, read_structure(record["conventional"])))

@@ -22,7 +22,14 @@ from chemeleon_jax.runs.files import replacing, write_json
 from chemeleon_jax.screening.symmetry import TIGHT
 
 VASP_SETS = {"MPRelaxSet": MPRelaxSet, "MPScanRelaxSet": MPScanRelaxSet}
+FOLDERS = ("cif", "vasp")
 ALL_COLUMNS = ("index", "name", "formula", "num_atoms", "stage", "reason", "detail")
+
+
+def written_group(record: dict) -> str:
+    """Space group of the cells that are written; "" of a crystal as it was."""
+    tolerance = record["tolerance"]
+    return record["space_group"][f"{tolerance:g}"] if tolerance else ""
 
 
 def distance_columns(judges: list[str]) -> list[str]:
@@ -40,9 +47,10 @@ def candidate_columns(record: dict, judges: list[str]) -> dict[str, Any]:
         "name": record["name"],
         "formula": record["formula"],
         "num_atoms": len(record["primitive"]["sites"]),
-        "space_group": next(reversed(groups.values()), ""),
+        "space_group": written_group(record),
         **{f"space_group:{tolerance}": x for tolerance, x in groups.items()},
         "symmetry_tolerance": record["tolerance"],
+        "symmetry_rise": record["rise"],
         "smact_valid": record["smact_valid"],
         "e_above_hull:mean": record["e_above_hull:mean"],
         "e_above_hull:spread": record["e_above_hull:spread"],
@@ -58,6 +66,12 @@ def candidate_columns(record: dict, judges: list[str]) -> dict[str, Any]:
     size = stable.get("supercell")
     line["supercell"] = "x".join(map(str, size)) if size else ""
     return line
+
+
+def candidate_table(candidates: list[dict], judges: list[str]) -> pd.DataFrame:
+    """A row for each candidate; without any, the first columns."""
+    columns = [candidate_columns(record, judges) for record in candidates]
+    return pd.DataFrame(columns, columns=None if columns else ["rank", "formula"])
 
 
 def write_results(
@@ -78,7 +92,7 @@ def write_results(
         table.writeheader()
         table.writerows(rows)
     columns = [candidate_columns(c, judges) for c in candidates]
-    lines = pd.DataFrame(columns, columns=None if columns else ["rank", "formula"])
+    lines = candidate_table(candidates, judges)
     with replacing(out / "candidates.csv") as file:
         lines.to_csv(file, index=False)
     with replacing(out / "candidates.parquet") as file:
@@ -86,7 +100,7 @@ def write_results(
     structures = [read_structure(c["conventional"]) for c in candidates]
     primitives = [read_structure(c["primitive"]) for c in candidates]
     write_atoms(out, primitives, columns, judges[0])
-    for name in ("cif", "vasp"):  # of an earlier screening in this folder
+    for name in FOLDERS:  # of an earlier screening in this folder
         shutil.rmtree(out / name, ignore_errors=True)
     for record, conventional, primitive in zip(
         candidates, structures, primitives, strict=True
@@ -100,7 +114,10 @@ def write_results(
 def write_atoms(
     out: Path, structures: list[Structure], columns: list[dict], main: str
 ) -> None:
-    """Writes `candidates.db` and `.extxyz`, with energies by the main potential."""
+    """Writes `candidates.db` and `.extxyz`, with energies by the main potential.
+
+    They are of the cells that are written: of crystals put under their symmetry.
+    """
     frames = []
     for structure, line in zip(structures, columns, strict=True):
         atoms = ase.Atoms(
@@ -109,7 +126,7 @@ def write_atoms(
             cell=structure.lattice.matrix,
             pbc=True,
         )
-        energy = line[f"energy:{main}"] * len(atoms)
+        energy = (line[f"energy:{main}"] + line["symmetry_rise"]) * len(atoms)
         atoms.calc = SinglePointCalculator(atoms, energy=energy)
         atoms.info = {
             "screen_" + re.sub(r"\W", "_", name): value

@@ -17,6 +17,7 @@ from chemeleon_jax.workers.pool import Pool
 # In the order in which they are asked, and what is left after each. "" is a candidate.
 REASONS = {
     "invalid": "unreadable, or no crystal that could be: atoms or cell",
+    "not_compared": "its comparison with others failed, or took too long",
     "duplicate": "the likeness of one before it, as sampled or when relaxed",
     "known": "the likeness of a known crystal",
     "unbalanced": "charges cannot add up to zero by SMACT's rules",
@@ -29,18 +30,21 @@ REASONS = {
     "elastically_unstable": "a strain that lowers its energy",
     "ranked_lower": "not looked at further: enough better ones",
 }
-LEFT = dict(
-    zip(
-        REASONS,
-        (
-            *("valid", "distinct", "new", "of allowed charges", "with energies"),
-            *("undisputed", "near the hull", "not far below it", "relaxed"),
-            *("vibrating", "stiff", "candidates"),
-        ),
-        strict=True,
-    )
-)
-
+LEFT = {
+    "invalid": "valid",
+    "not_compared": "compared",
+    "duplicate": "distinct",
+    "known": "new",
+    "unbalanced": "of allowed charges",
+    "no_energy": "with energies",
+    "disputed": "undisputed",
+    "unstable": "near the hull",
+    "far_below_hull": "not far below it",
+    "not_converged": "relaxed",
+    "dynamically_unstable": "that vibrate",
+    "elastically_unstable": "that are stiff",
+    "ranked_lower": "candidates",
+}
 
 # GPa: molecular and layered crystals are as soft as a potential is wrong. Of twelve
 # known compounds two were between it and zero (docs/screening.md).
@@ -76,7 +80,7 @@ def first_look(items: Sequence[Item], pool: Pool) -> list[dict[str, str]]:
         elif code:
             reason, detail = "invalid", VALIDITY_REASONS[code]
         elif status != Status.OK:
-            reason, detail = "invalid", f"matching: {Status(status).name.lower()}"
+            reason, detail = "not_compared", f"matching: {Status(status).name.lower()}"
         found.append({"reason": reason, "detail": detail})
     return found
 
@@ -88,6 +92,8 @@ def second_look(row: Row, judges: Sequence[str], limits: Limits) -> tuple[str, s
     )
     if not row["valid"]:
         return "invalid", f"relaxed: {row['relaxed_reason']}"
+    if "matching" in row["status"]:  # it would count as known, and as a duplicate
+        return "not_compared", row["status"]
     if not row["unique"]:
         return "duplicate", "relaxed"
     if not (row["novel"] or limits.keep_known):

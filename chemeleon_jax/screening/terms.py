@@ -54,8 +54,10 @@ class ScreeningTerms:
                 f"--potential={self.potential}: name each potential once, with commas "
                 "between; a screening needs one at least"
             )
-        above_zero = ("num_candidates", "max_e_above_hull", "max_spread", "max_force")
-        for name in (*above_zero, "relax_steps", "workers"):
+        for name in ("max_e_above_hull", "max_spread"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise UserError(f"--{name}={getattr(self, name)}: must be 0 or more")
+        for name in ("num_candidates", "max_force", "relax_steps", "workers"):
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
                 raise UserError(f"--{name}={value}: must be above 0")

@@ -70,7 +70,7 @@ def test_from_samples_to_candidates_also_when_it_is_cut_off(folder, monkeypatch)
     assert list(rows["stage"][:4]) == ["candidate", "read", "relaxed", "read"]
     summary = json.loads((out / "summary.json").read_text())
     assert summary["num_candidates"] == 2
-    assert list(summary["funnel"].values())[:4] == [6, 5, 4, 2]
+    assert list(summary["funnel"].values())[:5] == [6, 5, 5, 4, 2]
     assert "no second derivatives" in summary["notes"][0]
 
     table = pd.read_csv(out / "candidates.csv")
@@ -164,6 +164,7 @@ GOOD = {
         ({"valid": False}, "invalid"),
         ({"unique": False}, "duplicate"),
         ({"novel": False}, "known"),
+        ({"novel": False, "status": "matching: timed_out"}, "not_compared"),
         ({"e_above_hull:b": None}, "no_energy"),
         ({"e_above_hull:b": 0.3}, "disputed"),
         ({"e_above_hull:b": 0.11}, "unstable"),  # by one judge is enough

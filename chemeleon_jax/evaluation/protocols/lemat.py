@@ -10,7 +10,7 @@ docs/protocols.md has every metric, and what is different here.
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from pymatgen.core import Structure
@@ -65,6 +65,7 @@ same = partial(fits, length_tol=LENGTH_TOL)
 class LeMat:
     """The protocol: `judge` a chunk of crystals, `finish` the set, and `score` it."""
 
+    corrects: ClassVar[bool] = False  # energies of ASE potentials
     dataset: Dataset  # the reference
     relaxations: dict[str, Callable[[list[Structure]], list[RelaxedStructure]]]
 

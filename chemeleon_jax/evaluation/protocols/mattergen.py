@@ -8,7 +8,7 @@ different here.
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from pymatgen.core import Structure
@@ -63,6 +63,7 @@ _OF_REFERENCE = ("novel", "stable", "precision", "recall", "above_hull")
 class MatterGen:
     """The protocol: `judge` a chunk of crystals, `finish` the set, and `score` it."""
 
+    corrects: ClassVar[bool] = True  # energies of ASE potentials
     dataset: Dataset  # the reference
     with_energies: bool
 
