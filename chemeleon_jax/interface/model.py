@@ -14,7 +14,7 @@ from chemeleon_jax.data.crystals import to_structures
 from chemeleon_jax.data.dataset import MAX_ATOMS
 from chemeleon_jax.data.types import CrystalBatch
 from chemeleon_jax.devices.sharding import make_mesh, replicate
-from chemeleon_jax.errors import UserError
+from chemeleon_jax.errors import UserError, one_line
 from chemeleon_jax.interface.request import Plan, Request
 from chemeleon_jax.interface.result import Crystals
 from chemeleon_jax.models.diffusion import make_schedule
@@ -184,7 +184,14 @@ class Model:
     @cached_property
     def _generator(self):
         mesh = make_mesh()
-        return mesh, *replicate(make_generator(self.checkpoint, MAX_ATOMS), mesh)
+        try:
+            made = make_generator(self.checkpoint, MAX_ATOMS)
+        except (TypeError, KeyError, AttributeError) as error:
+            raise UserError(
+                f"{self.name}: its config.json describes no model of this version of "
+                f"chemeleon_jax: {one_line(error)}"
+            ) from error
+        return mesh, *replicate(made, mesh)
 
     def count_shares(self, source: str | None = None) -> np.ndarray:
         """The atom counts to draw: of the named data set, the run's, or its own."""
@@ -192,7 +199,7 @@ class Model:
         if source is None and self.run is not None:
             source = self.run["data"]["dataset"]
         if source is None and "atom_counts" in config:
-            own = np.asarray(config["atom_counts"], float)
+            own = checked_counts(self.name, config["atom_counts"])
             return np.resize(np.append(own, np.zeros(MAX_ATOMS)), MAX_ATOMS)
         return atom_count_shares(source or "mp_20", MAX_ATOMS)
 
@@ -230,9 +237,44 @@ def load(
     else:
         checkpoint = load_generator(name, vae, weights)
     if run is None:
-        return Model(name, checkpoint, checkpoint.config.get("sampling", {}))
+        own = checked_habit(name, checkpoint.config.get("sampling", {}))
+        return Model(name, checkpoint, own)
     habit = run["sampling"] | {"precision": run.get("precision", "default")}
     return Model(name, checkpoint, habit, run)
+
+
+def checked_habit(name: str, sampling: Any) -> dict[str, Any]:
+    """How a model's config says that it samples.
+
+    Raises:
+      UserError: a value cannot be that.
+    """
+    try:
+        sampling = dict(sampling)
+        Request(num_samples=1, **{k: sampling[k] for k in _SAMPLER if k in sampling})
+    except (TypeError, ValueError) as error:  # a UserError is a ValueError
+        raise UserError(f"{name}: config.json: sampling: {one_line(error)}") from error
+    return sampling
+
+
+def checked_counts(name: str, counts: Any) -> np.ndarray:
+    """Shares of atom counts from 1 on, of a model's config.
+
+    Raises:
+      UserError: they are no shares, or of more than `MAX_ATOMS` atoms.
+    """
+    try:
+        own = np.asarray(counts, float)
+    except (TypeError, ValueError):
+        own = np.zeros(0)
+    if own.ndim != 1 or not 0 < len(own) <= MAX_ATOMS or not (own >= 0).all():
+        own = np.zeros(0)
+    if not 0 < own.sum() < np.inf:
+        raise UserError(
+            f"{name}: config.json: atom_counts: must be shares of 1 to {MAX_ATOMS} "
+            "atoms"
+        )
+    return own
 
 
 def run_config(name: str | Path) -> dict[str, Any] | None:

@@ -21,6 +21,7 @@ _BOUNDS = (
     ("num_samples", 1, 1e6),
     ("batch_size", 1, 1e9),
     ("seed", 0, 2**32 - 1),  # a key of JAX has no room for more
+    ("sampling_steps", 1, 1e6),
     ("eta", 0, 1),
     ("cfg_scale", 0, 1e6),
     ("decoder_guidance", 0, 1e6),

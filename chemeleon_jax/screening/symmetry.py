@@ -41,7 +41,7 @@ def symmetrise_all(
             "space_group": {},
             "tolerance": None,
             "rise": 0.0,
-            "primitive": s.get_primitive_structure(),
+            "primitive": s,
             "conventional": s,
         }
         for s in structures
