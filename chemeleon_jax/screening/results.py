@@ -140,8 +140,11 @@ def write_atoms(
         return
     with replacing(out / "candidates.extxyz") as file:
         ase.io.write(file, frames, format="extxyz")
-    with replacing(out / "candidates.db") as file:
-        database = ase.db.connect(file, type="db")
+    # As a context it closes its connection.
+    with (
+        replacing(out / "candidates.db") as file,
+        ase.db.connect(file, type="db") as database,
+    ):
         for atoms, line in zip(frames, columns, strict=True):
             # Names that look like numbers are no values of keys there.
             facts = {k: v for k, v in atoms.info.items() if not isinstance(v, str)}

@@ -81,7 +81,8 @@ def test_from_samples_to_candidates_also_when_it_is_cut_off(folder, monkeypatch)
         table["e_above_hull:mean"].to_frame(),
     )
     frames = ase.io.read(out / "candidates.extxyz", ":")
-    entries = list(ase.db.connect(out / "candidates.db").select())
+    with ase.db.connect(out / "candidates.db") as database:
+        entries = list(database.select())
     for frame, entry, line in zip(frames, entries, table.iloc, strict=True):
         energy = frame.get_potential_energy()
         assert energy == pytest.approx(line[f"energy:{QUICK}"] * len(frame))
