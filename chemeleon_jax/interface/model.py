@@ -261,15 +261,15 @@ def checked_counts(name: str, counts: Any) -> np.ndarray:
     """Shares of atom counts from 1 on, of a model's config.
 
     Raises:
-      UserError: they are no shares, or of more than `MAX_ATOMS` atoms.
+      UserError: they are no shares, or all of more than `MAX_ATOMS` atoms.
     """
     try:
         own = np.asarray(counts, float)
     except (TypeError, ValueError):
         own = np.zeros(0)
-    if own.ndim != 1 or not 0 < len(own) <= MAX_ATOMS or not (own >= 0).all():
+    if own.ndim != 1 or not (own >= 0).all():
         own = np.zeros(0)
-    if not 0 < own.sum() < np.inf:
+    if not 0 < own[:MAX_ATOMS].sum() < np.inf:
         raise UserError(
             f"{name}: config.json: atom_counts: must be shares of 1 to {MAX_ATOMS} "
             "atoms"

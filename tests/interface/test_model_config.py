@@ -19,7 +19,7 @@ from chemeleon_jax.models.store import Checkpoint
         ({"atom_counts": [0.0, 0.0]}, "atom_counts"),
         ({"atom_counts": [0.5, float("nan")]}, "atom_counts"),
         ({"atom_counts": [-1.0, 2.0]}, "atom_counts"),
-        ({"atom_counts": [1.0] * 21}, "atom_counts"),
+        ({"atom_counts": [0.0] * 20 + [1.0]}, "atom_counts"),  # all too large
     ],
 )
 def test_wrong_values_are_named(monkeypatch, changes, words):
