@@ -140,10 +140,10 @@ def write_atoms(
         return
     with replacing(out / "candidates.extxyz") as file:
         ase.io.write(file, frames, format="extxyz")
-    # As a context it closes its connection.
+    connect: Any = ase.db.connect  # whose type does not say that it is a context
     with (
         replacing(out / "candidates.db") as file,
-        ase.db.connect(file, type="db") as database,
+        connect(file, type="db") as database,
     ):
         for atoms, line in zip(frames, columns, strict=True):
             # Names that look like numbers are no values of keys there.
