@@ -9,6 +9,7 @@ from chemeleon_jax.evaluation import statistics
 from chemeleon_jax.evaluation.judge import STABLE
 from chemeleon_jax.evaluation.protocols.choice import PROTOCOLS
 from chemeleon_jax.evaluation.scores import RESAMPLES
+from chemeleon_jax.evaluation.terms import Judges
 from chemeleon_jax.models.store import params_digest
 from chemeleon_jax.rewards.stability import FAR_BELOW, METASTABLE
 from chemeleon_jax.runs.files import digest
@@ -20,21 +21,9 @@ def describe_protocol(args, dataset: Dataset, vae_params, judges) -> dict[str, A
     """The protocol of `summary.json`, of the flags of a command."""
     metrics = PROTOCOLS.get(args.protocol)
     return ({"metrics_of": metrics.description()} if metrics else {}) | {
-        "reference": {
-            "name": args.reference,
-            "size": len(dataset),
-            "sha256": dataset.digest,
-        },
+        **describe_judging(args.reference, dataset, judges),
         "matcher": {"ltol": LENGTH_TOL, "stol": SITE_TOL, "angle_tol": ANGLE_TOL},
         "potential": args.potential,
-        "potentials": {
-            name: {
-                "sha256": potential.digest,
-                "corrections": potential.scheme,
-                "hull_entries": len(hull),
-            }
-            for name, (potential, hull) in judges.items()
-        },
         "hull": str(args.hull or args.reference),
         "hull_sha256": digest(args.hull) if args.hull else None,
         "relaxed": args.relax,
@@ -52,5 +41,24 @@ def describe_protocol(args, dataset: Dataset, vae_params, judges) -> dict[str, A
         "bootstrap": {"resamples": RESAMPLES, "confidence": statistics.CONFIDENCE},
         "smact": importlib.metadata.version("smact"),
         "pymatgen": importlib.metadata.version("pymatgen"),
+    }
+
+
+def describe_judging(reference: str, dataset: Dataset, judges: Judges) -> dict:
+    """Known crystals, by which name, and potentials: for any protocol."""
+    return {
+        "reference": {
+            "name": reference,
+            "size": len(dataset),
+            "sha256": dataset.digest,
+        },
+        "potentials": {
+            name: {
+                "sha256": potential.digest,
+                "corrections": potential.scheme,
+                "hull_entries": len(hull),
+            }
+            for name, (potential, hull) in judges.items()
+        },
         "version": __version__,
     }

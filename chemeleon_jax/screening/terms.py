@@ -4,9 +4,9 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from chemeleon_jax import __version__
 from chemeleon_jax.data.dataset import Dataset
 from chemeleon_jax.errors import UserError
+from chemeleon_jax.evaluation.description import describe_judging
 from chemeleon_jax.evaluation.terms import POTENTIALS, Judges, Terms
 from chemeleon_jax.potentials import relax
 from chemeleon_jax.potentials.loading import load_potential
@@ -91,24 +91,10 @@ class ScreeningTerms:
 
     def describe_inputs(self, dataset: Dataset, judges: Judges) -> dict[str, Any]:
         """What relaxed and judged crystals depend on, for a protocol."""
-        return {
-            "reference": {
-                "name": self.reference,
-                "size": len(dataset),
-                "sha256": dataset.digest,
-            },
-            "potentials": {
-                name: {
-                    "sha256": potential.digest,
-                    "corrections": potential.scheme,
-                    "hull_entries": len(hull),
-                }
-                for name, (potential, hull) in judges.items()
-            },
+        return describe_judging(self.reference, dataset, judges) | {
             "relaxed_with": next(iter(judges)),
             "relax_steps": self.relax_steps,
             "max_force": self.max_force,
-            "version": __version__,
         }
 
     def describe_rest(self) -> dict[str, Any]:
