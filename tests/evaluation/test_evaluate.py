@@ -1,31 +1,21 @@
+"""What the program says of crystals."""
+
 import csv
-import io
 import json
 
 import numpy as np
-import pandas as pd
 import pytest
 from crystal_sets import disguised
-from known_crystals import (
-    CLASH,
-    CSCL_TYPE,
-    KNOWN,
-    NACL,
-    NEW,
-    SODIUM,
-    save,
-)
+from evaluating import run
+from known_crystals import CLASH, CSCL_TYPE, KNOWN, NACL, NEW, SODIUM, save
 from paths import FIXTURES
 from pymatgen.analysis.structure_matcher import StructureMatcher
 from pymatgen.core import Lattice, Structure
 
-from chemeleon_jax import evaluate, interface
+from chemeleon_jax import evaluate
 from chemeleon_jax.data.crystals import take, to_structures
 from chemeleon_jax.data.dataset import load_dataset
-from chemeleon_jax.errors import UserError
-from chemeleon_jax.evaluation import inputs, terms
-from chemeleon_jax.interface import result
-from chemeleon_jax.runs.directory import work_directory
+from chemeleon_jax.evaluation import inputs
 
 
 @pytest.mark.parametrize(
@@ -57,25 +47,6 @@ def test_the_counts_of_a_person(folder, capfd, caplog, case, names, valid):
         assert [json.loads(line)["name"] for line in file] == names
     assert "hull of" not in capfd.readouterr().out  # without a potential
     assert ("1 of 8 crystals cannot be read" in caplog.text) == (valid < len(names))
-
-
-@pytest.fixture
-def folder(tmp_path, monkeypatch):
-    """The known crystals, and a home for the hull that is computed of them."""
-    monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setattr(terms, "CHUNK", 16)
-    save(tmp_path / "known.json", KNOWN)
-    return tmp_path
-
-
-def run(folder, crystals, *flags, potential="none"):
-    argv = [str(folder / crystals), f"--reference={folder / 'known.json'}"]
-    argv += [f"--potential={potential}", f"--out={folder / 'out'}", "--workers=1"]
-    argv += [] if "--relax" in flags else ["--no-relax"]
-    assert evaluate.main([*argv, *flags]) == 0
-    with open(folder / "out" / "crystals.csv", newline="") as file:
-        rows = list(csv.DictReader(file))
-    return rows, json.loads((folder / "out" / "summary.json").read_text())
 
 
 def test_copies_are_known_however_they_are_written(folder):
@@ -266,169 +237,9 @@ def test_several_potentials_judge_what_one_has_relaxed(folder, capsys):
     assert f"relaxed with {names[1]}" in shown
 
 
-@pytest.mark.parametrize(
-    ("flags", "potential", "relax"),
-    [
-        ([], "chgnet,sevennet-l3i5", True),
-        (["--no-relax"], "chgnet,sevennet-l3i5", False),
-        (["--hull=mine.csv"], "chgnet", True),
-        (["--potential=none"], "none", False),
-    ],
-)
-def test_crystals_are_relaxed_and_judged_twice_by_default(flags, potential, relax):
-    args = evaluate.parse(["some.json", *flags])
-    found = evaluate.read_terms(args)
-    assert (found.potential, found.relax) == (potential, relax)
-    assert found.relax_with == potential.partition(",")[0]
-
-
-def test_an_evaluation_cut_off_goes_on(folder, monkeypatch):
-    save(folder / "some.json", [NEW, NACL, NEW, CLASH, NEW])
-    monkeypatch.setattr(terms, "CHUNK", 2)
-    judged, judge_chunk = [], evaluate.judge_chunk
-
-    def judge_some(items, *args):
-        if len(judged) == 2:
-            judged.append(None)
-            raise KeyboardInterrupt
-        judged.append(items)
-        return judge_chunk(items, *args)
-
-    monkeypatch.setattr(evaluate, "judge_chunk", judge_some)
-    with pytest.raises(KeyboardInterrupt):
-        run(folder, "some.json")
-    rows, _ = run(folder, "some.json")
-    assert [len(items) for items in judged if items] == [2, 2, 1]
-    assert [row["formula"] for row in rows] == ["KBr", "NaCl", "KBr", "NaCl", "KBr"]
-    flags = [[row[name] == "True" for row in rows] for name in ("unique", "novel")]
-    assert flags[0] == [True, True, False, False, False]
-    assert flags[1] == [True, False, True, False, True]
-    assert not (folder / "out" / "partial").exists()
-
-
-def test_two_sets_do_not_share_a_place(folder):
-    for name in ("a.json", "b.json"):
-        save(folder / name, KNOWN)
-    paths = [folder / "a.json", folder / "b.json"]
-    with pytest.raises(UserError, match="one by one"):
-        evaluate.find_sets(paths, None)
-    places = evaluate.find_sets(paths, folder / "out").values()
-    assert [p.name for p in places] == ["a", "b"]
-    (folder / "run" / "base").mkdir(parents=True)
-    (folder / "run" / "base" / "crystals.jsonl").write_text("")
-    assert list(evaluate.find_sets([folder / "run"], None).values()) == [
-        folder / "run" / "evaluation",
-        folder / "run" / "base" / "evaluation",
-    ]
-
-
-@pytest.mark.parametrize(
-    ("flags", "message"),
-    [
-        (["--potential=mace"], "unknown potential"),
-        (["--relax", "--potential=none"], "--relax"),
-        (["--hull=x.csv", "--potential=none"], "--hull"),
-        (["--hull=nowhere.csv"], "nowhere.csv"),
-        (["--potential=chgnet,none"], "several must differ"),
-        (["--relax_with=chgnet", "--no-relax"], "at odds with --no-relax"),
-        (["--vae=mini:predictor"], "holds no VAE"),
-        (["--reference=nowhere.json"], "nowhere.json"),
-        (["--workers=0"], "--workers=0: must be above 0"),
-        (["--relax_steps=-1"], "--relax_steps=-1: must be above 0"),
-        (["--max_force=nan"], "--max_force=nan: must be above 0"),
-    ],
-)
-def test_errors_of_the_command_line(folder, capsys, flags, message):
-    argv = [str(folder / "known.json"), f"--reference={folder / 'known.json'}"]
-    assert evaluate.main([*argv, *flags]) == 2
-    assert message in capsys.readouterr().err
-
-
-def test_a_place_that_cannot_be_written_is_named_before_the_work(
-    folder, capsys, monkeypatch
-):
-    monkeypatch.setattr(evaluate, "load_judges", None)  # would fail if it were called
-    (folder / "file").write_text("")
-    argv = [str(folder / "known.json"), f"--reference={folder / 'known.json'}"]
-    assert evaluate.main([*argv, f"--out={folder / 'file' / 'out'}"]) == 2
-    shown = capsys.readouterr().err
-    assert "Not a directory" in shown and "give another --out" in shown
-    assert shown.count("\n") == 1
-    # The folder beside the crystals, which nobody named.
-    (folder / "evaluation").write_text("")
-    assert evaluate.main(argv) == 2
-    assert "give another --out" in capsys.readouterr().err
-
-
-def test_one_evaluation_at_a_time_in_a_folder(folder, capsys):
-    with work_directory(folder / "out", option="--out", lock=evaluate.LOCK):
-        argv = [str(folder / "known.json"), f"--reference={folder / 'known.json'}"]
-        argv += ["--potential=none", f"--out={folder / 'out'}"]
-        assert evaluate.main(argv) == 2
-    shown = capsys.readouterr().err
-    assert "another process runs here" in shown and "another --out" in shown
-
-
 def test_crystals_of_too_many_atoms_are_unreadable(folder, monkeypatch):
     monkeypatch.setattr(inputs, "MAX_ATOMS", 8)
     save(folder / "large.json", [NACL * (2, 2, 2), NACL])
     rows, _ = run(folder, "large.json")
     assert [row["reason"] for row in rows] == ["unreadable", "valid"]
     assert rows[0]["status"] == "unreadable: more than 8 atoms"
-
-
-# ----------------------------------------------------------------------- in Python
-
-
-def test_python_gives_the_rows_of_the_program(folder):
-    """Relaxed and judged by a hull, with one crystal that is none: every column."""
-    potential = "ase:argon:lennard_jones"
-    fcc = Lattice([[0, 2.75, 2.75], [2.75, 0, 2.75], [2.75, 2.75, 0]])
-    given = [Structure(fcc, ["Na"], [[0, 0, 0]]), CLASH, CSCL_TYPE]
-    save(folder / "some.json", given)
-    (folder / "hull.csv").write_text("composition,energy_per_atom\nNa,-5.0\n")
-    hull, flags = folder / "hull.csv", ["--relax", "--relax_steps=3"]
-    _, summary = run(folder, "some.json", f"--hull={hull}", *flags, potential=potential)
-    terms = {"potential": potential, "relax_steps": 3, "workers": 1}
-    found = interface.evaluate(
-        given, reference=folder / "known.json", hull=hull, **terms
-    )
-    written = pd.read_csv(folder / "out" / "crystals.csv")
-    # The program names crystals by their file, and CSV has no dtypes.
-    text = io.StringIO(found.table.assign(name=written["name"]).to_csv(index=False))
-    pd.testing.assert_frame_equal(pd.read_csv(text), written)
-    assert found.protocol == summary["protocol"]
-    for name, score in summary["scores"].items():
-        expected = [np.nan if x is None else x for x in score.values()]
-        np.testing.assert_array_equal(found.scores.loc[name].to_numpy(), expected)
-    relaxed = interface.relax([*given, None], **terms)
-    names = ["energy_unrelaxed", "relax_steps", "relaxed", "relax_rmsd"]
-    pd.testing.assert_frame_equal(
-        relaxed.table[names][:3], found.table[names], check_dtype=False
-    )
-    assert relaxed.structures[:3] == found.structures
-    assert relaxed.structures[1] == CLASH and relaxed.structures[3] is None
-    assert list(relaxed.table["reason"]) == [
-        *("valid", "min_distance", "valid", "unreadable")
-    ]
-
-
-def test_what_is_no_crystal_is_a_row(caplog):
-    """The decoder's reason is kept; nothing raises but an empty list."""
-    table = pd.DataFrame({"reason": ["valid", "volume"]})
-    items = result.items_of(interface.Crystals([NACL, None], table))
-    assert [item.problem for item in items] == ["", "volume"]
-    mixed = Structure(Lattice.cubic(4), [{"Na": 0.5, "K": 0.5}], [[0, 0, 0]])
-    items = result.items_of([mixed, NACL * (8, 8, 8), "NaCl", None])
-    assert [item.problem for item in items] == [
-        "unreadable: disordered",
-        "unreadable: more than 1000 atoms",
-        "unreadable: str is no pymatgen structure",
-        "unreadable: no structure",
-    ]
-    assert "structures: 4 of 4 crystals cannot be read" in caplog.text
-    for wrong, message in (([], "there are none"), (NACL, "a list of")):
-        with pytest.raises(UserError, match=message):
-            result.items_of(wrong)
-    with pytest.raises(UserError, match="at odds with --no-relax"):
-        interface.evaluate([NACL], relax=False, relax_with="chgnet")

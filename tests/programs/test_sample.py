@@ -1,15 +1,12 @@
 import json
 import shutil
 
-import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 import tiny
 from pymatgen.core import Structure
 
 from chemeleon_jax.data.types import TrainState
-from chemeleon_jax.devices.sharding import make_mesh
 from chemeleon_jax.errors import UserError
 from chemeleon_jax.interface import load, model
 from chemeleon_jax.interface.request import DEFAULTS
@@ -18,56 +15,16 @@ from chemeleon_jax.models.condition import input_width, make_condition_encoder
 from chemeleon_jax.models.dit import DiT
 from chemeleon_jax.models.loading import load_checkpoint
 from chemeleon_jax.models.store import Checkpoint
-from chemeleon_jax.rl.bulk import (
-    compile_sampling,
-    even_batch_size,
-    group_prompts,
-    sample_in_bulk,
-)
-from chemeleon_jax.rl.sampler import sample_group
+from chemeleon_jax.rl.bulk import compile_sampling
 from chemeleon_jax.runs.directory import work_directory, write_run_info
 from chemeleon_jax.runs.states import RunCheckpoints
 from chemeleon_jax.sample import main
 
-KEY = jax.random.key(5)
-NUM_ATOMS = np.array([2, 5, 3, 6, 1, 4, 4, 5])
 SPECS = (
     {"name": "formula", "kind": "composition"},
     {"name": "system", "kind": "chemical_system"},
     {"name": "gap", "kind": "float", "mean": 1.0, "std": 2.0},
 )
-
-
-def generated(devices, batch_size):
-    sampler, policy = tiny.sampler(4)
-    return sample_in_bulk(
-        policy,
-        group_prompts(KEY, NUM_ATOMS, None),
-        sample=compile_sampling(sampler, make_mesh(devices)),
-        batch_size=even_batch_size(len(NUM_ATOMS), batch_size, devices),
-    )
-
-
-def test_neither_batches_nor_buckets_nor_devices_change_a_crystal():
-    sampler, policy = tiny.sampler(4)
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(KEY, jnp.arange(len(NUM_ATOMS)))
-    plain, _ = jax.jit(sample_group, static_argnames="group_size")(
-        policy,
-        keys,
-        jnp.asarray(NUM_ATOMS),
-        sampler=sampler,
-        group_size=1,
-    )
-    for crystals in (generated(1, 3), generated(4, 32)):
-        for name in ("atom_types", "mask"):
-            np.testing.assert_array_equal(getattr(crystals, name), getattr(plain, name))
-        for name in ("frac_coords", "lengths", "angles"):
-            np.testing.assert_allclose(
-                getattr(crystals, name), getattr(plain, name), rtol=1e-5, atol=1e-5
-            )
-
-
-# ------------------------------------------------------------------- the program
 
 
 @pytest.fixture(scope="module")

@@ -14,8 +14,10 @@ from chemeleon_jax.devices.compilation import on_mesh
 from chemeleon_jax.devices.sharding import make_mesh, replicate, shard_params
 from chemeleon_jax.models.optimizer import make_optimizer
 from chemeleon_jax.rl.bulk import (
+    compile_sampling,
     draw_prompts,
     even_batch_size,
+    group_prompts,
     jit_rollout,
     sample_in_bulk,
     shard_as_trajectory,
@@ -23,9 +25,11 @@ from chemeleon_jax.rl.bulk import (
 )
 from chemeleon_jax.rl.config import GRPOConfig
 from chemeleon_jax.rl.learner import compile_train_step, init_state
+from chemeleon_jax.rl.sampler import sample_group
 
 GROUPS, GROUP_SIZE = 2, 4
 LEARNING_RATE = 1e-3  # of AdamW: what two steps move, whatever the gradient
+NUM_ATOMS = np.array([2, 5, 3, 6, 1, 4, 4, 5])
 ADVANTAGE = np.float32([2, -1, 0.5, -1.5, 1, -2, 0.3, 0.7])
 
 
@@ -103,9 +107,8 @@ def test_what_goes_wrong_while_compiling_ahead_reaches_the_caller():
 
 
 def test_batches_hold_each_crystal_once_and_large_ones_first():
-    num_atoms = np.array([2, 5, 3, 6, 1, 4, 4, 5])
     size = even_batch_size(8, 5, 1)
-    found = [rows.tolist() for rows in similar_sizes(num_atoms, size)]
+    found = [rows.tolist() for rows in similar_sizes(NUM_ATOMS, size)]
     assert found == [[3, 1, 7, 5], [6, 2, 0, 4]]
     sizes = {n: even_batch_size(n, 8, 4) for n in (1, 8, 9, 17)}
     assert sizes == {1: 4, 8: 8, 9: 8, 17: 8}
@@ -125,3 +128,34 @@ def test_any_number_of_crystals_is_sampled_in_batches_of_one_size():
     assert sizes == [2, 2, 2]
     np.testing.assert_array_equal(found["n"], prompts.num_atoms)
     np.testing.assert_array_equal(found["key"], jax.random.key_data(prompts.keys))
+
+
+def generated(devices, batch_size):
+    sampler, policy = tiny.sampler(4)
+    return sample_in_bulk(
+        policy,
+        group_prompts(jax.random.key(5), NUM_ATOMS, None),
+        sample=compile_sampling(sampler, make_mesh(devices)),
+        batch_size=even_batch_size(len(NUM_ATOMS), batch_size, devices),
+    )
+
+
+def test_neither_batches_nor_buckets_nor_devices_change_a_crystal():
+    sampler, policy = tiny.sampler(4)
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(
+        jax.random.key(5), jnp.arange(len(NUM_ATOMS))
+    )
+    plain, _ = jax.jit(sample_group, static_argnames="group_size")(
+        policy,
+        keys,
+        jnp.asarray(NUM_ATOMS),
+        sampler=sampler,
+        group_size=1,
+    )
+    for crystals in (generated(1, 3), generated(4, 32)):
+        for name in ("atom_types", "mask"):
+            np.testing.assert_array_equal(getattr(crystals, name), getattr(plain, name))
+        for name in ("frac_coords", "lengths", "angles"):
+            np.testing.assert_allclose(
+                getattr(crystals, name), getattr(plain, name), rtol=1e-5, atol=1e-5
+            )
