@@ -1,18 +1,16 @@
 """What holds of every lattice, crystal, override and file, not only of the examples."""
 
-import contextlib
 import math
 
 import numpy as np
-import paths
 import pytest
+from command_lines import parsed
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from properties import FAST
 from pymatgen.core import Lattice, Structure
 from pymatgen.io.cif import CifWriter
 
-from chemeleon_jax.cli import parse
 from chemeleon_jax.data.crystals import from_structures, to_structures, validity
 from chemeleon_jax.data.csv import parse_cif
 from chemeleon_jax.data.dataset import load_csv
@@ -20,7 +18,6 @@ from chemeleon_jax.data.lattice import lattice_matrix, lattice_parameters, volum
 from chemeleon_jax.errors import UserError
 from convert_checkpoints import CheckpointError, read_checkpoint
 
-ROOT = paths.ROOT
 unit = st.floats(0, 1, exclude_max=True, width=32)
 
 
@@ -110,11 +107,6 @@ SOUND = st.sampled_from(
         ("data.dataset", st.text(st.characters(codec="ascii", categories="L"))),
     ]
 ).flatmap(lambda pair: st.tuples(st.just(pair[0]), pair[1]))
-
-
-def parsed(*arguments):
-    with contextlib.chdir(ROOT):
-        return parse(["train", "--config=configs/rl_dng.py", *arguments])[0]
 
 
 @FAST

@@ -8,6 +8,7 @@ from pathlib import Path
 import jax
 import paths
 import pytest
+from command_lines import parsed
 
 from chemeleon_jax.cli import fields, keep_compiled_programs, parse, run
 from chemeleon_jax.errors import UserError
@@ -21,10 +22,6 @@ CONFIGS += ("rl_composition",)
 def clone_root(monkeypatch):
     monkeypatch.chdir(ROOT)
     monkeypatch.syspath_prepend(ROOT)
-
-
-def parsed(*arguments, config="configs/rl_dng.py"):
-    return parse(["train", f"--config={config}", *arguments])[0]
 
 
 def test_a_missing_config_lists_those_there_are():

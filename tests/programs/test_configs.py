@@ -5,6 +5,7 @@ from inspect import signature
 import numpy as np
 import paths
 import pytest
+from command_lines import parsed
 from pymatgen.core import Lattice, Structure
 
 from chemeleon_jax.cli import parse
@@ -27,10 +28,6 @@ PRESETS = ("mini", "mp_20", "alex_mp_20", "compat")
 def clone_root(monkeypatch):
     monkeypatch.chdir(ROOT)
     monkeypatch.syspath_prepend(ROOT)
-
-
-def parsed(*arguments, config="configs/rl_dng.py"):
-    return parse(["train", f"--config={config}", *arguments])[0]
 
 
 def error_of(*arguments, config="configs/rl_dng.py"):
