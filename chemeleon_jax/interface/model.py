@@ -13,9 +13,10 @@ import pandas as pd
 from chemeleon_jax.data.crystals import to_structures
 from chemeleon_jax.data.dataset import MAX_ATOMS
 from chemeleon_jax.data.types import CrystalBatch
+from chemeleon_jax.devices.compilation import PRECISIONS
 from chemeleon_jax.devices.sharding import make_mesh, replicate
 from chemeleon_jax.errors import UserError, one_line
-from chemeleon_jax.interface.request import Plan, Request
+from chemeleon_jax.interface.request import DEFAULTS, Plan, Request
 from chemeleon_jax.interface.result import Crystals
 from chemeleon_jax.models.diffusion import make_schedule
 from chemeleon_jax.models.generator import combine_checkpoints, make_generator
@@ -184,14 +185,7 @@ class Model:
     @cached_property
     def _generator(self):
         mesh = make_mesh()
-        try:
-            made = make_generator(self.checkpoint, MAX_ATOMS)
-        except (TypeError, KeyError, AttributeError) as error:
-            raise UserError(
-                f"{self.name}: its config.json describes no model of this version of "
-                f"chemeleon_jax: {one_line(error)}"
-            ) from error
-        return mesh, *replicate(made, mesh)
+        return mesh, *replicate(make_generator(self.checkpoint, MAX_ATOMS), mesh)
 
     def count_shares(self, source: str | None = None) -> np.ndarray:
         """The atom counts to draw: of the named data set, the run's, or its own."""
@@ -252,6 +246,10 @@ def checked_habit(name: str, sampling: Any) -> dict[str, Any]:
     try:
         sampling = dict(sampling)
         Request(num_samples=1, **{k: sampling[k] for k in _SAMPLER if k in sampling})
+        told = DEFAULTS | {k: x for k, x in sampling.items() if x is not None}
+        make_schedule(told["sampler"], told["sampling_steps"])
+        if told.get("precision", "default") not in [*PRECISIONS]:
+            raise ValueError(f"precision: must be one of {', '.join(PRECISIONS)}")
     except (TypeError, ValueError) as error:  # a UserError is a ValueError
         raise UserError(f"{name}: config.json: sampling: {one_line(error)}") from error
     return sampling
@@ -265,7 +263,7 @@ def checked_counts(name: str, counts: Any) -> np.ndarray:
     """
     try:
         own = np.asarray(counts, float)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         own = np.zeros(0)
     if own.ndim != 1 or not (own >= 0).all():
         own = np.zeros(0)

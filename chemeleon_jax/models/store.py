@@ -18,7 +18,8 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
 from chemeleon_jax.devices import distributed
-from chemeleon_jax.errors import UserError
+from chemeleon_jax.errors import UserError, one_line
+from chemeleon_jax.models.model_config import check_config
 from chemeleon_jax.runs import states
 from chemeleon_jax.runs.files import digest, impostor, replacing, write_json
 
@@ -74,10 +75,10 @@ def load_model(directory: Path) -> Checkpoint:
     try:
         config = json.loads(config_file.read_text())
         config["kind"]
-    except (ValueError, KeyError, TypeError) as e:
+    except (ValueError, KeyError, TypeError, RecursionError) as e:
         raise UserError(
-            f"{config_file}: not the config of a model ({e!r}); it may be damaged: "
-            "convert or copy the model again"
+            f"{config_file}: not the config of a model ({one_line(repr(e))}); it may "
+            "be damaged: convert or copy the model again"
         ) from e
     if config.pop("params_sha256", None) not in (None, digest(weights)):
         raise UserError(
@@ -90,8 +91,15 @@ def load_model(directory: Path) -> Checkpoint:
         raise UserError(
             f"{weights}: damaged ({e}); convert or copy the model again"
         ) from e
-    params = {key: np.asarray(x, np.float32) for key, x in flat.items()}
-    return Checkpoint(unflatten_dict(params, sep="/"), config)
+    arrays = {key: np.asarray(x, np.float32) for key, x in flat.items()}
+    params = unflatten_dict(arrays, sep="/")
+    try:
+        check_config(config, params)
+    except ValueError as e:
+        raise UserError(
+            f"{config_file}: {e}; convert, train or fetch the model again"
+        ) from e
+    return Checkpoint(params, config)
 
 
 def params_digest(params) -> str:

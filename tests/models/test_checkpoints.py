@@ -16,7 +16,8 @@ from chemeleon_jax.models.store import Checkpoint, params_digest, save_model
 from chemeleon_jax.runs.states import RunCheckpoints
 from convert_checkpoints import conversion
 
-CONFIG = {"kind": "ldm", "dit": {"width": 4}, "condition": None, "latent_std": 0.1}
+CONFIG = {"kind": "ldm", "dit": {"width": 4, "heads": 2}, "vae": {}}
+CONFIG |= {"condition": None, "latent_std": 0.1}
 
 
 def small_vae():
@@ -114,7 +115,7 @@ def test_damage_is_found_without_a_checksum_too(tmp_path):
         load_checkpoint(tmp_path)
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"kind'])
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"kind', "[" * 10**5])
 def test_a_damaged_config_is_named(tmp_path, text):
     save_model(tmp_path, small_params(), CONFIG)
     (tmp_path / "config.json").write_text(text)

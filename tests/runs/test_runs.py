@@ -10,7 +10,8 @@ import pytest
 from chemeleon_jax.errors import UserError
 from chemeleon_jax.runs.directory import differences, work_directory, write_run_info
 
-CONFIG = {"kind": "ldm", "dit": {"width": 4}, "condition": None, "latent_std": 0.1}
+CONFIG = {"kind": "ldm", "dit": {"width": 4, "heads": 2}, "vae": {}}
+CONFIG |= {"condition": None, "latent_std": 0.1}
 
 
 def test_run_info_says_how_the_run_was_started(tmp_path):
