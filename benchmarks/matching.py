@@ -22,7 +22,7 @@ from pymatgen.analysis.structure_matcher import StructureMatcher
 from chemeleon_jax.data.crystals import to_structures
 from chemeleon_jax.data.dataset import load_dataset
 from chemeleon_jax.rewards.matches import index_references, match_crystals
-from chemeleon_jax.workers.matching import Cell, reduce_cell
+from chemeleon_jax.workers.matching import cell_of, reduce_cell
 from chemeleon_jax.workers.pool import WorkerPool
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
@@ -96,10 +96,7 @@ def one_formula(known, count, seed):
 def ours(structures, dataset, workers):
     """Flags by `match_crystals`; CPU seconds of this process and its workers; wall."""
     references = index_references(dataset.crystals)
-    cells = [
-        Cell(s.lattice.matrix, np.array(s.atomic_numbers), s.frac_coords)
-        for s in structures
-    ]
+    cells = [cell_of(s) for s in structures]
     with WorkerPool(workers, time_limit=60.0) as pool:
         pool.map(reduce_cell, cells[:8])  # processes are up, pymatgen is loaded
         began, wall = cpu_seconds(), time.perf_counter()

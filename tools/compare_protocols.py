@@ -16,7 +16,7 @@ from chemeleon_jax import evaluate
 from chemeleon_jax.data.crystals import from_structures
 from chemeleon_jax.data.dataset import Dataset
 from chemeleon_jax.data.readers.item import Item
-from chemeleon_jax.evaluation.judge import EvaluationContext, cell_of
+from chemeleon_jax.evaluation.judge import EvaluationContext
 from chemeleon_jax.evaluation.protocols.lemat import LeMat
 from chemeleon_jax.evaluation.protocols.lemat_scores import displacement
 from chemeleon_jax.evaluation.protocols.mattergen import MatterGen
@@ -25,6 +25,7 @@ from chemeleon_jax.evaluation.statistics import resample
 from chemeleon_jax.models.loading import load_checkpoint
 from chemeleon_jax.models.vae import make_vae
 from chemeleon_jax.rewards.matches import index_references
+from chemeleon_jax.workers.matching import cell_of
 from chemeleon_jax.workers.pool import WorkerPool
 from tools.protocol_packages import JUDGES, read, structures_of
 from tools.record_protocols import NAMES, hull_of

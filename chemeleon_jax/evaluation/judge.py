@@ -36,7 +36,7 @@ from chemeleon_jax.rewards.stability import (
 )
 from chemeleon_jax.workers.calculators import RelaxedStructure
 from chemeleon_jax.workers.composition import smact_valid
-from chemeleon_jax.workers.matching import Cell, reduce_cell
+from chemeleon_jax.workers.matching import Cell, cell_of, reduce_cell
 from chemeleon_jax.workers.outcome import Outcome, Status
 from chemeleon_jax.workers.pool import Pool
 from chemeleon_jax.workers.symmetry import space_group
@@ -171,12 +171,6 @@ def _find_space_groups(cells, rows, context: EvaluationContext) -> None:
     outcomes = context.pool.map(space_group, list(cells.values()))
     for i, outcome in zip(cells, outcomes, strict=True):
         rows[i]["space_group"] = outcome.value  # None where spglib finds none
-
-
-def cell_of(structure: Structure) -> Cell:
-    """The arrays of a structure, for a worker."""
-    types = np.array(structure.atomic_numbers)
-    return Cell(structure.lattice.matrix, types, structure.frac_coords)
 
 
 def _find_known(cells, shares_formula, rows, context: EvaluationContext) -> None:

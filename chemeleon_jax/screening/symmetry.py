@@ -5,8 +5,7 @@ from collections.abc import Callable
 import numpy as np
 from pymatgen.core import Structure
 
-from chemeleon_jax.evaluation.judge import cell_of
-from chemeleon_jax.workers.matching import to_structure
+from chemeleon_jax.workers.matching import cell_of, to_structure
 from chemeleon_jax.workers.outcome import Status
 from chemeleon_jax.workers.pool import Pool
 from chemeleon_jax.workers.symmetry import symmetrise

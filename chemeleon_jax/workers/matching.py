@@ -31,6 +31,12 @@ def to_structure(cell: Cell) -> Structure:
     return Structure(Lattice(cell.matrix), cell.atom_types.tolist(), cell.frac_coords)
 
 
+def cell_of(structure: Structure) -> Cell:
+    """The arrays of a structure, for a worker."""
+    types = np.array(structure.atomic_numbers)
+    return Cell(structure.lattice.matrix, types, structure.frac_coords)
+
+
 def reduce_cell(cell: Cell) -> Cell:
     """Primitive cell of the Niggli cell: what StructureMatcher compares.
 
@@ -41,10 +47,7 @@ def reduce_cell(cell: Cell) -> Cell:
     """
     structure = to_structure(cell)
     check_elongation(structure.lattice)
-    reduced = structure.get_reduced_structure().get_primitive_structure()
-    return Cell(
-        reduced.lattice.matrix, np.array(reduced.atomic_numbers), reduced.frac_coords
-    )
+    return cell_of(structure.get_reduced_structure().get_primitive_structure())
 
 
 def fits(one: Cell, other: Cell, length_tol: float = LENGTH_TOL) -> bool:

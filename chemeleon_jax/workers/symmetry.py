@@ -6,12 +6,10 @@ import os
 import sys
 from typing import NamedTuple
 
-import numpy as np
 import spglib
-from pymatgen.core import Structure
 from pymatgen.symmetry.analyzer import SpacegroupAnalyzer
 
-from chemeleon_jax.workers.matching import Cell, to_structure
+from chemeleon_jax.workers.matching import Cell, cell_of, to_structure
 
 SYMMETRY_TOLERANCE = 0.1  # Å, spglib's symprec
 MAX_ORDER = 48  # of a point group: m-3m
@@ -59,14 +57,9 @@ def symmetrise(task: tuple[Cell, float]) -> Symmetrised:
         return Symmetrised(
             found.get_space_group_symbol(),
             found.get_space_group_number(),
-            _cell(found.get_primitive_standard_structure()),
-            _cell(found.get_conventional_standard_structure()),
+            cell_of(found.get_primitive_standard_structure()),
+            cell_of(found.get_conventional_standard_structure()),
         )
-
-
-def _cell(structure: Structure) -> Cell:
-    types = np.array(structure.atomic_numbers)
-    return Cell(structure.lattice.matrix, types, structure.frac_coords)
 
 
 @contextlib.contextmanager

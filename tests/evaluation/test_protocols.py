@@ -12,7 +12,6 @@ from pymatgen.core import Lattice, Structure
 from chemeleon_jax.data.crystals import formula_key, from_structures, take
 from chemeleon_jax.data.dataset import Dataset, load_dataset
 from chemeleon_jax.errors import UserError
-from chemeleon_jax.evaluation.judge import cell_of
 from chemeleon_jax.evaluation.protocols import choice, disorder, lemat, lemat_checks
 from chemeleon_jax.evaluation.protocols import mattergen as mattergen_module
 from chemeleon_jax.evaluation.protocols.distributions import (
@@ -40,7 +39,7 @@ from chemeleon_jax.potentials.hull import Hull, composition_counts
 from chemeleon_jax.potentials.types import Potential
 from chemeleon_jax.rewards.matches import index_references
 from chemeleon_jax.workers.calculators import RelaxedStructure
-from chemeleon_jax.workers.matching import reduce_cell
+from chemeleon_jax.workers.matching import cell_of, reduce_cell
 
 JUDGES = ("chgnet", "sevennet-l3i5")
 EXACT = {"rel": 0, "abs": 1e-6}

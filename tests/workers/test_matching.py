@@ -6,7 +6,7 @@ from pymatgen.analysis.structure_matcher import StructureMatcher
 from chemeleon_jax.data.crystals import take, to_structures
 from chemeleon_jax.data.dataset import load_dataset
 from chemeleon_jax.rewards.matches import index_references, match_crystals
-from chemeleon_jax.workers.matching import Cell
+from chemeleon_jax.workers.matching import cell_of
 from chemeleon_jax.workers.pool import WorkerPool
 
 
@@ -17,10 +17,7 @@ def test_flags_are_those_of_plain_pymatgen(count):
     crystals = take(crystals, slice(None, None, max(4000 // count, 1)))
     known = to_structures(crystals)
     structures = mixed_set(known, count, seed=count)
-    cells = [
-        Cell(s.lattice.matrix, np.array(s.atomic_numbers), s.frac_coords)
-        for s in structures
-    ]
+    cells = [cell_of(s) for s in structures]
     with WorkerPool(1, time_limit=60.0) as pool:
         references = index_references(crystals)
         matches = match_crystals(cells, np.ones(count, bool), references, pool)

@@ -17,7 +17,7 @@ from pymatgen.core import Structure
 
 from chemeleon_jax.data.crystals import formula_key
 from chemeleon_jax.data.dataset import Dataset
-from chemeleon_jax.evaluation.judge import EvaluationContext, Row, cell_of
+from chemeleon_jax.evaluation.judge import EvaluationContext, Row
 from chemeleon_jax.evaluation.protocols.lemat_checks import Checks, check
 from chemeleon_jax.evaluation.protocols.lemat_scores import (
     displacement,
@@ -42,7 +42,7 @@ from chemeleon_jax.evaluation.scores import structure_types
 from chemeleon_jax.evaluation.statistics import Score, mean_score
 from chemeleon_jax.rewards.matches import find_known
 from chemeleon_jax.workers.calculators import RelaxedStructure
-from chemeleon_jax.workers.matching import fits
+from chemeleon_jax.workers.matching import cell_of, fits
 from chemeleon_jax.workers.outcome import Status
 
 SOURCE = "LeMat-GenBench 5bab2cd (arXiv:2512.04562), comprehensive_multi_mlip_hull"

@@ -19,7 +19,7 @@ from chemeleon_jax.data.crystals import (
     read_structure,
 )
 from chemeleon_jax.data.dataset import Dataset
-from chemeleon_jax.evaluation.judge import EvaluationContext, Row, cell_of
+from chemeleon_jax.evaluation.judge import EvaluationContext, Row
 from chemeleon_jax.evaluation.protocols import disorder
 from chemeleon_jax.evaluation.protocols.mattergen_checks import (
     composition_valid,
@@ -38,7 +38,7 @@ from chemeleon_jax.evaluation.protocols.rows import (
 from chemeleon_jax.evaluation.scores import structure_types
 from chemeleon_jax.evaluation.statistics import Score, mean_score
 from chemeleon_jax.rewards.matches import fill_cache
-from chemeleon_jax.workers.matching import reduce_cell
+from chemeleon_jax.workers.matching import cell_of, reduce_cell
 from chemeleon_jax.workers.outcome import Outcome, Status
 
 SOURCE = "microsoft/mattergen ac9ddd4, evaluate"
