@@ -20,6 +20,7 @@ from chemeleon_jax.models.predictor import make_predictor
 from chemeleon_jax.models.store import Checkpoint
 from chemeleon_jax.models.vae import Decoded, make_vae, to_crystals, vae_loss
 from chemeleon_jax.rewards.diversity import kernel_mean, leave_one_out_mmd
+from chemeleon_jax.rewards.features import predict_properties
 from chemeleon_jax.rewards.normalize import NORMALIZATIONS
 from convert_checkpoints import replay
 from convert_checkpoints.comparison import FORWARD, Recording
@@ -81,18 +82,8 @@ def check_predictor(rec: Recording, model: Checkpoint, batch: CrystalBatch) -> N
     """Predicted properties in their own units."""
     params, config = model
     vae, predictor = make_vae(config["vae"]), make_predictor(config["predictor"])
-
-    @jax.jit
-    def predict(batch):
-        features, posterior = vae.apply(
-            {"params": params["vae"]}, batch, method="encode"
-        )
-        y = predictor.apply(
-            {"params": params["predictor"]}, features, posterior.mean, batch.mask
-        )
-        return predictor.denormalise(y)
-
-    for name, column in zip(predictor.targets, predict(batch).T, strict=True):
+    predicted = predict_properties(vae, predictor, params, batch)
+    for name, column in zip(predictor.targets, predicted.T, strict=True):
         rec.compare(f"predictor/{name}", column)
 
 

@@ -8,7 +8,6 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-import ase
 import ase.db
 import ase.io
 import pandas as pd
@@ -20,6 +19,7 @@ from pymatgen.io.vasp.sets import MPRelaxSet, MPScanRelaxSet
 from chemeleon_jax.data.crystals import read_structure
 from chemeleon_jax.runs.files import replacing, write_json
 from chemeleon_jax.screening.symmetry import TIGHT
+from chemeleon_jax.workers.calculators import to_atoms
 
 VASP_SETS = {"MPRelaxSet": MPRelaxSet, "MPScanRelaxSet": MPScanRelaxSet}
 FOLDERS = ("cif", "vasp")
@@ -120,12 +120,7 @@ def write_atoms(
     """
     frames = []
     for structure, line in zip(structures, columns, strict=True):
-        atoms = ase.Atoms(
-            structure.atomic_numbers,
-            scaled_positions=structure.frac_coords,
-            cell=structure.lattice.matrix,
-            pbc=True,
-        )
+        atoms = to_atoms(structure)
         energy = (line[f"energy:{main}"] + line["symmetry_rise"]) * len(atoms)
         atoms.calc = SinglePointCalculator(atoms, energy=energy)
         atoms.info = {

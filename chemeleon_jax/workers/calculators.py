@@ -146,6 +146,16 @@ def relax(
     ]
 
 
+def to_atoms(structure: Structure) -> ase.Atoms:
+    """An ordered crystal as ASE has it."""
+    return ase.Atoms(
+        structure.atomic_numbers,
+        scaled_positions=structure.frac_coords,
+        cell=structure.lattice.matrix,
+        pbc=True,
+    )
+
+
 def relax_one(
     structure: Structure, *, potential: str, max_steps: int, max_force: float
 ) -> RelaxedStructure:
@@ -160,12 +170,7 @@ def relax_one(
     from ase.filters import FrechetCellFilter
     from ase.optimize import FIRE
 
-    atoms = ase.Atoms(
-        structure.atomic_numbers,
-        scaled_positions=structure.frac_coords,
-        cell=structure.lattice.matrix,
-        pbc=True,
-    )
+    atoms = to_atoms(structure)
     atoms.calc = _calculator(potential, {})
     optimizer = FIRE(FrechetCellFilter(atoms), logfile=None)
     energies, converged = [], False
