@@ -16,7 +16,7 @@ from chemeleon_jax.report.parts import (
     notes,
     section,
 )
-from chemeleon_jax.screening.results import written_group
+from chemeleon_jax.screening.results import known_group
 from chemeleon_jax.screening.sieve import REASONS
 
 SET = "candidates"
@@ -92,7 +92,7 @@ def gallery_section(candidates: list[dict], data: dict) -> str:
         row = {
             "index": record["index"],
             "e_above_hull": record["e_above_hull:mean"],
-            "space_group": written_group(record) or None,
+            "space_group": known_group(record),
             "novel": record["novel"],
         }
         cards.append(make_card(row, read_structure(record["conventional"])))

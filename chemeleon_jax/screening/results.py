@@ -18,7 +18,7 @@ from pymatgen.io.vasp.sets import MPRelaxSet, MPScanRelaxSet
 
 from chemeleon_jax.data.crystals import read_structure
 from chemeleon_jax.runs.files import replacing, write_json
-from chemeleon_jax.screening.symmetry import TIGHT
+from chemeleon_jax.screening.symmetry import LOOSE
 from chemeleon_jax.workers.calculators import to_atoms
 
 VASP_SETS = {"MPRelaxSet": MPRelaxSet, "MPScanRelaxSet": MPScanRelaxSet}
@@ -30,6 +30,12 @@ def written_group(record: dict) -> str:
     """Space group of the cells that are written; "" of a crystal as it was."""
     tolerance = record["tolerance"]
     return record["space_group"][f"{tolerance:g}"] if tolerance else ""
+
+
+def known_group(record: dict) -> str:
+    """Space group for a reader: of the cells written, or else within 0.1 Å."""
+    found = record["space_group"].get(f"{LOOSE:g}")
+    return written_group(record) or found or "unknown"
 
 
 def distance_columns(judges: list[str]) -> list[str]:
@@ -51,6 +57,7 @@ def candidate_columns(record: dict, judges: list[str]) -> dict[str, Any]:
         **{f"space_group:{tolerance}": x for tolerance, x in groups.items()},
         "symmetry_tolerance": record["tolerance"],
         "symmetry_rise": record["rise"],
+        "symmetry_problem": record["symmetry_problem"],
         "smact_valid": record["smact_valid"],
         "e_above_hull:mean": record["e_above_hull:mean"],
         "e_above_hull:spread": record["e_above_hull:spread"],
@@ -106,7 +113,7 @@ def write_results(
         candidates, structures, primitives, strict=True
     ):
         label = f"{record['rank']:03d}_{record['formula']}"
-        write_cifs(out / "cif", label, record["tolerance"], conventional, primitive)
+        write_cifs(out / "cif", label, record["cif"], conventional, primitive)
         write_vasp(out / "vasp" / label, primitive)
     write_json(out / "summary.json", summary)
 
@@ -152,15 +159,22 @@ def _is_value(x: Any) -> bool:
 
 
 def write_cifs(
-    folder: Path, label: str, tolerance, conventional: Structure, primitive: Structure
+    folder: Path,
+    label: str,
+    symmetric: str | None,
+    conventional: Structure,
+    primitive: Structure,
 ) -> None:
-    """Writes the conventional cell, with its symmetry, and the primitive one."""
+    """Writes the conventional cell, with its symmetry if any, and the primitive one."""
     folder.mkdir(parents=True, exist_ok=True)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        with_symmetry = CifWriter(conventional, symprec=tolerance and TIGHT)
-        with_symmetry.write_file(folder / f"{label}_conventional.cif")
-        CifWriter(primitive).write_file(folder / f"{label}_primitive.cif")
+        texts = {
+            "conventional": symmetric or str(CifWriter(conventional)),
+            "primitive": str(CifWriter(primitive)),
+        }
+    for name, text in texts.items():
+        (folder / f"{label}_{name}.cif").write_text(text, encoding="utf-8")
 
 
 def write_vasp(folder: Path, structure: Structure) -> None:

@@ -1,6 +1,7 @@
 """The steps of a screening, each kept on disk, so that one cut off goes on."""
 
 import dataclasses
+from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -141,10 +142,10 @@ def examine(
     prepare_partial(
         folder / "examined",
         (),
-        [
-            [row["index"] for row in ranked],
-            steadier and steadier.digest,
-        ],
+        {
+            "ranked": [row["index"] for row in ranked],
+            "steadier": steadier and steadier.digest,
+        },
     )
     passed: list[Row] = []
     for row, record in zip(
@@ -227,6 +228,9 @@ def summarise(
         "num_crystals": len(rows),
         "num_candidates": len(candidates),
         "funnel": sieve.funnel([row["reason"] for row in rows]),
+        "symmetry_problems": dict(
+            Counter(problem for row in rows if (problem := row.get("symmetry_problem")))
+        ),
         "ranked_by": "e_above_hull:mean, eV/atom, of the potentials",
         "candidates": [
             {"rank": row["rank"], "formula": row["formula"]}

@@ -7,6 +7,7 @@ import sys
 from typing import NamedTuple
 
 import spglib
+from pymatgen.io.cif import CifWriter
 from pymatgen.symmetry.analyzer import SpacegroupAnalyzer
 
 from chemeleon_jax.workers.matching import Cell, cell_of, to_structure
@@ -60,6 +61,17 @@ def symmetrise(task: tuple[Cell, float]) -> Symmetrised:
             cell_of(found.get_primitive_standard_structure()),
             cell_of(found.get_conventional_standard_structure()),
         )
+
+
+def symmetric_cif(task: tuple[Cell, float]) -> str:
+    """CIF of a crystal, with the symmetry that it has within a tolerance in Å.
+
+    Raises:
+      Exception: spglib finds none.
+    """
+    cell, tolerance = task
+    with without_c_messages():
+        return str(CifWriter(to_structure(cell), symprec=tolerance))
 
 
 @contextlib.contextmanager
