@@ -6,6 +6,7 @@ Directions go through a compiled function a few at a time, so that one compilati
 serves crystals of any size that fit into its graph.
 """
 
+from collections.abc import Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -21,20 +22,20 @@ from chemeleon_jax.potentials.graph import next_chunk
 from chemeleon_jax.potentials.stiffness import STRAINS
 from chemeleon_jax.potentials.types import Potential, Status
 
-SCALES = (0.25, 0.5, 1.0, 2.0, 4.0)  # of the default graph: few sizes, compilations
-DIRECTIONS = 6  # at once
+SCALES = (1 / 16, 0.25, 0.5, 1.0, 2.0, 4.0)  # of the default graph: few compilations
+DIRECTIONS = 3  # at once: of one atom; more are not faster, and take memory
 _PADDING_CELL = 20.0  # Å; longer than the cutoff, so that padding has no weight
 
 
 class SecondDerivatives(NamedTuple):
-    """Of the energy of N atoms, in M directions. Strains in the basis `STRAINS`."""
+    """Of the energy of N atoms, some rows. Strains in the basis `STRAINS`."""
 
     gradient: np.ndarray  # [3 N + 6] eV/Å on the atoms, eV on the strain
     hessian: np.ndarray  # [M, 3 N + 6] eV/Å^2, eV/Å and eV
 
 
 def second_derivatives(
-    structure: Structure, potential: Potential, num_atoms: int | None = None
+    structure: Structure, potential: Potential, rows: Sequence[int] | None = None
 ) -> SecondDerivatives:
     """Gradient and rows of the Hessian of a crystal's energy.
 
@@ -44,10 +45,8 @@ def second_derivatives(
     Args:
       structure: an ordered crystal of N atoms.
       potential: a network in JAX.
-      num_atoms: n, whose rows are wanted; all N by default.
-
-    Returns:
-      The rows of the first n atoms, and of the strain: M = 3 n + 6.
+      rows: those that are wanted, at least one; all 3 N + 6 by default, 3 of each atom
+        and then those of the strain.
 
     Raises:
       ValueError: the potential has no energy for it, or it has too many neighbours.
@@ -56,23 +55,22 @@ def second_derivatives(
         raise ValueError(f"{potential.name} is no network in JAX")
     model, params = potential.network
     graph, width = _single_graph(model, structure)
-    count = len(structure) if num_atoms is None else num_atoms
     frac = np.zeros((width, 3), np.float32)
     frac[: len(structure)] = wrap(structure.frac_coords)
     lattice = np.asarray(structure.lattice.matrix, np.float32)
-    wanted = [*range(3 * count), *range(3 * width, 3 * width + 6)]
-    kept = [*range(3 * len(structure)), *range(3 * width, 3 * width + 6)]
-    rows, gradient = [], np.zeros(0)
+    kept = np.array([*range(3 * len(structure)), *range(3 * width, 3 * width + 6)])
+    wanted = kept if rows is None else kept[list(rows)]
+    found, gradient = [], np.zeros(0)
     for start in range(0, len(wanted), DIRECTIONS):
         some = wanted[start : start + DIRECTIONS]
         directions = np.zeros((DIRECTIONS, 3 * width + 6), np.float32)
         directions[range(len(some)), some] = 1
-        gradient, found = jax.device_get(
+        gradient, changes = jax.device_get(
             _differentiate(model.graph_energy, params, graph, frac, lattice, directions)
         )
-        rows.append(found[: len(some), kept])
-    found = np.concatenate(rows).astype(float)
-    result = SecondDerivatives(gradient[kept].astype(float), found)
+        found.append(changes[: len(some), kept])
+    hessian = np.concatenate(found).astype(float)
+    result = SecondDerivatives(gradient[kept].astype(float), hessian)
     if not all(np.isfinite(x).all() for x in result):
         raise ValueError("second derivatives are not finite")
     return result

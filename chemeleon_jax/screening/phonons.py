@@ -5,7 +5,7 @@ dynamical matrix at every such wave vector, exactly. NumPy.
 """
 
 import numpy as np
-from pymatgen.core import Element, Lattice, Structure
+from pymatgen.core import Element, Structure
 
 EDGE = 8.0  # Å that the edges of a supercell reach, where the atoms allow it
 MAX_ATOMS = 80  # of a supercell
@@ -26,15 +26,6 @@ def supercell_size(structure: Structure) -> tuple[int, int, int]:
         longest = int(np.where(size > 1, size * edges, 0.0).argmax())
         size[longest] = max(size[longest] - 2, 1)
     return tuple(size.tolist())
-
-
-def repeat(structure: Structure, size: tuple[int, int, int]) -> Structure:
-    """A supercell: the atoms of the cell first, then those of each further cell."""
-    cells = np.array(list(np.ndindex(*size)))
-    frac = (cells[:, None] + structure.frac_coords[None]) / np.array(size)
-    lattice = structure.lattice.matrix * np.array(size)[:, None]
-    species = list(structure.species) * len(cells)
-    return Structure(Lattice(lattice), species, frac.reshape(-1, 3))
 
 
 def with_sum_rule(constants: np.ndarray) -> tuple[np.ndarray, float]:

@@ -1,6 +1,6 @@
 """Whether a crystal stands still: its vibrations and its stiffness, at a minimum.
 
-Both come from one set of second derivatives, of a supercell, by a potential in JAX.
+Both come from second derivatives of a supercell's energy, by a potential in JAX.
 """
 
 from dataclasses import asdict, dataclass
@@ -9,15 +9,10 @@ import numpy as np
 from pymatgen.core import Structure
 
 from chemeleon_jax.evaluation.relaxation import relax_structures
-from chemeleon_jax.potentials.hessian import second_derivatives
 from chemeleon_jax.potentials.types import Potential
 from chemeleon_jax.screening.elasticity import stiffness
-from chemeleon_jax.screening.phonons import (
-    frequencies,
-    repeat,
-    supercell_size,
-    with_sum_rule,
-)
+from chemeleon_jax.screening.force_constants import force_constants
+from chemeleon_jax.screening.phonons import frequencies, supercell_size, with_sum_rule
 from chemeleon_jax.workers.calculators import RelaxedStructure
 
 MAX_FORCE = 0.005  # eV/Å, as in `potentials.relax`: a Hessian means little off it
@@ -65,14 +60,12 @@ def find_stability(structure: Structure, potential: Potential) -> Stability:
       ValueError: the potential has no second derivatives there.
     """
     n, size = len(structure), supercell_size(structure)
-    found = second_derivatives(repeat(structure, size), potential, n).hessian
-    constants, correction = with_sum_rule(found[: 3 * n, :-6])
-    types = structure.atomic_numbers
-    modes = frequencies(constants, types, size)
+    found = force_constants(structure, size, potential)
+    constants, correction = with_sum_rule(found.atom_atom)
+    modes = frequencies(constants, structure.atomic_numbers, size)
     at_gamma = constants.reshape(3 * n, -1, 3 * n).sum(1)
-    cells = int(np.prod(size))
     elastic = stiffness(
-        at_gamma, found[: 3 * n, -6:], found[3 * n :, -6:] / cells, structure.volume
+        at_gamma, found.atom_strain, found.strain_strain, structure.volume
     )
     q = np.unravel_index(np.nanargmin(modes), modes.shape)[0]
     wave_vector = np.array(list(np.ndindex(*size)))[q] / np.array(size)

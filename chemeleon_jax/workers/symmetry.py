@@ -46,6 +46,20 @@ def symmetry_degree(cell: Cell, tolerance: float = SYMMETRY_TOLERANCE) -> float:
     return math.log(len(rotations)) / math.log(MAX_ORDER)
 
 
+def operations(cell: Cell, tolerance: float) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Rotations and translations of fractional columns that leave a crystal as it is.
+
+    Within a tolerance in Å; the identity alone where spglib finds none.
+    """
+    with without_c_messages():
+        found = spglib.get_symmetry(
+            (cell.matrix, cell.frac_coords, cell.atom_types), tolerance
+        )
+    if found is None:
+        return [(np.eye(3, dtype=int), np.zeros(3))]
+    return list(zip(found["rotations"], found["translations"], strict=True))
+
+
 def symmetrise(task: tuple[Cell, float]) -> Symmetrised:
     """A crystal under the symmetry that it has within a tolerance in Å.
 

@@ -7,10 +7,15 @@ from springs import morse
 
 from chemeleon_jax.potentials.hessian import second_derivatives
 from chemeleon_jax.screening.elasticity import GPA, stiffness
+from chemeleon_jax.screening.force_constants import (
+    find_sources,
+    find_symmetries,
+    force_constants,
+    repeat,
+)
 from chemeleon_jax.screening.phonons import (
     THZ,
     frequencies,
-    repeat,
     supercell_size,
     with_sum_rule,
 )
@@ -89,7 +94,7 @@ def at_minimum(structure):
     for _ in range(16):
         middle = structure.copy()
         middle.apply_strain((low + high) / 2 - 1)
-        pressure = -second_derivatives(middle, MORSE, 0).gradient[-6:-3].sum()
+        pressure = -second_derivatives(middle, MORSE, [3]).gradient[-6:-3].sum()
         low, high = (
             ((low + high) / 2, high) if pressure > 0 else (low, (low + high) / 2)
         )
@@ -116,11 +121,59 @@ def test_second_derivatives_are_those_of_the_gradient(fcc):
             other = pushed.copy()
             move = np.eye(3)[axis] * sign * step
             other.translate_sites([atom], move, frac_coords=False)
-            ends.append(second_derivatives(other, MORSE, 0).gradient)
+            ends.append(second_derivatives(other, MORSE, [0]).gradient)
         by_differences = (ends[0] - ends[1]) / (2 * step)
         # Those in the strain count from where the atom is: less, off a minimum.
         row = found.hessian[3 * atom + axis]
         np.testing.assert_allclose(row[:-6], by_differences[:-6], atol=0.02)
+
+
+def hcp(stretch=1.0):
+    """Two equal atoms; one off its place has no symmetry that takes it to the other."""
+    lattice = Lattice.hexagonal(2.8, 4.6 * stretch)
+    return Structure(lattice, ["Mg"] * 2, [[1 / 3, 2 / 3, 0.25], [2 / 3, 1 / 3, 0.75]])
+
+
+# Three equal atoms of a screw of three: rotations alone take one to another.
+HELIX = Structure.from_spacegroup(
+    "P3_121", Lattice.hexagonal(3.6, 4.8), ["Te"], [[0.27, 0, 1 / 3]]
+)
+
+
+@pytest.mark.parametrize(
+    ("structure", "size", "differentiated"),
+    [
+        (hcp(), (2, 2, 1), 1),
+        (hcp(), (3, 1, 1), 1),
+        (FCC * (2, 1, 1), (1, 2, 2), 1),
+        (HELIX, (2, 2, 1), 1),
+        (HELIX, (1, 2, 1), 2),
+    ],
+)
+def test_atoms_that_are_equal_are_differentiated_once(structure, size, differentiated):
+    """Off the minimum, and in supercells of less symmetry than the crystal."""
+    n = len(structure)
+    symmetries = find_symmetries(structure, size)
+    assert len({i for i, _ in find_sources(n, symmetries)}) == differentiated
+    found = force_constants(structure, size, MORSE)
+    whole = second_derivatives(repeat(structure, size), MORSE).hessian
+    scale = np.abs(whole[:, :-6]).max()
+    np.testing.assert_allclose(found.atom_atom, whole[: 3 * n, :-6], atol=1e-4 * scale)
+    np.testing.assert_allclose(
+        found.atom_strain, whole[: 3 * n, -6:], atol=1e-4 * scale
+    )
+    cells = np.prod(size)
+    np.testing.assert_allclose(
+        found.strain_strain, whole[-6:, -6:] / cells, rtol=1e-3, atol=1e-3 * scale
+    )
+
+
+def test_a_supercell_keeps_only_symmetries_of_its_own():
+    assert len(find_symmetries(SIMPLE, (2, 2, 2))) == 48
+    assert len(find_symmetries(SIMPLE, (2, 2, 4))) == 16
+    pushed = hcp()
+    pushed.translate_sites([0], [0.01, 0.003, 0.002])
+    assert len(find_symmetries(pushed, (2, 2, 2))) == 2  # identity and inversion
 
 
 def test_close_packing_is_stable_and_a_simple_cubic_lattice_is_not(fcc):
