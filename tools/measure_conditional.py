@@ -6,9 +6,20 @@ Takes crystals of the test split, asks for the composition of each with its atom
 and counts the samples that have it, and the crystals of which one sample matches the
 real structure (pymatgen's `StructureMatcher` with its defaults). With
 `--ask=chemical_system` it asks for the elements alone.
+
+METRe and cRMSE (Martirossyan et al., arXiv:2509.12178, 2025) are of the wider
+tolerances that predictions of structures are measured with: the share of real
+structures that one of their samples matches, and the mean over all of the smallest root
+mean square displacement, in units of (volume / atom)^(1/3), or the tolerance of 0.5
+where none matches.
+
+With `--relax_with=chgnet` the samples are also relaxed, and so are the real structures:
+the same again, and how the lowest of the samples lies to the real one in energy.
 """
 
 import argparse
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -18,14 +29,25 @@ from pymatgen.core import Structure
 from chemeleon_jax.data.crystals import to_structures, validity
 from chemeleon_jax.data.dataset import MAX_ATOMS, load_dataset
 from chemeleon_jax.devices.sharding import make_mesh
+from chemeleon_jax.evaluation.relaxation import relax_structures
 from chemeleon_jax.interface.request import DEFAULTS
 from chemeleon_jax.models.generator import combine_checkpoints, make_generator
 from chemeleon_jax.models.loading import load_checkpoint
+from chemeleon_jax.potentials.loading import load_potential
 from chemeleon_jax.rl.bulk import compile_sampling, group_prompts, sample_in_bulk
 from chemeleon_jax.rl.prompts import condition_values, condition_vectors_from_cli
 from chemeleon_jax.rl.sampler import make_sampler
 
 BATCH = 10  # compositions at once
+TOLERANCE = 0.5  # of displacements, in units of (volume / atom)^(1/3)
+PREDICTION = StructureMatcher(ltol=0.3, stol=TOLERANCE, angle_tol=10)  # CDVAE's
+
+
+class Prediction(NamedTuple):
+    """What is known of a structure's samples."""
+
+    found: bool  # by pymatgen's defaults
+    displacement: float | None  # the smallest; None where none matches
 
 
 def ask(specs, structure: Structure, kind: str) -> dict[str, np.ndarray]:
@@ -54,12 +76,27 @@ def main() -> None:
         parser.add_argument(*names, type=float, default=default)
     kinds = ("composition", "chemical_system")
     parser.add_argument("--ask", choices=kinds, default="composition")
+    parser.add_argument("--relax_with", metavar="POTENTIAL")
     args = parser.parse_args()
+    real = distinct_compositions(args.num_compositions)
+    samples, valid = sample_for(real, args)
+    right = [
+        [s for s in some if s and getattr(s, args.ask) == getattr(structure, args.ask)]
+        for structure, some in zip(real, samples, strict=True)
+    ]
+    hits = [len(some) / args.num_samples for some in right]
+    print(f"right in {np.mean(hits):.1%} of samples, {valid:.1%} valid")
+    report("as sampled", compare_all(real, right))
+    if args.relax_with:
+        report_relaxed(real, right, args.relax_with)
+
+
+def sample_for(real: list[Structure], args) -> tuple[list[list[Structure]], float]:
+    """Samples for each of some structures, and the share of them that are valid."""
     model, policy = make_generator(
         combine_checkpoints(load_checkpoint(args.ldm), load_checkpoint(args.vae)),
         MAX_ATOMS,
     )
-    wanted = distinct_compositions(args.num_compositions)
     sampler = make_sampler(
         model,
         sampling_steps=args.sampling_steps,
@@ -67,9 +104,9 @@ def main() -> None:
         decoder_guidance=args.decoder_guidance,
     )
     sample = compile_sampling(sampler, make_mesh(1))
-    hits, found, valid = [], [], []
-    for start in range(0, len(wanted), BATCH):
-        asked = wanted[start : start + BATCH]
+    samples, valid = [], []
+    for start in range(0, len(real), BATCH):
+        asked = real[start : start + BATCH]
         prompts = group_prompts(
             jax.random.fold_in(jax.random.key(0), start),
             np.array([len(structure) for structure in asked]),
@@ -82,20 +119,66 @@ def main() -> None:
         crystals = sample_in_bulk(
             policy, prompts, sample=sample, batch_size=BATCH * args.num_samples
         )
-        samples = to_structures(crystals)
         valid.extend(validity(crystals) == 0)
-        for i, structure in enumerate(asked):
-            mine = samples[i * args.num_samples : (i + 1) * args.num_samples]
-            wanted_here = getattr(structure, args.ask)
-            right = [s for s in mine if s and getattr(s, args.ask) == wanted_here]
-            hits.append(len(right) / args.num_samples)
-            found.append(any(StructureMatcher().fit(structure, s) for s in right))
-        print(
-            f"{len(hits)} compositions: right in {np.mean(hits):.1%} of samples, "
-            f"structure among {args.num_samples} for {np.mean(found):.1%}, "
-            f"{np.mean(valid):.1%} of samples valid",
-            flush=True,
-        )
+        found = to_structures(crystals)
+        samples += [
+            found[i * args.num_samples : (i + 1) * args.num_samples]
+            for i in range(len(asked))
+        ]
+    return samples, float(np.mean(valid))
+
+
+def compare_all(
+    real: Sequence[Structure], samples: Sequence[Sequence[Structure]]
+) -> list[Prediction]:
+    """Each of some structures with its samples."""
+    return [compare(*pair) for pair in zip(real, samples, strict=True)]
+
+
+def compare(structure: Structure, samples: Sequence[Structure]) -> Prediction:
+    """A structure with its samples."""
+    matches = [PREDICTION.get_rms_dist(structure, sample) for sample in samples]
+    return Prediction(
+        any(StructureMatcher().fit(structure, sample) for sample in samples),
+        min((match[0] for match in matches if match), default=None),
+    )
+
+
+def report(title: str, predictions: Sequence[Prediction]) -> None:
+    """Prints the shares and means of all structures."""
+    near = [p.displacement for p in predictions if p.displacement is not None]
+    far = [TOLERANCE] * (len(predictions) - len(near))
+    print(
+        f"{title}: found {np.mean([p.found for p in predictions]):.1%}, METRe "
+        f"{len(near) / len(predictions):.1%}, RMSE {np.mean(near or np.nan):.3f} of "
+        f"these, cRMSE {np.mean(near + far):.3f}",
+        flush=True,
+    )
+
+
+def report_relaxed(real, samples, potential: str) -> None:
+    """Prints the same of relaxed structures, and how their energies compare."""
+    network = load_potential(potential)
+    relaxed = relax_structures([*real, *sum(samples, [])], potential=network)
+    known, left = relaxed[: len(real)], iter(relaxed[len(real) :])
+    mine = [[next(left) for _ in some] for some in samples]
+    report(
+        f"relaxed by {potential}",
+        compare_all(
+            [result.structure for result in known],
+            [[result.structure for result in some] for some in mine],
+        ),
+    )
+    above = [
+        np.nanmin([result.energy for result in some]) - structure.energy
+        for structure, some in zip(known, mine, strict=True)
+        if np.isfinite([result.energy for result in some]).any()
+    ]
+    low = np.mean(np.array(above) <= 0.01)
+    print(
+        f"lowest sample above the real structure: median {np.median(above):.3f} "
+        f"eV/atom; at most 0.01 in {low:.1%} of {len(above)}"
+    )
 
 
 def distinct_compositions(count: int):
