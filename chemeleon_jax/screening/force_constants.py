@@ -8,10 +8,10 @@ from typing import NamedTuple
 import numpy as np
 from pymatgen.core import Lattice, Structure
 
-from chemeleon_jax.evaluation.judge import cell_of
 from chemeleon_jax.potentials.hessian import second_derivatives
 from chemeleon_jax.potentials.stiffness import STRAINS
 from chemeleon_jax.potentials.types import Potential
+from chemeleon_jax.workers.matching import cell_of
 from chemeleon_jax.workers.symmetry import operations
 
 SAME = 0.002  # Å within which a symmetry must hold

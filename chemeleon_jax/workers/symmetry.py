@@ -6,6 +6,7 @@ import os
 import sys
 from typing import NamedTuple
 
+import numpy as np
 import spglib
 from pymatgen.io.cif import CifWriter
 from pymatgen.symmetry.analyzer import SpacegroupAnalyzer
