@@ -28,6 +28,7 @@ from flax import struct
 from chemeleon_jax.cli import run
 from chemeleon_jax.data.batches import BucketedBatches
 from chemeleon_jax.data.dataset import load_dataset
+from chemeleon_jax.data.symmetry import with_symmetry_labels
 from chemeleon_jax.devices import distributed
 from chemeleon_jax.devices.compilation import PRECISIONS
 from chemeleon_jax.devices.sharding import make_mesh, replicate, shard_batch
@@ -129,6 +130,8 @@ def pretrain(config, workdir: str) -> None:
     dataset = load_dataset(config.data.dataset)
     if config.stage == "predictor":
         dataset = labelled_crystals(dataset, config.targets)
+    if config.stage == "ldm":
+        dataset = with_symmetry_labels(dataset, config.conditions.values())
     train, validation = dataset.select("train"), dataset.select("validation")
     # Multiples of 8 crystals, so that 1, 2, 4 and 8 devices see the same batches.
     multiple_of = math.lcm(8, mesh.size)

@@ -11,27 +11,37 @@ import jax.numpy as jnp
 import numpy as np
 from flax.core import freeze
 from pymatgen.core import Composition, Element
+from pymatgen.symmetry.groups import SpaceGroup
 
+from chemeleon_jax.data.symmetry import CRYSTAL_SYSTEMS
 from chemeleon_jax.data.types import CrystalBatch
 from chemeleon_jax.models.layers import Mlp
 
 COMPOSITION_WIDTH = 100  # one place per atomic number
+WIDTHS = {
+    "float": 1,
+    "composition": COMPOSITION_WIDTH,
+    "chemical_system": COMPOSITION_WIDTH,
+    "space_group": 230,
+    "crystal_system": len(CRYSTAL_SYSTEMS),
+}
 
 
 def input_width(spec: Mapping[str, Any]) -> int:
     """Length of the vector that a condition is preprocessed to."""
-    if spec["kind"] == "categorical":
-        return spec["num_classes"]
-    return 1 if spec["kind"] == "float" else COMPOSITION_WIDTH
+    kind = spec["kind"]
+    return spec["num_classes"] if kind == "categorical" else WIDTHS[kind]
 
 
 def preprocess(spec: Mapping[str, Any], values: Sequence) -> np.ndarray:
     """Condition values as vectors.
 
     Args:
-      spec: `name`, `kind` ("float", "composition", "chemical_system", "categorical"),
-        and for floats `mean` and `std`, for categories `num_classes`.
-      values: B numbers, formulas ("LiMnO2"), systems ("Li-Mn-O") or class indices.
+      spec: `name`, `kind` ("float", "composition", "chemical_system", "space_group",
+        "crystal_system", "categorical"), and for floats `mean` and `std`, for
+        categories `num_classes`.
+      values: B numbers, formulas ("LiMnO2"), systems ("Li-Mn-O"), space groups
+        ("Fm-3m" or 225), crystal systems ("cubic") or class indices.
 
     Returns:
       [B, in] float32.
@@ -44,20 +54,38 @@ def preprocess(spec: Mapping[str, Any], values: Sequence) -> np.ndarray:
         try:
             if spec["kind"] == "float":
                 row[0] = (float(value) - spec["mean"]) / spec["std"]
-            elif spec["kind"] == "categorical":
-                row[int(value)] = 1.0
             elif spec["kind"] == "composition":
                 reduced = Composition(value).get_reduced_composition_and_factor()[0]
                 for element, fraction in reduced.fractional_composition.items():
                     row[element.Z] = fraction
-            else:
+            elif spec["kind"] == "chemical_system":
                 row[[Element(symbol).Z for symbol in value.split("-")]] = 1.0
+            else:
+                row[_class_index(spec, value)] = 1.0
         except (ValueError, KeyError, IndexError) as error:
             raise ValueError(
                 f"condition {spec['name']!r} ({spec['kind']}) cannot be {value!r}: "
                 f"{error}"
             ) from error
     return vectors
+
+
+def _class_index(spec: Mapping[str, Any], value) -> int:
+    """Of a category, space group or crystal system, from 0."""
+    if spec["kind"] == "crystal_system":
+        if value not in CRYSTAL_SYSTEMS:
+            raise ValueError(f"the systems are {', '.join(CRYSTAL_SYSTEMS)}")
+        return list(CRYSTAL_SYSTEMS).index(value)
+    if spec["kind"] == "categorical":
+        index, first = int(value), 0
+    elif str(value).isdecimal():
+        index, first = int(value) - 1, 1
+    else:
+        return SpaceGroup(value).int_number - 1
+    count = input_width(spec)
+    if not 0 <= index < count:
+        raise ValueError(f"there are {first} to {count - 1 + first}")
+    return index
 
 
 def condition_vectors(
@@ -70,7 +98,8 @@ def condition_vectors(
     Args:
       specs: see `preprocess`.
       crystals: B crystals; composition and chemical system are read off them.
-      labels: {name: [B]} floats and class indices, NaN where unknown.
+      labels: {name: [B]} floats and class indices, NaN where unknown; those of
+        symmetry as `data.symmetry.with_symmetry_labels` finds them.
 
     Returns:
       {name: [B, in]}, and [B] True where all of a crystal's conditions are known.
@@ -93,8 +122,8 @@ def condition_vectors(
             if kind == "float":
                 vectors[name] = ((value - spec["mean"]) / spec["std"])[:, None]
             else:
-                width = spec["num_classes"]
-                vectors[name] = jax.nn.one_hot(value.astype(jnp.int32), width)
+                classes = input_width(spec)
+                vectors[name] = jax.nn.one_hot(value.astype(jnp.int32), classes)
     return vectors, known
 
 
@@ -152,6 +181,28 @@ def make_condition_encoder(config: Mapping[str, Any]) -> ConditionEncoder:
     return ConditionEncoder(
         tuple(freeze(dict(s)) for s in config["specs"]), config["width"]
     )
+
+
+def with_more_conditions(
+    params: Mapping[str, Any], known: Sequence[str], wanted: Sequence[str]
+) -> dict[str, Any]:
+    """An encoder's parameters with places for more conditions, which say nothing yet.
+
+    Args:
+      params: of a `ConditionEncoder`.
+      known: names of its conditions, in their order.
+      wanted: names of those of another encoder, `known` among them.
+
+    Returns:
+      The same parameters, but that the layer which joins the conditions takes all that
+      are wanted: with zeros for those that are new.
+    """
+    joint = params["joint"]
+    rows = np.split(np.asarray(joint["in"]["kernel"]), len(known))
+    of_name = dict(zip(known, rows, strict=True))
+    nothing = np.zeros_like(rows[0])
+    kernel = np.concatenate([of_name.get(name, nothing) for name in wanted])
+    return {**params, "joint": {**joint, "in": {**joint["in"], "kernel": kernel}}}
 
 
 def without_conditions(

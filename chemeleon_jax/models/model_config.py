@@ -76,6 +76,8 @@ SPEC = {
     "categorical": {"name": NAME, "num_classes": SIZE},
     "composition": {"name": NAME},
     "chemical_system": {"name": NAME},
+    "space_group": {"name": NAME},
+    "crystal_system": {"name": NAME},
 }
 KINDS = {"vae": "vae", "ldm": "dit", "predictor": "predictor"}  # the part it is about
 

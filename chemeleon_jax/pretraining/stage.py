@@ -7,7 +7,9 @@ import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from chemeleon_jax.errors import UserError
+from chemeleon_jax.models.condition import with_more_conditions
 from chemeleon_jax.models.loading import load_checkpoint
+from chemeleon_jax.models.store import Checkpoint
 from chemeleon_jax.models.vae import VAE, make_vae
 
 
@@ -34,7 +36,8 @@ def start_from(name: str, stage: Stage) -> Stage:
     """The stage, starting from the weights of model `name`; "" for a random start.
 
     What the model lacks starts as usual: a block more of the denoiser begins as the
-    identity (its gates are zero), so a trained model can be made deeper.
+    identity (its gates are zero), so a trained model can be made deeper; a condition
+    more says nothing at first.
 
     Raises:
       UserError: a model of another kind or width, or one on another VAE.
@@ -50,7 +53,8 @@ def start_from(name: str, stage: Stage) -> Stage:
             f"config.init_from: {name} was trained on latents of another encoder "
             "than that of config.vae_ckpt_path; give its VAE"
         )
-    params, given = flatten_dict(stage.params), flatten_dict(checkpoint.params)
+    params = flatten_dict(stage.params)
+    given = flatten_dict(_with_our_conditions(checkpoint, ours))
     for path in sorted(params.keys() & given.keys()):
         if params[path].shape != given[path].shape:
             raise UserError(
@@ -65,6 +69,21 @@ def start_from(name: str, stage: Stage) -> Stage:
         )
     params |= {path: jnp.asarray(x) for path, x in given.items() if path not in kept}
     return stage._replace(params=unflatten_dict(params))
+
+
+def _with_our_conditions(checkpoint: Checkpoint, ours: dict[str, Any]):
+    """The checkpoint's parameters, its encoder with places for our conditions."""
+    params, specs = checkpoint.params, checkpoint.config.get("condition")
+    if specs is None or ours.get("condition") is None:
+        return params
+    known, wanted = (
+        [spec["name"] for spec in condition["specs"]]
+        for condition in (specs, ours["condition"])
+    )
+    if not set(known) < set(wanted):
+        return params
+    condition = with_more_conditions(params["condition"], known, wanted)
+    return {**params, "condition": condition}
 
 
 def with_kept(stage: Stage, params) -> Any:

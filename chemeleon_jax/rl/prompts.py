@@ -11,6 +11,7 @@ import numpy as np
 
 from chemeleon_jax.data.dataset import MP20_ATOM_COUNTS, load_dataset
 from chemeleon_jax.data.formula import parse_chemical_system, parse_composition
+from chemeleon_jax.data.symmetry import with_symmetry_labels
 from chemeleon_jax.errors import UserError
 from chemeleon_jax.models.condition import (
     condition_vectors,
@@ -58,10 +59,11 @@ def make_prompts(
     dataset = load_dataset(source)
     num_atoms, condition = jnp.asarray(dataset.crystals.mask.sum(-1)), None
     if model.condition is not None:
+        dataset = with_symmetry_labels(dataset, model.condition.specs)
         labels = {
             spec["name"]: dataset.label(spec["name"], f"config.data.dataset = {source}")
             for spec in model.condition.specs
-            if spec["kind"] in ("float", "categorical")
+            if spec["kind"] not in ("composition", "chemical_system")
         }
         crystals = jax.tree.map(jnp.asarray, dataset.crystals)
         condition, known = condition_vectors(model.condition.specs, crystals, labels)
@@ -216,6 +218,8 @@ def _read_value(spec: Mapping[str, Any], value: str):
         return parse_composition(value, spec["name"])[0].formula.replace(" ", "")
     if spec["kind"] == "chemical_system":
         return "-".join(sorted(parse_chemical_system(value, spec["name"])))
+    if spec["kind"] in ("space_group", "crystal_system"):
+        return value.strip()
     try:
         number = float(value)
     except ValueError:

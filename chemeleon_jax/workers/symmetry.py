@@ -32,6 +32,12 @@ def space_group(cell: Cell, tolerance: float = SYMMETRY_TOLERANCE) -> str:
         return to_structure(cell).get_space_group_info(tolerance)[0]
 
 
+def space_group_number(cell: Cell) -> int:
+    """From 1 to 230."""
+    with without_c_messages():
+        return to_structure(cell).get_space_group_info(SYMMETRY_TOLERANCE)[1]
+
+
 def symmetry_degree(cell: Cell, tolerance: float = SYMMETRY_TOLERANCE) -> float:
     """How much symmetry a crystal has: ln(order of its point group) / ln 48.
 

@@ -10,6 +10,7 @@ from chemeleon_jax.models.condition import (
     input_width,
     make_condition_encoder,
     preprocess,
+    with_more_conditions,
 )
 from chemeleon_jax.models.dit import SIZES, DiT, dit_size
 from chemeleon_jax.models.layers import index_embedding, timestep_embedding
@@ -127,6 +128,8 @@ SPECS = [
     {"name": "formula", "kind": "composition"},
     {"name": "system", "kind": "chemical_system"},
     {"name": "class", "kind": "categorical", "num_classes": 3},
+    {"name": "group", "kind": "space_group"},
+    {"name": "symmetry", "kind": "crystal_system"},
 ]
 
 
@@ -137,10 +140,19 @@ def test_preprocessed_conditions():
     system = preprocess(SPECS[2], ["Li-O"])[0]
     assert system.sum() == 2 and system[3] == system[8] == 1
     np.testing.assert_array_equal(preprocess(SPECS[3], [1]), [[0, 1, 0]])
+    groups = preprocess(SPECS[4], ["Fm-3m", 225, "225", "P1", 230])
+    assert groups.sum(1).tolist() == [1] * 5
+    assert groups.argmax(1).tolist() == [224, 224, 224, 0, 229]
+    systems = preprocess(SPECS[5], ["triclinic", "cubic"])
+    assert systems.argmax(1).tolist() == [0, 6]
 
 
 @pytest.mark.parametrize(
-    ("spec", "value"), [(1, "Xx2"), (2, "Li-Qq"), (3, 7), (0, "abc")]
+    ("spec", "value"),
+    [
+        *[(1, "Xx2"), (2, "Li-Qq"), (3, 7), (3, -1), (0, "abc")],
+        *[(4, "Fm3mm"), (4, 0), (4, 231), (5, "round")],
+    ],
 )
 def test_unreadable_condition_is_named(spec, value):
     with pytest.raises(ValueError, match=f"{SPECS[spec]['name']}.*{value}"):
@@ -152,14 +164,33 @@ def test_conditions_of_crystals_agree_with_those_of_their_formulas():
         atom_types=jnp.array([[11, 17, 0, 0, 0, 0]])  # NaCl
     )
     labels = {"gap": jnp.array([5.0]), "class": jnp.array([1.0])}
+    labels |= {"group": jnp.array([224.0]), "symmetry": jnp.array([6.0])}
     vectors, known = condition_vectors(SPECS, crystals, labels)
     assert known.all()
     values = {"gap": [5.0], "formula": ["NaCl"], "system": ["Na-Cl"], "class": [1]}
+    values |= {"group": ["Fm-3m"], "symmetry": ["cubic"]}
     for spec in SPECS:
         name = spec["name"]
         np.testing.assert_allclose(vectors[name], preprocess(spec, values[name]))
     _, known = condition_vectors(SPECS, crystals, labels | {"gap": jnp.array([np.nan])})
     assert not known.any()
+
+
+def test_an_encoder_takes_more_conditions_which_say_nothing_yet():
+    few, more = (
+        make_condition_encoder({"specs": specs, "width": 8})
+        for specs in ([SPECS[0], SPECS[3]], [SPECS[0], SPECS[5], SPECS[3]])
+    )
+    vectors = {s["name"]: jnp.ones((2, input_width(s))) for s in SPECS}
+    keep = jnp.array([True, False])
+    known, wanted = (tiny.random_params(e, vectors, keep) for e in (few, more))
+    names = ["gap", "class"], ["gap", "symmetry", "class"]
+    params = {**wanted, **with_more_conditions(known, *names)}
+    np.testing.assert_allclose(
+        more.apply({"params": params}, vectors, keep),
+        few.apply({"params": known}, vectors, keep),
+        rtol=1e-5,
+    )
 
 
 def test_dropped_conditions_all_look_alike():

@@ -227,6 +227,23 @@ def test_a_denoiser_goes_on_deeper_where_another_ended(folder, tmp_path):
     np.testing.assert_allclose(trained, loss(deeper, str(tmp_path)), rtol=1e-6)
 
 
+def test_a_denoiser_goes_on_with_a_condition_more(folder, tmp_path):
+    formula = {"formula": {"name": "formula", "kind": "composition"}}
+    group = {"group": {"name": "group", "kind": "space_group"}}
+    few = config(folder, "ldm", conditions=formula)
+    more = config(folder, "ldm", conditions=formula | group)
+    pretrain(few, str(tmp_path))
+    dataset = load_dataset(folder / "few.npz")
+    labels = {"group": np.arange(len(dataset), dtype=np.float32)}
+
+    def loss(config):
+        stage = start_from(str(tmp_path), ldm_stage(config, dataset, jax.random.key(1)))
+        batch = stage.frozen, dataset.crystals, labels, jax.random.key(2), False
+        return stage.loss(stage.params, *batch)[0]
+
+    np.testing.assert_allclose(loss(few), loss(more), rtol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("stage", "changes", "message"),
     [

@@ -1,0 +1,72 @@
+"""Space groups of a data set's crystals, as labels."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from chemeleon_jax.data.crystals import to_structures
+from chemeleon_jax.data.dataset import Dataset
+from chemeleon_jax.runs.cached_arrays import cached_arrays
+from chemeleon_jax.workers.matching import cell_of
+from chemeleon_jax.workers.outcome import Status
+from chemeleon_jax.workers.pool import WorkerPool
+from chemeleon_jax.workers.symmetry import SYMMETRY_TOLERANCE, space_group_number
+
+# The last space group of each crystal system, by number.
+CRYSTAL_SYSTEMS = {
+    "triclinic": 2,
+    "monoclinic": 15,
+    "orthorhombic": 74,
+    "tetragonal": 142,
+    "trigonal": 167,
+    "hexagonal": 194,
+    "cubic": 230,
+}
+TIME_LIMIT = 30.0  # s, of a crystal
+
+
+def with_symmetry_labels(
+    dataset: Dataset, specs: Sequence[Mapping[str, Any]]
+) -> Dataset:
+    """A data set that also has what conditions on symmetry ask for, as class indices.
+
+    Of conditions see `models.condition.preprocess`. Without one on symmetry the data
+    set is returned as it is; else spglib looks at every crystal, once.
+    """
+    if not any(spec["kind"] in ("space_group", "crystal_system") for spec in specs):
+        return dataset
+    numbers = space_group_numbers(dataset)
+    classes = {"space_group": numbers - 1, "crystal_system": crystal_systems(numbers)}
+    found = {s["name"]: classes[s["kind"]] for s in specs if s["kind"] in classes}
+    return dataclasses.replace(dataset, labels=dataset.labels | found)
+
+
+def space_group_numbers(dataset: Dataset) -> np.ndarray:
+    """By spglib within 0.1 Å, in worker processes, and cached.
+
+    [M] from 1 to 230, float32; NaN where spglib finds none.
+    """
+
+    def compute():
+        structures = to_structures(dataset.crystals)
+        usable = [i for i, s in enumerate(structures) if s is not None]
+        with WorkerPool(time_limit=TIME_LIMIT) as pool:
+            cells = [cell_of(structures[i]) for i in usable]
+            outcomes = pool.map(space_group_number, cells)
+        numbers = np.full(len(structures), np.nan, np.float32)
+        for i, outcome in zip(usable, outcomes, strict=True):
+            if outcome.status == Status.OK:
+                numbers[i] = outcome.value
+        return [numbers]
+
+    key = f"{SYMMETRY_TOLERANCE} {dataset.digest}"
+    return cached_arrays("space_groups", key, compute)[0]
+
+
+def crystal_systems(numbers: np.ndarray) -> np.ndarray:
+    """Index into `CRYSTAL_SYSTEMS` of space groups by number; NaN stays."""
+    last = np.array(list(CRYSTAL_SYSTEMS.values()))
+    found = np.searchsorted(last, numbers).astype(np.float32)
+    return np.where(np.isnan(numbers), np.nan, found)
