@@ -39,7 +39,7 @@ def contents(out: Path) -> dict[str, bytes]:
         for path in sorted(out.rglob("*"))
         if path.is_file()
         and path.suffix != ".db"
-        and path.relative_to(out).parts[0] != "partial"
+        and path.relative_to(out).parts[0] not in ("partial", ".lock")
     }
 
 
