@@ -157,7 +157,7 @@ def train(config, workdir: str) -> None:
         base = draw_prompts(
             draw,
             jax.random.key(config.seed + 2),
-            window_iterations(scorer.num_scored) * scorer.num_scored,
+            window_iterations(scorer.num_scored, rl.ema_decay) * scorer.num_scored,
         )
 
         def validate(params):
@@ -267,7 +267,8 @@ def start_drift(
         embedding_root(*context.vae),
         iterations=window_iterations(
             config.reward.budget_per_iteration
-            or config.data.batch_size * config.rl.num_group_samples
+            or config.data.batch_size * config.rl.num_group_samples,
+            config.rl.ema_decay,
         ),
         floor=alarms.element_share / alarms.element_growth,
     )

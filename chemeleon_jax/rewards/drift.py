@@ -153,9 +153,15 @@ def count_atoms(crystals: CrystalBatch) -> np.ndarray:
 # ------------------------------------------------------------------- what watches it
 
 
-def window_iterations(batch_size: int) -> int:
-    """Iterations of so many crystals whose drift is measured together."""
-    return min(max(round(WINDOW_CRYSTALS / batch_size), 1), MAX_ITERATIONS)
+def window_iterations(batch_size: int, ema_decay: float) -> int:
+    """Iterations of so many crystals whose drift is measured together.
+
+    At least about 1,000 crystals. Where an average of policies is what is sampled in
+    the end, as many iterations as it reaches back: the policy itself swings about it,
+    for one element after the other.
+    """
+    of_crystals = min(max(round(WINDOW_CRYSTALS / batch_size), 1), MAX_ITERATIONS)
+    return max(of_crystals, round(1 / (1 - ema_decay)))
 
 
 class Drift:

@@ -147,7 +147,7 @@ def _paper(models: str) -> ConfigDict:
     config.alarms = ConfigDict()
     config.alarms.kl_div = 0.5  # nats per coordinate and step
     config.alarms.ratio_max = 10.0
-    # An element in more of the last crystals (about 1,000) than this share, and in so
+    # An element in more of the last crystals (1,000 or more) than this share, and in so
     # many times the share that it has in the original model's.
     config.alarms.element_growth = 3.0
     config.alarms.element_share = 0.15

@@ -69,7 +69,12 @@ def test_growth_is_above_its_limit_where_both_conditions_hold():
 
 
 def test_a_window_is_about_a_thousand_crystals():
-    assert [window_iterations(b) for b in (192, 320, 4000, 8)] == [5, 3, 1, 10]
+    assert [window_iterations(b, 0.0) for b in (192, 320, 4000, 8)] == [5, 3, 1, 10]
+
+
+def test_a_window_reaches_back_as_far_as_the_average_that_is_sampled():
+    assert [window_iterations(b, 0.95) for b in (128, 4000, 8)] == [20, 20, 20]
+    assert window_iterations(8, 0.5) == 10
 
 
 # ------------------------------------------------------------------------ the component
