@@ -152,7 +152,7 @@ def _paper(models: str) -> ConfigDict:
     config.alarms.element_growth = 3.0
     config.alarms.element_share = 0.15
     # How much wider the gap below may be than that of the original model's crystals
-    config.alarms.judge_gap = 0.15
+    config.alarms.judge_gap = 0.1
 
     # A potential that the reward does not ask, at every validation (empty: none). It
     # judges the crystals as the reward judged them, relaxed further over so many
