@@ -72,7 +72,7 @@ def start_from(name: str, stage: Stage) -> Stage:
 
 
 def _with_our_conditions(checkpoint: Checkpoint, ours: dict[str, Any]):
-    """The checkpoint's parameters, its encoder with places for our conditions."""
+    """The checkpoint's parameters, its encoder for our conditions, in our order."""
     params, specs = checkpoint.params, checkpoint.config.get("condition")
     if specs is None or ours.get("condition") is None:
         return params
@@ -80,7 +80,7 @@ def _with_our_conditions(checkpoint: Checkpoint, ours: dict[str, Any]):
         [spec["name"] for spec in condition["specs"]]
         for condition in (specs, ours["condition"])
     )
-    if not set(known) < set(wanted):
+    if not set(known) <= set(wanted):
         return params
     condition = with_more_conditions(params["condition"], known, wanted)
     return {**params, "condition": condition}
