@@ -25,7 +25,6 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -154,10 +153,9 @@ def train(config, workdir: str) -> None:
             config.validation_samples,
         )
         # What the original model makes of what is trained on, likewise.
+        looks_back = window_iterations(scorer.num_scored, rl.ema_decay)
         base = draw_prompts(
-            draw,
-            jax.random.key(config.seed + 2),
-            window_iterations(scorer.num_scored, rl.ema_decay) * scorer.num_scored,
+            draw, jax.random.key(config.seed + 2), looks_back * scorer.num_scored
         )
 
         def validate(params):
@@ -191,9 +189,8 @@ def train(config, workdir: str) -> None:
                     optimizer=optimizer,
                     **fixed,
                 )
-                drift = start_drift(
-                    config, folder, start, bulk(reference, base), reward
-                )
+                drift = start_drift(config, reward, bulk(reference, base), looks_back)
+                drift.resume(folder, start)
                 audit.start(lambda: validate(reference))
             seconds: dict[str, float] = {}
             with timed(seconds, "sample"):
@@ -255,25 +252,17 @@ def background() -> Iterator[ThreadPoolExecutor]:
         executor.shutdown(wait=False)
 
 
-def start_drift(
-    config, folder: Path, start: int, base: CrystalBatch, reward: Reward
-) -> Drift:
-    """The drift of a run that begins, or continues, from crystals of its base."""
+def start_drift(config, reward: Reward, base: CrystalBatch, iterations: int) -> Drift:
+    """The drift from crystals of the original model, over so many iterations."""
     context, alarms = reward.context, config.alarms
     assert context.vae is not None, "load_reward passes the policy's"
-    drift = Drift(
+    return Drift(
         base,
         context.dataset.crystals,
         embedding_root(*context.vae),
-        iterations=window_iterations(
-            config.reward.budget_per_iteration
-            or config.data.batch_size * config.rl.num_group_samples,
-            config.rl.ema_decay,
-        ),
+        iterations=iterations,
         floor=alarms.element_share / alarms.element_growth,
     )
-    drift.resume(folder, start)
-    return drift
 
 
 def trained_timesteps(

@@ -5,13 +5,15 @@ crashes costs its crystal the energy, and nothing more.
 
 The hull must hold energies of the same calculator, or energies above it mean nothing.
 `hull.load_hull` sees to that: it evaluates the reference data set with the calculator
-once, which may take hours for a large model, and keeps the result on disk.
+once, which may take hours for a large model, and keeps the result on disk. Weights
+that a calculator reads from a file are not looked at: name another file for others.
 """
 
 import hashlib
 import importlib
 import json
 from functools import cache, partial
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -42,9 +44,11 @@ def potential(name: str, settings: dict) -> Potential:
     """
     calculators.find_callable(name)
     calculators.check(name, settings, pool=_pool())
-    package = calculators.split_name(name)[0].split(".")[0]
-    version = getattr(importlib.import_module(package), "__version__", "")
-    identity = json.dumps([name, version, settings], sort_keys=True, default=str)
+    identity = json.dumps(
+        [name, _version(calculators.split_name(name)[0]), settings],
+        sort_keys=True,
+        default=str,
+    )
     evaluate = partial(
         calculators.energies, potential=name, settings=settings, pool=_pool()
     )
@@ -54,6 +58,15 @@ def potential(name: str, settings: dict) -> Potential:
         hashlib.sha256(identity.encode()).hexdigest(),
         per_device(partial(_energies, host)),
     )
+
+
+def _version(module_name: str) -> list[str]:
+    """What tells a module from what it was: its package's version, and its text."""
+    package = importlib.import_module(module_name.split(".")[0])
+    text = b""
+    if file := getattr(importlib.import_module(module_name), "__file__", None):
+        text = Path(file).read_bytes()
+    return [getattr(package, "__version__", ""), hashlib.sha256(text).hexdigest()]
 
 
 def _energies(host, crystals: CrystalBatch):

@@ -6,17 +6,20 @@ difference between the two.
 """
 
 import os
-from functools import cache, lru_cache
+import shutil
+from functools import cache, lru_cache, partial
 from importlib.resources import files
 from pathlib import Path
 
 import jax
 import numpy as np
 from scipy.optimize import linprog
+from tqdm import tqdm
 
 from chemeleon_jax.data.crystals import take
 from chemeleon_jax.data.dataset import Dataset, load_dataset
 from chemeleon_jax.data.types import CrystalBatch
+from chemeleon_jax.devices import distributed
 from chemeleon_jax.errors import UserError
 from chemeleon_jax.potentials.types import Potential, Status
 from chemeleon_jax.runs.files import (
@@ -182,8 +185,17 @@ def composition_counts(atom_types) -> np.ndarray:
     return counts[:, 1:]
 
 
-def evaluate(potential: Potential, crystals: CrystalBatch, *, batch_size: int = 512):
+def evaluate(
+    potential: Potential,
+    crystals: CrystalBatch,
+    *,
+    batch_size: int = 512,
+    folder: Path | None = None,
+):
     """Energies of many crystals, on the host.
+
+    With a `folder` it shows how far it is, and leaves each batch there: cut off, it
+    goes on.
 
     Returns:
       energies [M] in eV/atom and statuses [M], NumPy.
@@ -192,10 +204,20 @@ def evaluate(potential: Potential, crystals: CrystalBatch, *, batch_size: int = 
     size = len(crystals.atom_types)
     batch_size = min(batch_size, size)
     results = []
-    for start in range(0, size, batch_size):
-        # Rows repeated at the end keep the shape, so that nothing compiles twice.
-        rows = np.minimum(np.arange(start, start + batch_size), size - 1)
-        results.append(jax.device_get(energies(take(crystals, rows))))
+    silent = folder is None or not distributed.is_first()
+    title = f"hull of {potential.name}"
+    with tqdm(total=size, desc=title, unit=" crystals", disable=silent) as progress:
+        for start in range(0, size, batch_size):
+            # Rows repeated at the end keep the shape, so that nothing compiles twice.
+            rows = np.minimum(np.arange(start, start + batch_size), size - 1)
+            part = folder / f"{start:08d}.npz" if folder else None
+            found = part and from_cache(part, read_entries)
+            if not found:
+                found = jax.device_get(energies(take(crystals, rows)))
+                if part:
+                    to_cache(part, partial(save_entries, found))
+            results.append(found)
+            progress.update(min(batch_size, size - start))
     energy, status = (
         np.concatenate(column)[:size] for column in zip(*results, strict=True)
     )
@@ -214,6 +236,17 @@ def save_hull(path: str | os.PathLike, hull: Hull) -> None:
         potential_digest=np.array(hull.potential_digest),
         scheme=np.array(hull.scheme),
     )
+
+
+def save_entries(found, path: Path) -> None:
+    """Writes energies and statuses of some crystals."""
+    np.savez(path, energies=found[0], statuses=found[1])
+
+
+def read_entries(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Reads what `save_entries` wrote; a damaged file raises `UserError`."""
+    arrays = read_npz(path, "hull entries", ("energies", "statuses"))
+    return arrays["energies"], arrays["statuses"]
 
 
 def read_hull(path) -> Hull:
@@ -256,8 +289,8 @@ def load_hull(
 
     Hulls of the embedded crystals are embedded, for the embedded potentials. Any other
     hull takes one energy per crystal of the data set, and per element, once: it is kept
-    in `cache_dir` under a name made of the digests of data set and potential. The
-    embedded entries of a potential are added to it.
+    in `cache_dir` under a name made of the digests of data set and potential; what is
+    cut off on the way goes on. The embedded entries of a potential are added to it.
 
     Args:
       potential: of the crystals to be judged.
@@ -276,7 +309,8 @@ def load_hull(
     kept = from_cache(path, read_hull)
     if kept is not None:
         return check_hull(kept, potential, path)
-    counts, energies = evaluate_entries(potential, dataset.crystals)
+    parts = path.with_suffix(".parts")
+    counts, energies = evaluate_entries(potential, dataset.crystals, parts)
     more = (
         evaluate_entries(potential, element_crystals())
         if embedded is None
@@ -287,12 +321,15 @@ def load_hull(
     )
     hull = Hull(counts, energies, potential.digest, potential.scheme)
     to_cache(path, lambda temporary: save_hull(temporary, hull))
+    shutil.rmtree(parts, ignore_errors=True)
     return hull
 
 
-def evaluate_entries(potential: Potential, crystals: CrystalBatch):
+def evaluate_entries(
+    potential: Potential, crystals: CrystalBatch, folder: Path | None = None
+):
     """Compositions [M, 118] and energies [M] of crystals, NaN where there is none."""
-    energies, status = evaluate(potential, crystals)
+    energies, status = evaluate(potential, crystals, folder=folder)
     energies = np.where(status == Status.OK, energies, np.nan)
     return composition_counts(crystals.atom_types), energies
 

@@ -71,6 +71,15 @@ def test_settings_reach_the_calculator():
     assert weak.digest == load_potential(name, epsilon=1.0, sigma=2.3).digest
 
 
+def test_a_module_that_was_edited_is_another_version(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    versions = []
+    for text in ("first = True", "first = False"):
+        (tmp_path / "edited.py").write_text(text)
+        versions.append(ase._version("edited"))
+    assert versions[0] != versions[1]  # else it would be judged by the old one's hull
+
+
 class Infinite(Calculator):
     implemented_properties = ["energy"]
 

@@ -167,11 +167,31 @@ def test_hull_of_another_potential_is_evaluated_once(salt, tmp_path, monkeypatch
         load_hull(toy_potential("another"), salt, tmp_path)
 
 
+def test_a_hull_that_is_cut_off_goes_on(salt, tmp_path):
+    toy = toy_potential()
+
+    def fails_for(size):
+        def energies(crystals):
+            if len(crystals.mask) == size:
+                raise RuntimeError("cut off")
+            return toy.energies(crystals)
+
+        return dataclasses.replace(toy, energies=energies)
+
+    with pytest.raises(RuntimeError):
+        load_hull(fails_for(len(hull.element_crystals().mask)), salt, tmp_path)
+    (part,) = tmp_path.glob("*.parts/*.npz")
+    done = load_hull(fails_for(len(salt)), salt, tmp_path)
+    assert not part.parent.exists()
+    whole = load_hull(toy, salt, tmp_path / "another")
+    np.testing.assert_array_equal(done.energies, whole.energies)
+
+
 def test_chgnet_hull_of_a_data_set_adds_to_the_embedded(
     salt, embedded, tmp_path, monkeypatch
 ):
     energies = np.array([-1.0, -1.0, -9.0]), np.array([0, 0, 0])
-    monkeypatch.setattr(hull, "evaluate", lambda *_: energies)
+    monkeypatch.setattr(hull, "evaluate", lambda *_, **__: energies)
     both = load_hull(load_potential("chgnet"), salt, tmp_path)
     assert both.hull_energy([11, 17]) == -9.0
     assert both.hull_energy([14]) == embedded.hull_energy([14])
