@@ -112,6 +112,14 @@ class BatchAnalysis:
         )
 
     @cached_property
+    def new(self) -> np.ndarray:
+        """Unique, novel, and like none of the recent ones, [B] bool."""
+        new = self.matches.unique & self.matches.novel
+        for i, outcome in self.reference_matches.seen.items():
+            new[i] &= not (outcome.status == Status.OK and outcome.value)
+        return new
+
+    @cached_property
     def opinions(self) -> list[tuple[np.ndarray, np.ndarray]]:
         """What each potential says, of the crystals as they relax where they do.
 

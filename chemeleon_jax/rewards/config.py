@@ -67,6 +67,7 @@ def reward_config() -> ConfigDict:
             "min_hull_entries": 0,
             "min_e_above_hull": placeholder(float),
             "charge_balanced": False,  # likewise where charges cannot balance (SMACT)
+            "new_only": False,  # likewise where not unique, novel, unlike recent ones
             # Who judges, with commas between (empty: reward.potential), and what counts
             # of what they say: max, or mean_plus_spread. Further apart than
             # max_disagreement, eV/atom, a crystal is disputed: the lowest value.

@@ -18,11 +18,13 @@ def energy_component(
     min_e_above_hull: float | None = None,
     max_disagreement: float | None = None,
     charge_balanced: bool = False,
+    new_only: bool = False,
 ) -> Component:
     """Minus the energy above the hull, see `energy_reward` and `guard_energies`.
 
     With `max_disagreement` crystals have no value where the potentials are further
-    apart than that, in eV/atom; with `charge_balanced` where charges cannot balance.
+    apart than that, in eV/atom; with `charge_balanced` where charges cannot balance;
+    with `new_only` where they are not unique, novel and unlike recent ones.
     """
 
     def evaluate(batch):
@@ -43,6 +45,9 @@ def energy_component(
         if charge_balanced:
             unbalanced = ~batch.charge_balanced & (status == EnergyStatus.OK)
             status = np.where(unbalanced, EnergyStatus.UNBALANCED, status)
+        if new_only:
+            known = ~batch.new & (status == EnergyStatus.OK)
+            status = np.where(known, EnergyStatus.NOT_NEW, status)
         return energy_reward(above, clip_max, decay), status
 
     (lowest,) = energy_reward(np.array([np.nan]), clip_max, decay)

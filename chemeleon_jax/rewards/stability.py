@@ -33,6 +33,7 @@ class EnergyStatus(IntEnum):
     FAR_BELOW_HULL = 12
     DISPUTED = 13
     UNBALANCED = 14
+    NOT_NEW = 15
 
 
 def is_metastable(e_above_hull):
