@@ -28,6 +28,7 @@ from chemeleon_jax.rewards import compute_rewards, make_reward
 from chemeleon_jax.rewards.diversity import diversity, kernel_mean
 from chemeleon_jax.rewards.features import encode_references, mean_latent
 from chemeleon_jax.rewards.predictor import property_reward
+from chemeleon_jax.rewards.recent import RecentCrystals
 from chemeleon_jax.rewards.stability import EnergyStatus
 
 
@@ -180,6 +181,37 @@ def test_guards_set_the_easy_ways_to_a_low_energy_aside(pool, tmp_path):
     ]
     assert reasons[[0, 1, 2, 4, 5]].tolist() == ["ok"] * 4 + ["unbalanced"]
     assert balanced.components["energy"][5] == -3.0
+
+
+def test_what_is_not_new_earns_nothing_by_its_stability(pool):
+    has_energy = ~np.isin(BATCH.atom_types, [3, 26]).any(-1)
+    repeated, *met = np.flatnonzero(has_energy)[:3]
+    (known,) = np.flatnonzero(~np.isin(KNOWN.crystals.atom_types, [3, 26]).any(-1))[:1]
+    crystals = jax.tree.map(
+        lambda *x: np.concatenate(x),
+        take(BATCH, [*range(16), repeated]),
+        take(KNOWN.crystals, [known]),
+    )
+    recent = RecentCrystals(1, batch_size=2, max_atoms=6)
+    recent.add(take(BATCH, met))
+    seen = partial(score, group_size=18, recent=recent.crystals)
+    energy = {"weight": 1.0, "clip_max": 30.0}
+    free, gated = (
+        seen(crystals, reward=build(pool, {"energy": energy | {"new_only": new_only}}))
+        for new_only in (False, True)
+    )
+    ok = np.asarray(free.status["energy"]) == EnergyStatus.OK
+    not_new = np.asarray(gated.status["energy"]) == EnergyStatus.NOT_NEW
+    old = ~np.asarray(free.unique & free.novel)
+    old[met] = True
+    assert ok[[repeated, *met, 16, 17]].all() and old[[16, 17]].all()
+    assert not old[repeated]
+    np.testing.assert_array_equal(not_new, old & ok)
+    np.testing.assert_array_equal(
+        gated.components["energy"],
+        np.where(not_new, -30.0, free.components["energy"]),
+    )
+    np.testing.assert_array_equal(free.e_above_hull, gated.e_above_hull)
 
 
 def test_energies_on_request_only(pool):
