@@ -66,6 +66,7 @@ def reward_config() -> ConfigDict:
             "min_elements": 1,
             "min_hull_entries": 0,
             "min_e_above_hull": placeholder(float),
+            "max_fraction": 1.0,  # likewise with more atoms of one element than this
             "charge_balanced": False,  # likewise where charges cannot balance (SMACT)
             "new_only": False,  # likewise where not unique, novel, unlike recent ones
             # Who judges, with commas between (empty: reward.potential), and what counts
@@ -182,6 +183,8 @@ def _check_judges(config: Any, active: dict[str, dict]) -> None:
     require(config, f"{field}.combine", lambda x: x in COMBINATIONS, rule)
     if config.reward.components.energy.max_disagreement is not None:
         require(config, f"{field}.max_disagreement", lambda x: x > 0, "above 0")
+    rule = "above 0, at most 1"
+    require(config, f"{field}.max_fraction", lambda x: 0 < x <= 1, rule)
     judges = config.reward.components.energy.potentials
     if judges and config.reward.potential != "chgnet":
         rule = (

@@ -16,6 +16,7 @@ def energy_component(
     min_elements: int = 1,
     min_hull_entries: int = 0,
     min_e_above_hull: float | None = None,
+    max_fraction: float = 1.0,
     max_disagreement: float | None = None,
     charge_balanced: bool = False,
     new_only: bool = False,
@@ -37,6 +38,7 @@ def energy_component(
             min_elements=min_elements,
             min_hull_entries=min_hull_entries,
             min_e_above_hull=min_e_above_hull,
+            max_fraction=max_fraction,
         )
         if max_disagreement is not None:
             disputed = disagreement(batch.opinions) > max_disagreement
@@ -81,13 +83,15 @@ def guard_energies(
     min_elements: int,
     min_hull_entries: int,
     min_e_above_hull: float | None = None,
+    max_fraction: float = 1.0,
 ):
     """Sets crystals aside whose energy above the hull is easy to lower.
 
     Where a chemical system has no known compound, the hull is a plane between the
     elements, and almost any compound of it lies low; a crystal of one element need only
-    repeat its structure; and where the potential errs far from what it was trained on,
-    a crystal can lie below anything that exists.
+    repeat its structure; where the potential errs far from what it was trained on, a
+    crystal can lie below anything that exists; and what is little more than one element
+    lies near the hull because per atom little can be lost.
 
     Args:
       hull: `potentials.hull.Hull`.
@@ -98,6 +102,8 @@ def guard_energies(
       min_hull_entries: compositions of the chemical system that the hull must know,
         pure elements not counted; 0 lets all pass.
       min_e_above_hull: eV/atom; crystals below have no value; None lets all pass.
+      max_fraction: of the atoms; crystals with more of one element have no value; 1
+        lets all pass.
 
     Returns:
       [B] status.
@@ -105,11 +111,14 @@ def guard_energies(
     chex.assert_shape([above, status], (len(cells),))  # [B]
     status = status.copy()
     for i in np.flatnonzero(status == EnergyStatus.OK):
-        elements = set(cells[i].atom_types.tolist())
+        elements, counts = np.unique(cells[i].atom_types, return_counts=True)
+        elements = set(elements.tolist())
         if len(elements) < min_elements:
             status[i] = EnergyStatus.FEW_ELEMENTS
         elif hull.num_entries(elements) - len(elements) < min_hull_entries:
             status[i] = EnergyStatus.FEW_HULL_ENTRIES
+        elif counts.max() > max_fraction * counts.sum():
+            status[i] = EnergyStatus.DILUTED
         elif min_e_above_hull is not None and above[i] < min_e_above_hull:
             status[i] = EnergyStatus.FAR_BELOW_HULL
     return status

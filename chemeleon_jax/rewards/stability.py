@@ -34,6 +34,7 @@ class EnergyStatus(IntEnum):
     DISPUTED = 13
     UNBALANCED = 14
     NOT_NEW = 15
+    DILUTED = 16
 
 
 def is_metastable(e_above_hull):
