@@ -11,7 +11,7 @@ from chemeleon_jax.evaluation.protocols.choice import PROTOCOLS
 from chemeleon_jax.evaluation.scores import RESAMPLES
 from chemeleon_jax.evaluation.terms import Judges
 from chemeleon_jax.models.store import params_digest
-from chemeleon_jax.rewards.stability import FAR_BELOW, METASTABLE
+from chemeleon_jax.rewards.stability import FAR_BELOW, MAX_FRACTION, METASTABLE
 from chemeleon_jax.runs.files import digest
 from chemeleon_jax.workers.prefilter import ANGLE_TOL, LENGTH_TOL, SITE_TOL
 from chemeleon_jax.workers.symmetry import SYMMETRY_TOLERANCE
@@ -34,6 +34,7 @@ def describe_protocol(args, dataset: Dataset, vae_params, judges) -> dict[str, A
         "metastable": METASTABLE,
         "stable": STABLE,
         "far_below_hull": FAR_BELOW,
+        "max_fraction": MAX_FRACTION,
         "min_distance": 0.5,
         "symmetry_tolerance": SYMMETRY_TOLERANCE,
         "vae": args.vae,

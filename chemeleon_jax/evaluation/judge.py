@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from pymatgen.core import Structure
+from pymatgen.core import Composition, Structure
 
 from chemeleon_jax.data.crystals import (
     VALIDITY_REASONS,
@@ -29,6 +29,7 @@ from chemeleon_jax.rewards.matches import (
 )
 from chemeleon_jax.rewards.stability import (
     FAR_BELOW,
+    MAX_FRACTION,
     EnergyStatus,
     is_metastable,
     is_msun,
@@ -261,4 +262,8 @@ def judge_set(rows: list[Row], pool: Pool) -> None:
         row["msun"] = is_msun(above, row["unique"], row["novel"])
         row["far_below_hull"] = above < FAR_BELOW
         row["msun_near_hull"] = row["msun"] and not row["far_below_hull"]
+        composition = Composition(row["formula"] if row["valid"] else {})
+        most = max(composition.values(), default=0)
+        row["diluted"] = most > MAX_FRACTION * composition.num_atoms
+        row["msun_undiluted"] = row["msun"] and not row["diluted"]
         row["status"] = row["status"] or "ok"

@@ -12,7 +12,7 @@ from chemeleon_jax.evaluation import statistics
 from chemeleon_jax.evaluation.judge import STABLE, Row
 from chemeleon_jax.rewards.stability import is_metastable, is_msun
 
-FLAGS = ("metastable", "stable", "msun")
+FLAGS = ("metastable", "stable", "msun", "msun_undiluted")
 
 
 def columns(names: list[str]) -> tuple[str, ...]:
@@ -30,7 +30,7 @@ def add_opinions(rows: list[Row], names: list[str]) -> None:
 
     Where a potential gives no distance from the hull, its flags and those of all are
     False, and there is neither mean nor range. Rows have `e_above_hull:NAME` for each
-    of the names, `unique` and `novel`.
+    of the names, `unique`, `novel` and `diluted`.
     """
     for row in rows:
         found = np.array([_distance(row, name) for name in names])
@@ -38,6 +38,7 @@ def add_opinions(rows: list[Row], names: list[str]) -> None:
             row[f"metastable:{name}"] = bool(is_metastable(above))
             row[f"stable:{name}"] = bool(above <= STABLE)
             row[f"msun:{name}"] = bool(is_msun(above, row["unique"], row["novel"]))
+            row[f"msun_undiluted:{name}"] = row[f"msun:{name}"] and not row["diluted"]
         for flag in FLAGS:
             row[f"{flag}:all"] = all(row[f"{flag}:{name}"] for name in names)
         if np.isfinite(found).all():

@@ -14,14 +14,15 @@ from chemeleon_jax.evaluation.judge import STABLE
 from chemeleon_jax.evaluation.protocols.choice import PROTOCOLS
 from chemeleon_jax.evaluation.scores import ENERGY_SHARES, SHARES
 from chemeleon_jax.evaluation.statistics import Score
-from chemeleon_jax.rewards.stability import FAR_BELOW, METASTABLE
+from chemeleon_jax.rewards.stability import FAR_BELOW, MAX_FRACTION, METASTABLE
 from chemeleon_jax.runs.files import replacing, write_json
 
 COLUMNS = (
     *("index", "name", "formula", "num_atoms", "space_group", "density"),
-    *("valid", "reason"),
+    *("valid", "reason", "diluted"),
     *("smact_valid", "unique", "novel", "energy", "e_above_hull", "metastable"),
-    *("stable", "sun", "msun", "far_below_hull", "msun_near_hull", "status"),
+    *("stable", "sun", "msun", "far_below_hull", "msun_near_hull"),
+    *("msun_undiluted", "status"),
 )
 RELAX_COLUMNS = ("energy_unrelaxed", "relax_steps", "relaxed", "relax_rmsd")
 RELAX_COLUMNS += ("space_group_unrelaxed",)
@@ -107,7 +108,8 @@ def print_table(source: Path, rows, scores, protocol: dict[str, Any]) -> None:
         f"Reference {reference['name']} ({reference['size']} crystals); pymatgen "
         f"StructureMatcher, "
         + ", ".join(f"{k} {v:g}" for k, v in matcher.items())
-        + f"; crystals {relaxed}; {energies}; valid: no contact under "
+        + f"; crystals {relaxed}; {energies}; diluted: one element in more than "
+        f"{MAX_FRACTION:.0%} of the atoms; valid: no contact under "
         f"{protocol['min_distance']} Å; composition: SMACT {protocol['smact']}; "
         f"features of {protocol['vae']}"
     )

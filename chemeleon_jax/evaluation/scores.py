@@ -18,9 +18,9 @@ from chemeleon_jax.rewards.features import (
 from chemeleon_jax.rewards.stability import is_metastable
 
 RESAMPLES, SEED = 1000, 0  # of the bootstrap
-SHARES = ("valid", "smact_valid", "unique", "novel", "symmetric")
+SHARES = ("valid", "smact_valid", "unique", "novel", "symmetric", "diluted")
 ENERGY_SHARES = ("metastable", "stable", "sun", "msun")
-ENERGY_SHARES += ("far_below_hull", "msun_near_hull")
+ENERGY_SHARES += ("far_below_hull", "msun_near_hull", "msun_undiluted")
 
 
 def features_of_known(vae: tuple[VAE, Any], dataset: Dataset) -> dict[str, np.ndarray]:

@@ -16,7 +16,8 @@ from chemeleon_jax.runs.iteration_files import last_iteration_file, read_iterati
 from chemeleon_jax.runs.tracking import read_scalars
 
 FLAGS = ("valid", "smact_valid", "unique", "novel", "metastable", "stable")
-FLAGS += ("sun", "msun", "far_below_hull", "msun_near_hull")
+FLAGS += ("sun", "msun", "far_below_hull", "msun_near_hull", "diluted")
+FLAGS += ("msun_undiluted",)
 NUMBERS = ("e_above_hull", "density", "num_atoms", "energy", "reward")
 
 

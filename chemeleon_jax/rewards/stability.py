@@ -15,6 +15,12 @@ METASTABLE = 0.1  # eV/atom above the hull
 FAR_BELOW = -0.2  # eV/atom above the hull
 
 
+# Of the atoms of a crystal. With more of one element it is diluted: it loses little by
+# falling into that element and the rest, so that per atom it is always near the hull.
+# Of the known compounds 2.6 % are.
+MAX_FRACTION = 0.75
+
+
 class EnergyStatus(IntEnum):
     """What became of a crystal: that of its potential, or one added here."""
 

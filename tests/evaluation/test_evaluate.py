@@ -171,6 +171,26 @@ def test_what_lies_far_below_the_hull_is_told_apart(folder):
         assert row["msun_near_hull"] == str(below == "False")
 
 
+def test_what_is_little_more_than_one_element_is_told_apart(folder):
+    places = [[0, 0, 0], [0.5, 0.5, 0], [0.5, 0, 0.5], [0, 0.5, 0.5], [0.5, 0.5, 0.5]]
+    three, four = (["Na"] * n + ["Cl"] for n in (3, 4))
+    cell = Lattice.cubic(6.6)
+    save(
+        folder / "salts.json",
+        [Structure(cell, x, places[: len(x)]) for x in (three, four)],
+    )
+    (folder / "hull.csv").write_text("composition,energy_per_atom\nNa,9\nCl,9\n")
+    flags = f"--hull={folder / 'hull.csv'}"
+    rows, summary = run(
+        folder, "salts.json", flags, potential="ase:argon:lennard_jones"
+    )
+    assert [row["msun"] for row in rows] == ["True", "True"]
+    assert [row["diluted"] for row in rows] == ["False", "True"]  # 75 and 80 %
+    assert [row["msun_undiluted"] for row in rows] == ["True", "False"]
+    assert summary["scores"]["msun_undiluted"]["value"] == 0.5
+    assert summary["protocol"]["max_fraction"] == 0.75
+
+
 def test_relaxed_with_an_ase_potential(folder):
     """Atoms like argon, drawn apart."""
     fcc = Lattice([[0, 2.75, 2.75], [2.75, 0, 2.75], [2.75, 2.75, 0]])

@@ -9,13 +9,15 @@ NAMES = ["a", "ase:b:c"]
 
 @pytest.fixture
 def rows():
-    """Four crystals: both agree, they differ, one knows none, one is not new."""
+    """Four: both agree, they differ and it is diluted, one knows none, not new."""
     above = [(0.05, -0.01), (0.02, 0.3), (0.08, None), (-0.1, -0.2)]
     rows = [
         {"unique": True, "novel": True, "e_above_hull:a": a, "e_above_hull:ase:b:c": b}
         for a, b in above
     ]
     rows[3]["novel"] = False
+    for i, row in enumerate(rows):
+        row["diluted"] = i == 1
     add_opinions(rows, NAMES)
     return rows
 
@@ -30,10 +32,12 @@ def test_flags_by_each_and_by_all(rows):
     assert flags("stable:a") == [False, False, False, True]
     assert flags("stable:ase:b:c") == [True, False, False, True]
     assert flags("msun:all") == [True, False, False, False]
+    assert flags("msun:a") == [True, True, True, False]
+    assert flags("msun_undiluted:a") == [True, False, True, False]
     assert rows[1]["e_above_hull:mean"] == pytest.approx(0.16)
     assert rows[1]["e_above_hull:spread"] == pytest.approx(0.28)
     assert "e_above_hull:mean" not in rows[2]
-    assert set(rows[0]) - {"unique", "novel"} <= set(columns(NAMES))
+    assert set(rows[0]) - {"unique", "novel", "diluted"} <= set(columns(NAMES))
 
 
 def test_scores_of_opinions(rows):

@@ -181,6 +181,12 @@ def test_guards_set_the_easy_ways_to_a_low_energy_aside(pool, tmp_path):
     ]
     assert reasons[[0, 1, 2, 4, 5]].tolist() == ["ok"] * 4 + ["unbalanced"]
     assert balanced.components["energy"][5] == -3.0
+    # One element is all of the first two, half of the third, fourth and sixth.
+    guards["energy"] |= {"charge_balanced": False, "max_fraction": 0.5}
+    diluted = judged().status["energy"] == EnergyStatus.DILUTED
+    assert diluted.tolist() == [True] * 2 + [False] * 4
+    guards["energy"] |= {"max_fraction": 0.4}
+    assert judged().metrics["failures/energy/diluted"] == 5
 
 
 def test_what_is_not_new_earns_nothing_by_its_stability(pool):
