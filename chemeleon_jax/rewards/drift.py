@@ -18,6 +18,7 @@ from chemeleon_jax.potentials.hull import composition_counts
 from chemeleon_jax.rewards.analysis import Component, Context
 from chemeleon_jax.rewards.features import composition_fractions
 from chemeleon_jax.rewards.frechet import fit_gaussian, frechet_distance
+from chemeleon_jax.rewards.stability import MAX_FRACTION
 from chemeleon_jax.runs.iteration_files import iteration_file, read_iteration
 from chemeleon_jax.workers.outcome import Status
 
@@ -59,6 +60,11 @@ def effective_prototypes(counts: np.ndarray) -> float:
     """
     _, how_many = np.unique(np.sort(counts, axis=1), axis=0, return_counts=True)
     return float(np.exp(entropy(how_many)))
+
+
+def diluted_share(counts: np.ndarray) -> float:
+    """Share of crystals with more than `MAX_FRACTION` of their atoms of one element."""
+    return float((counts.max(1) > MAX_FRACTION * counts.sum(1)).mean())
 
 
 def element_growth(shares: np.ndarray, base: np.ndarray, floor: float) -> np.ndarray:
@@ -221,6 +227,7 @@ class Drift:
             "prototypes_effective": effective_prototypes(counts),
             "frechet_base": frechet_distance(features, self._base),
             "frechet_reference": frechet_distance(features, self._references),
+            "diluted": diluted_share(counts),
             "element_growth": float(growth[z]),
             "element_grown_most": float(z + 1),
         }

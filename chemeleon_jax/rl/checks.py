@@ -39,6 +39,7 @@ _POSITIVE = (
     "alarms.ratio_max",
     "alarms.element_growth",
     "alarms.element_share",
+    "alarms.diluted",
     "alarms.judge_gap",
     "optimizer.lr",
     "optimizer.max_grad_norm",

@@ -151,6 +151,8 @@ def _paper(models: str) -> ConfigDict:
     # many times the share that it has in the original model's.
     config.alarms.element_growth = 3.0
     config.alarms.element_share = 0.15
+    # Crystals with more than three quarters of one element, of these last ones
+    config.alarms.diluted = 0.1
     # How much wider the gap below may be than that of the original model's crystals
     config.alarms.judge_gap = 0.1
 

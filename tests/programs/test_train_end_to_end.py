@@ -91,7 +91,7 @@ def test_the_promised_tags_are_written(run):
         "creativity energy structure_diversity composition_diversity "
         "valid unique novel metastable msun "
         "elements_effective prototypes_effective frechet_base frechet_reference "
-        "element_growth element_grown_most alarm/element_growth"
+        "element_growth element_grown_most diluted alarm/element_growth alarm/diluted"
     ).split():
         steps, values = curves[f"train/{tag}"]
         np.testing.assert_array_equal(steps, [0, 1, 2], err_msg=tag)

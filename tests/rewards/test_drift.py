@@ -161,6 +161,7 @@ def test_a_run_that_has_not_begun_is_its_base():
     metrics, cause = make_drift().measure()
     assert metrics["frechet_base"] == pytest.approx(0, abs=1e-9)
     assert metrics["element_growth"] == pytest.approx(1)
+    assert metrics["diluted"] == 0
     # 19 of 20 have Na, 11 Cl, 9 O; the one with H is too rare for a curve.
     shares = {k: v for k, v in metrics.items() if k.startswith("element_share/")}
     expected = {"Na": 19 / 20, "Cl": 11 / 20, "O": 9 / 20}
@@ -168,6 +169,14 @@ def test_a_run_that_has_not_begun_is_its_base():
         {f"element_share/{k}": v for k, v in expected.items()}
     )
     assert "of the last 20 crystals" in cause[1]
+
+
+def test_what_is_little_more_than_one_element_is_counted():
+    drift = make_drift(iterations=1)
+    drift.add(
+        crystals_of_types([NA], [NA] * 3 + [CL], [NA] * 4 + [CL]), np.full(3, True)
+    )
+    assert drift.measure()[0]["diluted"] == pytest.approx(2 / 3)
 
 
 def test_the_element_that_takes_over_is_named():
