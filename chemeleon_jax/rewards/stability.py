@@ -13,8 +13,6 @@ METASTABLE = 0.1  # eV/atom above the hull
 # a discovery: one known compound in nine is as far below the others
 # (docs/notebook/guards.md).
 FAR_BELOW = -0.2  # eV/atom above the hull
-
-
 # Of the atoms of a crystal. With more of one element it is diluted: it loses little by
 # falling into that element and the rest, so that per atom it is always near the hull.
 # Of the known compounds 2.6 % are.
