@@ -6,7 +6,6 @@ torch, lightning, torch_geometric, ase, pymatgen.
 """
 
 import sys
-import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.accelerator import Session, Setting
+from benchmarks.measure import busy, measure
 from benchmarks.policy import typical_atom_counts, useful_operations
 
 
@@ -137,16 +137,16 @@ def run(session: Session, setting: Setting, folder: Path) -> None:
 
     def timed(function) -> float:
         """The least of two calls, after one that warms up."""
-        times = []
-        for _ in range(3):
-            began = time.perf_counter()
+
+        def call():
             function()
             if device == "cuda":
                 torch.cuda.synchronize()
-            times.append(time.perf_counter() - began)
-        return min(times[1:])
 
-    for name, precision in (("float32", "highest"), ("TF32", "high")):
+        return busy(measure(call, repeats=2))
+
+    precisions = {"float32": "highest"} | ({"TF32": "high"} if device == "cuda" else {})
+    for name, precision in precisions.items():
         torch.set_float32_matmul_precision(precision)
         _, trajectory = rl.rollout(batch)
         steps = setting.steps
