@@ -208,8 +208,8 @@ def _advance(
     force = _largest_force(gradient, num_atoms)
     ok = (status == Status.OK) & jnp.isfinite(energy) & jnp.isfinite(force)
     gradient = jnp.where(ok, gradient, 0.0)
-    rise = energy - path.energy
-    accepted = ok & (first | (rise <= NOISE * num_atoms))
+    rise, noise = energy - path.energy, NOISE * num_atoms
+    accepted = ok & (first | (rise <= noise))
 
     # The gradient at a place that was refused tells of the curvature all the same.
     change = _damped(gradient - path.gradient, path.move, path.expected)
@@ -223,7 +223,7 @@ def _advance(
         moves=remember(path.moves, path.move),
         changes=remember(path.changes, change),
         weights=remember(path.weights, 1 / product),
-        radius=jnp.where(first, RADIUS, _next_radius(path, rise, accepted)),
+        radius=jnp.where(first, RADIUS, _next_radius(path, rise, accepted, noise)),
     )
 
     def arrive(new, old):
@@ -264,13 +264,17 @@ def _damped(change, move, expected):
     return share * change + (1 - share) * expected
 
 
-def _next_radius(path: _Path, rise, accepted):
-    """Trust radius after a step: larger where the energy fell as the model said."""
+def _next_radius(path: _Path, rise, accepted, noise):
+    """Trust radius after a step: larger where the energy fell as the model said.
+
+    Close to a minimum a step's fall is less than the noise of energies, which then say
+    nothing of the model.
+    """
     length = _length(path.move)
     fall = -(path.move @ path.gradient + 0.5 * path.move @ path.expected)
     good = (-rise > 0.5 * fall) & (length > 0.8 * path.radius)
     grown = jnp.where(good, jnp.minimum(path.radius * GROW, MAX_RADIUS), path.radius)
-    grown = jnp.where(-rise < 0.1 * fall, length, grown)
+    grown = jnp.where(-rise < 0.1 * fall - noise, length, grown)
     return jnp.where(accepted, grown, SHRINK * length)
 
 

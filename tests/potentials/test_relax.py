@@ -204,6 +204,21 @@ def test_steps_are_energies_and_limited(crystals, found):
     assert (stopped.energy[:6] > found.energy[:6]).all()
 
 
+def test_noise_of_energies_does_not_stop_it_short(crystals, found):
+    """The last steps gain less than energies are told apart by; forces still count."""
+
+    def coarse_energies(crystals):
+        energy, status = morse_energies(crystals)
+        coarse = jnp.round(energy / 8e-6) * 8e-6
+        return energy + jax.lax.stop_gradient(coarse - energy), status
+
+    coarse = Potential("coarse", "", coarse_energies)
+    run = jax.jit(partial(relax, potential=coarse, steps=60, max_force=0.0005))
+    relaxed = jax.device_get(run(crystals))
+    assert (relaxed.converged == found.converged).all()
+    assert (relaxed.max_force[found.converged] < 0.0005).all()
+
+
 def test_the_hopeless_are_given_up(crystals, found, monkeypatch):
     """The third and fourth are far above what is called their hull; no hull, no end."""
     monkeypatch.setattr("chemeleon_jax.potentials.relax.PATIENCE", 3)
