@@ -67,7 +67,8 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     add(
         "--relax",
         action=argparse.BooleanOptionalAction,
-        help="relax positions and cells first (the default, but for --potential=none)",
+        help="relax positions and cells first (the default, but for --potential=none "
+        "and --protocol=lemat)",
     )
     add("--relax_with", metavar="POTENTIAL", help="by default the (first) --potential")
     add("--relax_steps", type=int, help="100 by default, 200 with an ASE potential")

@@ -1,6 +1,6 @@
 """Low-energy structures of compositions that you name.
 
-    python -m chemeleon_jax.train --config=rl_composition
+    python -m chemeleon_jax.train --config=rl_composition \
         --config.data.compositions=LiMnO2,CaTiO3
 
 Each group is one composition, sampled with guidance by the decoder; its crystals are

@@ -25,6 +25,7 @@ VALIDITY_REASONS = (
     "element",  # atomic number outside 1..94
 )
 
+MIN_DISTANCE = 0.5  # Å between two atoms of a crystal that could be
 MAX_ATOMIC_NUMBER = 94  # plutonium: the last that CHGNet and the MP sets know
 FLAT_CELL = 0.1  # Å; also bounds how many images `minimum_distance` looks at
 SYMBOLS = tuple(Element.from_Z(z).symbol for z in range(1, 119))
@@ -176,7 +177,7 @@ def to_structures(batch: CrystalBatch) -> list[Structure | None]:
 def validity(
     batch: CrystalBatch,
     *,
-    min_distance: float = 0.5,
+    min_distance: float = MIN_DISTANCE,
     volume_per_atom: tuple[float, float] = (2.0, 300.0),
     angle_range: tuple[float, float] = (10.0, 170.0),
 ) -> np.ndarray:

@@ -4,6 +4,7 @@ import importlib.metadata
 from typing import Any
 
 from chemeleon_jax import __version__
+from chemeleon_jax.data.crystals import MIN_DISTANCE
 from chemeleon_jax.data.dataset import Dataset
 from chemeleon_jax.evaluation import statistics
 from chemeleon_jax.evaluation.judge import STABLE
@@ -35,7 +36,7 @@ def describe_protocol(args, dataset: Dataset, vae_params, judges) -> dict[str, A
         "stable": STABLE,
         "far_below_hull": FAR_BELOW,
         "max_fraction": MAX_FRACTION,
-        "min_distance": 0.5,
+        "min_distance": MIN_DISTANCE,
         "symmetry_tolerance": SYMMETRY_TOLERANCE,
         "vae": args.vae,
         "vae_sha256": params_digest(vae_params),

@@ -140,20 +140,20 @@ def _relax(structures, reasons, rows, context) -> list[Structure | None]:
             _, hull = context.judges[context.relaxer]
             lowest = hull.hull_energy(structures[i].atomic_numbers)
             above = result.initial_energy - lowest
-            rows[i]["e_above_hull_unrelaxed"] = _number(above)
+            rows[i]["e_above_hull_unrelaxed"] = number(above)
     return relaxed
 
 
 def describe_relaxation(row: Row, result: RelaxedStructure) -> None:
     """Adds to a row how the relaxation of its crystal went; NaN is None."""
     row |= {
-        "energy_unrelaxed": _number(result.initial_energy),
+        "energy_unrelaxed": number(result.initial_energy),
         "relax_steps": result.steps,
         "relaxed": result.converged,
-        "relax_rmsd": _number(result.rmsd),
+        "relax_rmsd": number(result.rmsd),
     }
     if result.problem:
-        _note(row, f"relaxation: {result.problem}")
+        note(row, f"relaxation: {result.problem}")
 
 
 def _check_compositions(cells, rows, context: EvaluationContext) -> None:
@@ -165,7 +165,7 @@ def _check_compositions(cells, rows, context: EvaluationContext) -> None:
     for i, key in keys.items():
         rows[i]["smact_valid"] = context.smact[key]
         if context.smact[key] is None:
-            _note(rows[i], "smact: no answer")
+            note(rows[i], "smact: no answer")
 
 
 def _find_space_groups(cells, rows, context: EvaluationContext) -> None:
@@ -185,7 +185,7 @@ def _find_known(cells, shares_formula, rows, context: EvaluationContext) -> None
         if outcome.status == Status.OK:
             rows[i]["reduced"] = [x.tolist() for x in outcome.value]
         else:
-            _note(rows[i], f"matching: {Status(outcome.status).name.lower()}")
+            note(rows[i], f"matching: {Status(outcome.status).name.lower()}")
     comparable = {i: formulas[i] for i in wanted if "reduced" in rows[i]}
     found = find_known(comparable, reduced, context.references, context.pool)
     for i in cells:
@@ -194,7 +194,7 @@ def _find_known(cells, shares_formula, rows, context: EvaluationContext) -> None
         if i in reduced and reduced[i].status != Status.OK:
             rows[i]["novel"] = False
         elif outcome.status != Status.OK:
-            _note(rows[i], f"matching: {Status(outcome.status).name.lower()}")
+            note(rows[i], f"matching: {Status(outcome.status).name.lower()}")
 
 
 def _find_energies(crystals, valid, rows, context: EvaluationContext) -> None:
@@ -208,12 +208,12 @@ def _find_energies(crystals, valid, rows, context: EvaluationContext) -> None:
         for i in np.flatnonzero(valid):
             found = {"energy": energy[i], "e_above_hull": above[i]}
             if is_main:
-                rows[i] |= {what: _number(x) for what, x in found.items()}
+                rows[i] |= {what: number(x) for what, x in found.items()}
             if len(context.judges) > 1:
-                rows[i] |= {f"{k}:{name}": _number(x) for k, x in found.items()}
+                rows[i] |= {f"{k}:{name}": number(x) for k, x in found.items()}
             if status[i]:
                 whose = "energy" if is_main else f"energy by {name}"
-                _note(rows[i], f"{whose}: {EnergyStatus(status[i]).name.lower()}")
+                note(rows[i], f"{whose}: {EnergyStatus(status[i]).name.lower()}")
 
 
 def _encode(crystals, valid, rows, context: EvaluationContext) -> None:
@@ -224,11 +224,13 @@ def _encode(crystals, valid, rows, context: EvaluationContext) -> None:
         rows[i]["latent"] = latent[i].tolist()
 
 
-def _number(x) -> float | None:
+def number(x: float) -> float | None:
+    """A value for a row: None for what is not finite."""
     return float(x) if np.isfinite(x) else None
 
 
-def _note(row: Row, problem: str) -> None:
+def note(row: Row, problem: str) -> None:
+    """Says in a row what could not be found out."""
     if problem not in row["status"]:
         row["status"] = "; ".join(filter(None, [row["status"], problem]))
 
@@ -253,7 +255,7 @@ def judge_set(rows: list[Row], pool: Pool) -> None:
         if i in flags:
             row["unique"] = bool(flags[i].status == Status.OK and flags[i].value)
             if flags[i].status != Status.OK:
-                _note(row, f"matching: {Status(flags[i].status).name.lower()}")
+                note(row, f"matching: {Status(flags[i].status).name.lower()}")
         row["symmetric"] = row.get("space_group") not in (None, "P1")
         above = row.get("e_above_hull")
         above = np.nan if above is None else above

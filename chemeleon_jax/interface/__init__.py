@@ -2,7 +2,7 @@
 
     from chemeleon_jax.interface import evaluate, load, relax, screen
 
-    crystals = load("runs/rl_dng").sample(100, composition="LiMnO2")
+    crystals = load("mini:ldm_conditional").sample(100, composition="LiMnO2")
     print(evaluate(crystals.structures).scores)
 
 Structures are pymatgen's, tables pandas'. The programs call the same functions, and

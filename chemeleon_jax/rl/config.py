@@ -43,7 +43,7 @@ def judge_relaxed(config: ConfigDict) -> None:
 
     Atoms of generated crystals are 0.1 Å off, so that unrelaxed energies mostly measure
     this; and what one potential gets wrong, a policy learns to make
-    (docs/rewards.md#rewards-are-exams).
+    (docs/rewards-are-exams.md).
     """
     config.reward.relaxed = True
     energy = config.reward.components.energy

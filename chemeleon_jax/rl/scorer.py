@@ -85,6 +85,7 @@ class Scorer:
         advantage, kept = rewards.advantage, {}
         if self._surrogate:
             advantage, kept = self._complete(sampled, asked, rewards)
+            rewards = rewards.replace(advantage=advantage[self._rows])
         relaxed = self._config.reward.relaxed
         self._recent.add(rewards.relaxed if relaxed else crystals)
         self._faults.add(crystals, rewards)

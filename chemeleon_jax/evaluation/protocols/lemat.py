@@ -17,7 +17,7 @@ from pymatgen.core import Structure
 
 from chemeleon_jax.data.crystals import formula_key
 from chemeleon_jax.data.dataset import Dataset
-from chemeleon_jax.evaluation.judge import EvaluationContext, Row
+from chemeleon_jax.evaluation.judge import EvaluationContext, Row, note, number
 from chemeleon_jax.evaluation.protocols.lemat_checks import Checks, check
 from chemeleon_jax.evaluation.protocols.lemat_scores import (
     displacement,
@@ -32,8 +32,6 @@ from chemeleon_jax.evaluation.protocols.profile import (
 from chemeleon_jax.evaluation.protocols.rows import (
     above_hull,
     first_ones,
-    note,
-    number,
     numbers,
     reduced_cells,
     share,

@@ -19,7 +19,7 @@ from chemeleon_jax.data.crystals import (
     read_structure,
 )
 from chemeleon_jax.data.dataset import Dataset
-from chemeleon_jax.evaluation.judge import EvaluationContext, Row
+from chemeleon_jax.evaluation.judge import EvaluationContext, Row, note, number
 from chemeleon_jax.evaluation.protocols import disorder
 from chemeleon_jax.evaluation.protocols.mattergen_checks import (
     composition_valid,
@@ -28,8 +28,6 @@ from chemeleon_jax.evaluation.protocols.mattergen_checks import (
 )
 from chemeleon_jax.evaluation.protocols.rows import (
     first_ones,
-    note,
-    number,
     numbers,
     reduced_cells,
     share,

@@ -6,24 +6,13 @@ import numpy as np
 
 from chemeleon_jax.data.crystals import formula_key
 from chemeleon_jax.evaluation import statistics
-from chemeleon_jax.evaluation.judge import Row
+from chemeleon_jax.evaluation.judge import Row, note
 from chemeleon_jax.evaluation.scores import structure_types
 from chemeleon_jax.evaluation.statistics import Score
 from chemeleon_jax.rewards.matches import by_formula, first_occurrences
 from chemeleon_jax.workers.matching import Cell, Fit
 from chemeleon_jax.workers.outcome import Outcome, Status
 from chemeleon_jax.workers.pool import Pool
-
-
-def note(row: Row, problem: str) -> None:
-    """Says in a row what could not be found out."""
-    if problem not in row["status"]:
-        row["status"] = "; ".join(filter(None, [row["status"], problem]))
-
-
-def number(x: float) -> float | None:
-    """A value for a row: None for what is not finite."""
-    return float(x) if np.isfinite(x) else None
 
 
 def numbers(rows: list[Row], name: str) -> np.ndarray:
