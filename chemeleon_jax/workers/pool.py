@@ -19,6 +19,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import TimeoutError as FutureTimeout
 from concurrent.futures import wait
 from importlib.machinery import ModuleSpec
+from multiprocessing import resource_tracker
 from multiprocessing.context import SpawnContext, SpawnProcess
 from typing import Any, NamedTuple
 
@@ -208,6 +209,7 @@ class WorkerPool(Pool):
         )
 
     def _start(self) -> ProcessPool:
+        _track_quietly()
         processes = ProcessPool(
             self.num_workers,
             initializer=start_worker,
@@ -235,6 +237,19 @@ class WorkerPool(Pool):
         joining = threading.Thread(target=processes.join, daemon=True)
         joining.start()
         joining.join(_PATIENCE)
+
+
+def _track_quietly() -> None:
+    """Starts the process by which Python removes the semaphores that a signal left.
+
+    It would warn of them, after our own last words, as of a fault.
+    """
+    silence = "ignore:resource_tracker:UserWarning"
+    sys.warnoptions.append(silence)  # of the processes that Python starts
+    try:
+        resource_tracker.ensure_running()
+    finally:
+        sys.warnoptions.remove(silence)
 
 
 def cpu_count() -> int:

@@ -241,7 +241,7 @@ def test_no_worker_outlives_its_program(how):
     program = subprocess.Popen(
         [sys.executable, "-c", PROGRAM],
         stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
         start_new_session=True,
     )
     group = int(program.stdout.readline())  # of the program and its workers
@@ -253,6 +253,8 @@ def test_no_worker_outlives_its_program(how):
         try:
             os.killpg(group, 0)
         except ProcessLookupError:
+            assert b"leaked" not in program.stderr.read()
+            program.stderr.close()
             return
         time.sleep(0.1)
     pytest.fail("a worker is still there after 10 s")
