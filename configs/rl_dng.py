@@ -50,7 +50,9 @@ def get_config(preset: str = "mini"):
     if preset == "mini":
         config.num_iterations = 140
         config.rl.num_group_samples = 16
-        config.judge.potential = "sevennet-0"  # that the reward does not ask
+        config.judge.potential = (
+            "sevennet-0:uncorrected"  # that the reward does not ask
+        )
         config.judge.relax_steps = 0  # they are relaxed
     if preset == "unrelaxed":
         config.num_iterations = 200

@@ -6,7 +6,7 @@ Pure elements come in addition from the `matcalc` 0.3.3 wheel (BSD; PBE ground s
 89 elements from MatPES). Their structures alone are used: every energy is that of the
 potential whose hull it is.
 
-`tools.build_assets` runs it for all three potentials, after the crystals and weights.
+`tools.build_assets` runs it for all that are embedded, after the crystals and weights.
 """
 
 import argparse

@@ -44,6 +44,14 @@ HULLS = {  # of the embedded crystals, by potential: file, SHA-256
         "hull-sevennet-0.npz",
         "ff07e0f0fb68482c0f4fed45297e97ee89eb52856a44fc5c25a56ac43ad2740d",
     ),
+    "sevennet-l3i5:uncorrected": (
+        "hull-sevennet-l3i5-uncorrected.npz",
+        "1e20d87ba5fcf1b96edd1057366f5066541728571a0f230d331eab4a42faf9d3",
+    ),
+    "sevennet-0:uncorrected": (
+        "hull-sevennet-0-uncorrected.npz",
+        "c1b3eaeb78490b9ccf8c6dfd94e01003fe730a66eb4607a9ec3f76c3b81307e8",
+    ),
 }
 ELEMENTS = "elements.npz"  # a ground state of each, from tools/build_hull.py
 ELEMENTS_SHA256 = "d6f0be46469e74201f5773c4af65fede10ded28fc90efbec9fd065a398301153"

@@ -59,7 +59,8 @@ def load_potential(name: str, **settings) -> Potential:
     Args:
       name: "chgnet", "sevennet-l3i5", "sevennet-0", "nequix:PATH" of a checkpoint, or
         "ase:module:callable" for any ASE calculator, for example
-        "ase:mace.calculators:mace_mp".
+        "ase:mace.calculators:mace_mp". SevenNets also without the MP2020 corrections,
+        "sevennet-l3i5:uncorrected".
       **settings: what an ASE calculator is made with.
 
     Raises:

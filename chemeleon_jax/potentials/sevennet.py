@@ -23,6 +23,7 @@ from chemeleon_jax.potentials.types import Potential, per_device
 from chemeleon_jax.runs.files import read_packaged
 
 ASSETS = files("chemeleon_jax") / "assets"
+UNCORRECTED = "uncorrected"  # behind a name, after a colon; the scheme of such energies
 SHA256 = {
     "sevennet-0": "41907d4c297a5af34f4971173a8bbea11a7b35150271cd0028bb4f3606b32b23",
     "sevennet-l3i5": "cf61d9b52829ab8e019735b53f9bcbad3fd6f0f73cd42468ca16db2b3c9368c3",
@@ -30,22 +31,31 @@ SHA256 = {
 
 
 def potential(name: str, settings: dict) -> Potential:
-    """SevenNet with the MP2020 corrections added; it has no settings.
+    """SevenNet with the MP2020 corrections added, or as it learnt; it has no settings.
+
+    Args:
+      name: "sevennet-0" or "sevennet-l3i5", and ":uncorrected" where none are added.
+      settings: none.
 
     Raises:
       UserError: there is no such model, it has settings, or its weights were altered.
     """
-    if name not in SHA256 or settings:
+    weights, colon, corrections = name.partition(":")
+    known = weights in SHA256 and (not colon or corrections == UNCORRECTED)
+    if settings or not known:
         raise UserError(
             f"unknown potential {name!r} with settings {sorted(settings)}: "
-            f"{' and '.join(SHA256)} are models without settings"
+            f"{' and '.join(SHA256)} are models without settings, and with "
+            f"':{UNCORRECTED}' without corrections"
         )
-    params, model = load_model(name)
+    scheme = corrections or SCHEME
+    params, model = load_model(weights)
+    own = partial(energies, model, params)
     return Potential(
         name,
-        hashlib.sha256((SHA256[name] + SCHEME).encode()).hexdigest(),
-        per_device(corrected(partial(energies, model, params))),
-        SCHEME,
+        hashlib.sha256((SHA256[weights] + scheme).encode()).hexdigest(),
+        per_device(own if corrections else corrected(own)),
+        scheme,
         network=(model, params),
     )
 

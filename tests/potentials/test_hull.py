@@ -11,6 +11,7 @@ from chemeleon_jax.data.crystals import from_structures
 from chemeleon_jax.data.dataset import Dataset
 from chemeleon_jax.errors import UserError
 from chemeleon_jax.potentials import hull
+from chemeleon_jax.potentials.corrections import mp2020_correction
 from chemeleon_jax.potentials.hull import Hull, composition_counts, load_hull
 from chemeleon_jax.potentials.hull_file import read_hull_file
 from chemeleon_jax.potentials.loading import load_potential
@@ -131,6 +132,20 @@ def test_embedded_hulls_of_sevennet(name, salt):
     assert (sevennet.counts > 0).sum(1).tolist().count(1) == 89
     # Rock salt as in mp_mini, uncorrected, and -0.614 eV for its anion.
     assert abs(sevennet.e_above_hull(rows("NaCl"), [salt - 0.307])[0]) < 0.005
+
+
+@pytest.mark.parametrize("name", ["sevennet-l3i5", "sevennet-0"])
+def test_a_salt_with_too_much_chlorine_is_stable_by_its_corrections(name):
+    """KCl15 has -0.614 eV for each chlorine, of KCl and 7 Cl2 only the salt's."""
+    potential = load_potential(f"{name}:uncorrected")
+    raw, corrected = load_hull(potential), load_hull(load_potential(name))
+    assert potential.scheme == raw.scheme == "uncorrected"
+    assert len(raw) == len(corrected) == 11_472
+    salt = rows("KCl15")[0]
+    owed = corrected.hull_energy(salt) - raw.hull_energy(salt)
+    assert owed == pytest.approx(-0.614 / 16, abs=1e-4)
+    found = mp2020_correction(salt, np.zeros((16, 3)), 9.0 * np.eye(3))
+    assert found - owed == pytest.approx(-0.614 * 14 / 16, abs=1e-4)
 
 
 def toy_potential(name="toy"):

@@ -206,6 +206,9 @@ def test_the_potential_adds_the_corrections(small):
     assert potential.scheme == "MP2020" and status[0] == Status.OK
     np.testing.assert_allclose(energy[0] - raw[0], -0.614 / 2, atol=1e-6)
     assert np.isnan(energy[1])
+    plain = load_potential("sevennet-l3i5:uncorrected")
+    assert plain.scheme == "uncorrected" and plain.digest != potential.digest
+    np.testing.assert_allclose(jax.jit(plain.energies)(batch(SALT))[0][0], raw[0])
 
 
 def test_what_cannot_be_loaded_is_one_line(monkeypatch):

@@ -139,13 +139,13 @@ def test_compat_is_the_paper_s_setting_without_guards():
     off = {"max_amd": math.inf, "min_elements": 1}
     assert {k: components["creativity"].pop(k) for k in off} == off
     off = {"min_elements": 1, "min_hull_entries": 0, "min_e_above_hull": None}
-    off["charge_balanced"] = False
+    off |= {"charge_balanced": False, "max_fraction": 1.0}
     assert {k: components["energy"].pop(k) for k in off} == off
     components = guarded["reward"]["components"]
     on = {"max_amd": 1.0, "min_elements": 2}
     assert {k: components["creativity"].pop(k) for k in on} == on
     on = {"min_elements": 2, "min_hull_entries": 2, "min_e_above_hull": -0.2}
-    on["charge_balanced"] = True
+    on |= {"charge_balanced": True, "max_fraction": 0.75}
     assert {k: components["energy"].pop(k) for k in on} == on
     # And the paper judges crystals as they are, by one potential.
     assert guarded["reward"].pop("relaxed") and not compat["reward"].pop("relaxed")
