@@ -2,7 +2,8 @@
 
 Koker et al., arXiv:2508.16067 (MIT licence); the network is in `equivariant`. A `.nqx`
 file is a line of JSON, and after it NumPy arrays, in the order in which the `nequix`
-package holds its parameters. Energies are those of the Materials Project before its
+package holds its parameters. Some files of its authors go on after the last of them
+(a line break, scalars of no use); the package does not read that, nor do we. Energies are those of the Materials Project before its
 corrections, which `potential` adds.
 """
 
@@ -90,8 +91,6 @@ def read_model(content: bytes, file: str) -> tuple[dict, GraphPotential]:
         raise UserError(
             f"{file}: cannot be read as a checkpoint of Nequix ({error})"
         ) from error
-    if stream.read(1):
-        raise UserError(f"{file}: holds more than a checkpoint of Nequix")
     capacity = BlockCapacity(design.elements, design.cutoff)
     return params, GraphPotential(partial(graph_energy, design), capacity)
 
