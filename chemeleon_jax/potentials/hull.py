@@ -44,6 +44,10 @@ HULLS = {  # of the embedded crystals, by potential: file, SHA-256
         "hull-sevennet-0.npz",
         "ff07e0f0fb68482c0f4fed45297e97ee89eb52856a44fc5c25a56ac43ad2740d",
     ),
+    "nequix-oam-1-pft": (
+        "hull-nequix-oam-1-pft.npz",
+        "92354ee54c4ec3a7b8bb1a758c4d89b24bc0f190d4936463857745341b8fd151",
+    ),
     "sevennet-l3i5:uncorrected": (
         "hull-sevennet-l3i5-uncorrected.npz",
         "1e20d87ba5fcf1b96edd1057366f5066541728571a0f230d331eab4a42faf9d3",
