@@ -3,8 +3,9 @@
 from typing import NamedTuple
 
 import numpy as np
-from scipy.stats import entropy, rankdata
+from scipy.stats import entropy
 
+from chemeleon_jax.rewards.audit import spearman
 from chemeleon_jax.rewards.frechet import fit_gaussian, frechet_distance
 
 CONFIDENCE = 0.95
@@ -42,19 +43,11 @@ def rank_correlation(x: np.ndarray, y: np.ndarray, draws: np.ndarray) -> Score:
     """
     known = np.isfinite(x) & np.isfinite(y)
     x, y, weights = x[known], y[known], draws[:, known]
-    if len(x) < 3 or np.ptp(x) == 0 or np.ptp(y) == 0:
-        return Score(np.nan, np.nan, np.nan)
-    found = []
-    for counts in weights:
-        rows = np.repeat(np.arange(len(x)), counts)
-        if len(rows) > 2 and np.ptp(x[rows]) > 0 and np.ptp(y[rows]) > 0:
-            found.append(_spearman(x[rows], y[rows]))
-    low_high = _quantiles(np.array(found)) if found else (np.nan, np.nan)
-    return Score(_spearman(x, y), *low_high)
-
-
-def _spearman(x: np.ndarray, y: np.ndarray) -> float:
-    return float(np.corrcoef(rankdata(x), rankdata(y))[0, 1])
+    drawn = (np.repeat(np.arange(len(x)), counts) for counts in weights)
+    found = np.array([spearman(x[rows], y[rows]) for rows in drawn])
+    found = found[np.isfinite(found)]
+    low_high = _quantiles(found) if len(found) else (np.nan, np.nan)
+    return Score(spearman(x, y), *low_high)
 
 
 def frechet_score(

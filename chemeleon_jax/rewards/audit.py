@@ -175,10 +175,13 @@ def compare(rewards: RewardOutput, judged: RewardOutput) -> dict[str, float]:
 
 
 def spearman(x: np.ndarray, y: np.ndarray) -> float:
-    """Rank correlation of x [B] and y [B] where both are finite; NaN if undefined."""
+    """Rank correlation of x [B] and y [B] where both are finite.
+
+    NaN of fewer than three, or of constants.
+    """
     known = np.isfinite(x) & np.isfinite(y)
     x, y = x[known], y[known]
-    if min(len(np.unique(x)), len(np.unique(y))) < 2:
+    if len(x) < 3 or np.ptp(x) == 0 or np.ptp(y) == 0:
         return np.nan
     return float(np.corrcoef(rankdata(x), rankdata(y))[0, 1])
 
