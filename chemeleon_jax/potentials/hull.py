@@ -56,6 +56,10 @@ HULLS = {  # of the embedded crystals, by potential: file, SHA-256
         "hull-sevennet-0-uncorrected.npz",
         "c1b3eaeb78490b9ccf8c6dfd94e01003fe730a66eb4607a9ec3f76c3b81307e8",
     ),
+    "nequix-oam-1-pft:uncorrected": (
+        "hull-nequix-oam-1-pft-uncorrected.npz",
+        "498c88486ee925a8b8b1cdea3ddeaf745fb6738996015d877a33fbab4d72de5c",
+    ),
 }
 ELEMENTS = "elements.npz"  # a ground state of each, from tools/build_hull.py
 ELEMENTS_SHA256 = "d6f0be46469e74201f5773c4af65fede10ded28fc90efbec9fd065a398301153"
