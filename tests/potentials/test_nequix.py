@@ -11,9 +11,12 @@ import pytest
 from chemeleon_jax.data.lattice import lattice_matrix, volume
 from chemeleon_jax.data.types import CrystalBatch
 from chemeleon_jax.errors import UserError
-from chemeleon_jax.potentials import batches, nequix
+from chemeleon_jax.potentials import batches, nequix, pretrained
 from chemeleon_jax.potentials.loading import load_potential
 from chemeleon_jax.potentials.types import Status
+
+
+CRYSTALS = ("atom_types", "frac_coords", "lengths", "angles")
 
 
 @pytest.fixture(scope="module")
@@ -67,6 +70,23 @@ def test_energies_forces_and_stresses_are_those_of_the_package(
     capacity = model.capacity._replace(crystals=8, atoms=64, blocks=384)
     numbers = (reference[f"{key}_{name}"] for key in ("energy", "forces", "stress"))
     check_numbers(params, model._replace(capacity=capacity), crystals, *numbers)
+
+
+def test_the_embedded_weights_give_the_numbers_of_the_package():
+    """Crystals generated, known, distorted; without four whose atoms nearly touch."""
+    with (
+        np.load(paths.FIXTURES / "sevennet_reference.npz") as theirs,
+        np.load(paths.FIXTURES / "nequix_reference.npz") as numbers,
+    ):
+        crystals = {k: theirs[k][numbers["rows"]] for k in CRYSTALS}
+        numbers = {k: numbers[k] for k in ("energy", "forces", "stress")}
+    tame = np.linalg.norm(numbers["forces"], axis=-1).max(1) < 100.0  # eV/Å
+    assert (len(tame), tame.sum()) == (28, 24)
+    types = crystals.pop("atom_types").astype(np.int32)
+    batch = CrystalBatch(types, mask=types > 0, **crystals)
+    batch, numbers = jax.tree.map(lambda x: jnp.asarray(x[tame]), (batch, numbers))
+    params, model = pretrained.load_model("nequix-oam-1-pft")
+    check_numbers(params, model, batch, **numbers)
 
 
 def test_a_checkpoint_is_a_potential(reference, tmp_path, monkeypatch):
