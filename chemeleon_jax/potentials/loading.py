@@ -58,8 +58,8 @@ def load_potential(name: str, **settings) -> Potential:
     """The potential that a config names.
 
     Args:
-      name: "chgnet", "sevennet-l3i5", "sevennet-0", "nequix-oam-1-pft", "nequix:PATH" of
-        a checkpoint, or "ase:module:callable" for any ASE calculator, for example
+      name: "chgnet", "sevennet-l3i5", "sevennet-0", "nequix-oam-1-pft", "nequix:PATH"
+        of a checkpoint, or "ase:module:callable" for any ASE calculator, for example
         "ase:mace.calculators:mace_mp". All that are embedded but CHGNet also without
         the MP2020 corrections, "sevennet-l3i5:uncorrected".
       **settings: what an ASE calculator is made with.

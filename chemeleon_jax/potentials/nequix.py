@@ -3,8 +3,8 @@
 Koker et al., arXiv:2508.16067 (MIT licence); the network is in `equivariant`. A `.nqx`
 file is a line of JSON, and after it NumPy arrays, in the order in which the `nequix`
 package holds its parameters. Some files of its authors go on after the last of them
-(a line break, scalars of no use); the package does not read that, nor do we. Energies are those of the Materials Project before its
-corrections, which `potential` adds.
+(a line break, scalars of no use); the package does not read that, nor do we. Energies
+are those of the Materials Project before its corrections, which `potential` adds.
 """
 
 import hashlib

@@ -1,9 +1,9 @@
 """Equivariant potentials whose weights are part of the package: SevenNets and a Nequix.
 
 SevenNet-0 and SevenNet-l3i5 learnt from MPtrj (Park et al., J. Chem. Theory Comput. 20,
-4857, 2024). Nequix OAM learnt from OMat24, sAlex and MPtrj, and then from phonons (Koker
-et al., arXiv:2508.16067, arXiv:2601.07742). All of MIT licence. Their network is in
-`equivariant`; `tools/build_sevennet.py` and `tools/build_nequix.py` made the weights
+4857, 2024). Nequix OAM learnt from OMat24, sAlex and MPtrj, and then from phonons
+(Koker et al., arXiv:2508.16067, arXiv:2601.07742). All of MIT licence. Their network is
+in `equivariant`; `tools/build_sevennet.py` and `tools/build_nequix.py` made the weights
 from the authors' files. They give energies of the Materials Project before its
 corrections, to which `potential` adds them.
 """

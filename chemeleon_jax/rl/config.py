@@ -49,7 +49,9 @@ def judge_relaxed(config: ConfigDict) -> None:
     energy = config.reward.components.energy
     energy.relax_steps = 16
     energy.relax_with = "chgnet"
-    energy.potentials = "chgnet,sevennet-l3i5"
+    # CHGNet learnt corrected energies. The rules of the corrections favour salts with
+    # too much sulfur or chlorine, so the other judge has none of them.
+    energy.potentials = "chgnet,sevennet-l3i5:uncorrected"
     energy.max_disagreement = 0.3  # eV/atom
     energy.decay = 0.1  # eV/atom: what counts is to be metastable, and stable
 

@@ -10,9 +10,8 @@ from pymatgen.core import Composition, Element, Lattice, Structure
 from chemeleon_jax.data.crystals import from_structures
 from chemeleon_jax.data.dataset import Dataset
 from chemeleon_jax.errors import UserError
-from chemeleon_jax.potentials import hull
+from chemeleon_jax.potentials import hull, pretrained
 from chemeleon_jax.potentials.corrections import mp2020_correction
-from chemeleon_jax.potentials import pretrained
 from chemeleon_jax.potentials.hull import Hull, composition_counts, load_hull
 from chemeleon_jax.potentials.hull_file import read_hull_file
 from chemeleon_jax.potentials.loading import load_potential

@@ -15,7 +15,6 @@ from chemeleon_jax.potentials import batches, nequix, pretrained
 from chemeleon_jax.potentials.loading import load_potential
 from chemeleon_jax.potentials.types import Status
 
-
 CRYSTALS = ("atom_types", "frac_coords", "lengths", "angles")
 
 

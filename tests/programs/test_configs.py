@@ -181,7 +181,7 @@ def test_the_example_reward_is_minus_the_distance_to_5():
 def test_a_run_is_described_in_four_lines():
     relaxed = describe(parsed(config="rl_dng"))
     assert relaxed["judges"] == (
-        "chgnet,sevennet-l3i5, of crystals relaxed 16 steps by chgnet"
+        "chgnet,sevennet-l3i5:uncorrected, of crystals relaxed 16 steps by chgnet"
     )
     assert describe(parsed(config="rl_dng:unrelaxed")) == {
         "model": "mini:ldm, decoded by mini:vae",
