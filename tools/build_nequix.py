@@ -19,6 +19,7 @@ from flax.traverse_util import flatten_dict
 from chemeleon_jax.potentials.nequix import read_model
 from tools.build_chgnet import save_weights
 
+CHECKPOINT = "models/nequix-oam-1-pft.nqx"  # in their repository
 SOURCE = "https://github.com/atomicarchitects/nequix, commit 0ffdf88"
 
 

@@ -13,29 +13,23 @@ import numpy as np
 from nequix.calculator import NequixCalculator
 from pymatgen.core import Lattice, Structure
 
+from tools.record_nequix import evaluate
+
 EVERY = 5
 
 
 def main(checkpoint: str, crystals: str, out: str) -> None:
     """Record energies, forces and stresses in the file `out`."""
-    calculator = NequixCalculator(model_path=checkpoint, use_kernel=False)
     with np.load(crystals) as f:
         rows = np.arange(0, len(f["atom_types"]), EVERY)
-        arrays = {k: f[k][rows] for k in ("atom_types", "frac_coords")}
+        types, frac = f["atom_types"][rows], f["frac_coords"][rows]
         cells = np.concatenate([f["lengths"], f["angles"]], 1)[rows]
-    energy = np.zeros(len(rows), np.float32)
-    forces = np.zeros(arrays["frac_coords"].shape, np.float32)
-    stress = np.zeros((len(rows), 3, 3), np.float32)
-    for k, (types, frac, cell) in enumerate(zip(*arrays.values(), cells, strict=True)):
-        number = int((types > 0).sum())
-        atoms = Structure(
-            Lattice.from_parameters(*cell), types[:number], frac[:number]
-        ).to_ase_atoms()
-        atoms.calc = calculator
-        energy[k] = atoms.get_potential_energy() / number  # eV/atom
-        forces[k, :number] = atoms.get_forces()  # eV/Å
-        stress[k] = atoms.get_stress(voigt=False)  # eV/Å^3
-        print(k, energy[k], flush=True)
+    structures = [
+        Structure(Lattice.from_parameters(*cell), z[z > 0], x[z > 0])
+        for z, x, cell in zip(types, frac, cells, strict=True)
+    ]
+    calculator = NequixCalculator(model_path=checkpoint, use_kernel=False)
+    energy, forces, stress = evaluate(calculator, structures, types.shape[1])
     np.savez_compressed(out, rows=rows, energy=energy, forces=forces, stress=stress)
 
 
