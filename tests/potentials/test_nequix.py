@@ -83,7 +83,8 @@ def test_the_embedded_weights_give_the_numbers_of_the_package():
     assert (len(tame), tame.sum()) == (28, 24)
     types = crystals.pop("atom_types").astype(np.int32)
     batch = CrystalBatch(types, mask=types > 0, **crystals)
-    batch, numbers = jax.tree.map(lambda x: jnp.asarray(x[tame]), (batch, numbers))
+    rows = np.flatnonzero(tame)[::2]  # all of them agree, and take twice as long
+    batch, numbers = jax.tree.map(lambda x: jnp.asarray(x[rows]), (batch, numbers))
     params, model = pretrained.load_model("nequix-oam-1-pft")
     check_numbers(params, model, batch, **numbers)
 

@@ -157,14 +157,17 @@ def test_the_main_job_relaxes_and_asks_two_potentials(models, tmp_path):
     curves = read_scalars(tmp_path)
     for tag in (
         "metastable/chgnet",
-        "metastable/sevennet-l3i5",
+        "metastable/sevennet-l3i5:uncorrected",
         "disagreement",
         "rmsd",
     ):
         np.testing.assert_array_equal(curves[f"train/{tag}"][0], [0, 1], err_msg=tag)
     assert "train/failures/energy/disputed" in curves
     with np.load(tmp_path / "crystals" / "iteration_000001.npz") as arrays:
-        valid, opinions = arrays["valid"], arrays["e_above_hull_sevennet-l3i5"]
+        valid, opinions = (
+            arrays["valid"],
+            arrays["e_above_hull_sevennet-l3i5:uncorrected"],
+        )
         assert np.isfinite(opinions[valid]).any()
         assert (arrays["relaxed_lengths"] != arrays["lengths"])[valid].any()
 
