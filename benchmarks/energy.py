@@ -16,7 +16,7 @@ import numpy as np
 from benchmarks.measure import busy, measure, print_table
 from chemeleon_jax.data.crystals import take
 from chemeleon_jax.data.dataset import load_dataset
-from chemeleon_jax.potentials import batches, chgnet, pretrained
+from chemeleon_jax.potentials import batches, chgnet, sevennet
 from chemeleon_jax.potentials.batches import GraphPotential
 from chemeleon_jax.potentials.graph import Capacity
 
@@ -96,8 +96,8 @@ def potentials():
             GraphPotential(chgnet.graph_energy, SINGLE),
         )
     }
-    for name in pretrained.SHA256:
-        params, packed = pretrained.load_model(name)
+    for name in sevennet.SHA256:
+        params, packed = sevennet.load_model(name)
         alone = packed.capacity._replace(**SINGLE_BLOCKS)
         found[name] = params, packed, packed._replace(capacity=alone)
     return found

@@ -59,8 +59,8 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     add("--reference", default="mp_mini", help="known crystals: mp_mini, DIR or FILE")
     add(
         "--potential",
-        help="chgnet, sevennet-l3i5, sevennet-0, nequix-oam-1-pft, these three with "
-        ":uncorrected behind, nequix:PATH, ase:module:callable or none; "
+        help="chgnet, sevennet-l3i5, sevennet-0, nequix:PATH, these three with "
+        ":uncorrected behind, ase:module:callable or none; "
         "several, the main one first, are split by commas "
         f"(default {POTENTIALS}; with --hull its first)",
     )

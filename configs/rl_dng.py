@@ -50,9 +50,10 @@ def get_config(preset: str = "mini"):
     if preset == "mini":
         config.num_iterations = 140
         config.rl.num_group_samples = 16
-        # The reward does not ask it, it learnt from other data too, and it has no
-        # corrections to flatter salts with too much anion (docs/rewards-are-exams.md).
-        config.judge.potential = "nequix-oam-1-pft:uncorrected"
+        # The reward does not ask it, and it has no corrections to flatter salts with
+        # too much anion (docs/rewards-are-exams.md). It learnt from the same data; give
+        # one that did not if you have it (docs/potentials.md).
+        config.judge.potential = "sevennet-0:uncorrected"
         config.judge.relax_steps = 0  # they are relaxed
     if preset == "unrelaxed":
         config.num_iterations = 200

@@ -1,4 +1,4 @@
-"""Builds the embedded data of chemeleon_jax from five packages and a checkpoint.
+"""Builds the embedded data of chemeleon_jax from five packages of the Python index.
 
 Users never need this. Nothing of the packages is installed, imported or run; the same
 packages give the same arrays. The models in assets/mini are trained, not built here.
@@ -6,8 +6,7 @@ packages give the same arrays. The models in assets/mini are trained, not built 
   pip download --no-deps -d packages fairchem-data-oc==0.0.1 chgnet==0.4.2
   pip download --no-deps -d packages matcalc==0.3.3 sevenn==0.13.0
   pip download --no-deps -d packages --no-binary matminer matminer==0.3.7
-  git clone https://github.com/atomicarchitects/nequix packages/nequix
-  python -m tools.build_assets --packages packages   # minutes for each hull
+  python -m tools.build_assets --packages packages   # some five minutes on two cores
 
 A changed mp_mini.npz needs its new hash, which is printed, in
 chemeleon_jax/data/dataset.py.
@@ -20,7 +19,6 @@ from pathlib import Path
 from tools.build_chgnet import build_chgnet
 from tools.build_crystals import build_crystals
 from tools.build_hull import build_elements, build_hulls
-from tools.build_nequix import CHECKPOINT, build_nequix
 from tools.build_sevennet import CHECKPOINTS, build_sevennet
 
 
@@ -36,8 +34,6 @@ def main() -> None:
     build_chgnet(args.packages, args.out / "chgnet.safetensors")
     for name in CHECKPOINTS:
         build_sevennet(name, args.packages, args.out / f"{name}.safetensors")
-    nequix = args.packages / "nequix" / CHECKPOINT
-    build_nequix(nequix, args.out / f"{nequix.stem}.safetensors")
     build_elements(args.packages, args.out / "elements.npz")
     build_hulls(args.out)
 

@@ -76,7 +76,7 @@ def main(out: str) -> None:
             save_model(str(path), model, config | {"atomic_numbers": elements})
             content = path.read_bytes()
             calculator = NequixCalculator(model_path=str(path), use_kernel=False)
-            energy, forces, stress = evaluate(calculator, to_structures(crystals), 8)
+            energy, forces, stress = evaluate(calculator, to_structures(crystals))
         arrays |= {
             f"model_{name}": np.frombuffer(content, np.uint8),
             f"energy_{name}": energy,
@@ -86,10 +86,10 @@ def main(out: str) -> None:
     np.savez_compressed(out, **arrays)
 
 
-def evaluate(calculator, structures, width: int):
-    """Energies [B] eV/atom, forces [B, width, 3] eV/Å, stresses [B, 3, 3] eV/Å^3."""
+def evaluate(calculator, structures):
+    """Energies [B] eV/atom, forces [B, 8, 3] eV/Å, stresses [B, 3, 3] eV/Å^3."""
     energy = np.zeros(len(structures), np.float32)
-    forces = np.zeros((len(structures), width, 3), np.float32)
+    forces = np.zeros((len(structures), 8, 3), np.float32)
     stress = np.zeros((len(structures), 3, 3), np.float32)
     for k, structure in enumerate(structures):
         atoms = structure.to_ase_atoms()

@@ -25,6 +25,7 @@ from chemeleon_jax.devices.host import call_host
 from chemeleon_jax.potentials.types import Status
 
 SCHEME = "MP2020"
+UNCORRECTED = "uncorrected"  # behind a name, after a colon; the scheme of such energies
 # eV per atom of the anion.
 OXIDE, PEROXIDE, SUPEROXIDE, OZONIDE = -0.687, -0.465, -0.161, 0.0
 SULFIDE = -0.503

@@ -44,10 +44,6 @@ HULLS = {  # of the embedded crystals, by potential: file, SHA-256
         "hull-sevennet-0.npz",
         "ff07e0f0fb68482c0f4fed45297e97ee89eb52856a44fc5c25a56ac43ad2740d",
     ),
-    "nequix-oam-1-pft": (
-        "hull-nequix-oam-1-pft.npz",
-        "92354ee54c4ec3a7b8bb1a758c4d89b24bc0f190d4936463857745341b8fd151",
-    ),
     "sevennet-l3i5:uncorrected": (
         "hull-sevennet-l3i5-uncorrected.npz",
         "1e20d87ba5fcf1b96edd1057366f5066541728571a0f230d331eab4a42faf9d3",
@@ -55,10 +51,6 @@ HULLS = {  # of the embedded crystals, by potential: file, SHA-256
     "sevennet-0:uncorrected": (
         "hull-sevennet-0-uncorrected.npz",
         "c1b3eaeb78490b9ccf8c6dfd94e01003fe730a66eb4607a9ec3f76c3b81307e8",
-    ),
-    "nequix-oam-1-pft:uncorrected": (
-        "hull-nequix-oam-1-pft-uncorrected.npz",
-        "498c88486ee925a8b8b1cdea3ddeaf745fb6738996015d877a33fbab4d72de5c",
     ),
 }
 ELEMENTS = "elements.npz"  # a ground state of each, from tools/build_hull.py

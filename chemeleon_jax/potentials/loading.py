@@ -24,10 +24,10 @@ def _chgnet(name: str, settings: dict) -> Potential:
     return make(name, settings) if settings else _made_once(make, name)
 
 
-def _pretrained(name: str, settings: dict) -> Potential:
-    from chemeleon_jax.potentials import pretrained
+def _sevennet(name: str, settings: dict) -> Potential:
+    from chemeleon_jax.potentials import sevennet
 
-    make = pretrained.potential
+    make = sevennet.potential
     return make(name, settings) if settings else _made_once(make, name)
 
 
@@ -46,9 +46,8 @@ def _ase(name: str, settings: dict) -> Potential:
 # By what stands before the first colon: name, settings -> Potential.
 LOADERS = {
     "chgnet": _chgnet,
-    "sevennet-l3i5": _pretrained,
-    "sevennet-0": _pretrained,
-    "nequix-oam-1-pft": _pretrained,
+    "sevennet-l3i5": _sevennet,
+    "sevennet-0": _sevennet,
     "nequix": _nequix,
     "ase": _ase,
 }
@@ -58,10 +57,10 @@ def load_potential(name: str, **settings) -> Potential:
     """The potential that a config names.
 
     Args:
-      name: "chgnet", "sevennet-l3i5", "sevennet-0", "nequix-oam-1-pft", "nequix:PATH"
-        of a checkpoint, or "ase:module:callable" for any ASE calculator, for example
-        "ase:mace.calculators:mace_mp". All that are embedded but CHGNet also without
-        the MP2020 corrections, "sevennet-l3i5:uncorrected".
+      name: "chgnet", "sevennet-l3i5", "sevennet-0", "nequix:PATH" of a checkpoint, or
+        "ase:module:callable" for any ASE calculator, for example
+        "ase:mace.calculators:mace_mp". SevenNets and Nequix also without the MP2020
+        corrections, "sevennet-l3i5:uncorrected".
       **settings: what an ASE calculator is made with.
 
     Raises:
@@ -71,6 +70,6 @@ def load_potential(name: str, **settings) -> Potential:
     if prefix not in LOADERS:
         raise UserError(
             f"unknown potential {name!r}: use 'chgnet', 'sevennet-l3i5', 'sevennet-0', "
-            "'nequix-oam-1-pft', 'nequix:PATH' or 'ase:module:callable'"
+            "'nequix:PATH' or 'ase:module:callable'"
         )
     return LOADERS[prefix](name, settings)

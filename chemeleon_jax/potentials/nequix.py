@@ -23,7 +23,7 @@ import numpy as np
 
 from chemeleon_jax.errors import UserError
 from chemeleon_jax.potentials.batches import GraphPotential
-from chemeleon_jax.potentials.corrections import SCHEME, corrected
+from chemeleon_jax.potentials.corrections import SCHEME, UNCORRECTED, corrected
 from chemeleon_jax.potentials.edge_blocks import BlockCapacity
 from chemeleon_jax.potentials.equivariant import (
     Architecture,
@@ -39,18 +39,20 @@ MAX_BYTES, MAX_DEGREE = 1 << 30, 6
 
 
 def potential(name: str, settings: dict) -> Potential:
-    """The model in a file, with the MP2020 corrections added; it has no settings.
+    """The model in a file, with the MP2020 corrections added, or as it learnt.
 
     Args:
-      name: "nequix:PATH", or "nequix:nequix-mp-1" of those in `CACHE`.
-      settings: none.
+      name: "nequix:PATH", or "nequix:nequix-mp-1" of those in `CACHE`; with
+        ":uncorrected" behind no corrections are added.
+      settings: none, it has none.
 
     Raises:
       UserError: there is no such file, it cannot be read, or there are settings.
     """
     if settings:
         raise UserError(f"{name}: settings {sorted(settings)}, but it has none")
-    path = name.partition(":")[2]
+    path = name.partition(":")[2].removesuffix(f":{UNCORRECTED}")
+    scheme = UNCORRECTED if name.endswith(f":{UNCORRECTED}") else SCHEME
     file = Path(path).expanduser()
     if path and not file.is_file():
         file = CACHE.expanduser() / f"{path.removesuffix('.nqx')}.nqx"
@@ -63,11 +65,12 @@ def potential(name: str, settings: dict) -> Potential:
         raise UserError(f"{file}: of more than a GB, no checkpoint of Nequix")
     content = file.read_bytes()
     params, model = read_model(content, str(file))
+    own = partial(energies, model, params)
     return Potential(
         name,
-        hashlib.sha256(content + SCHEME.encode()).hexdigest(),
-        per_device(corrected(partial(energies, model, params))),
-        SCHEME,
+        hashlib.sha256(content + scheme.encode()).hexdigest(),
+        per_device(own if scheme == UNCORRECTED else corrected(own)),
+        scheme,
         network=(model, params),
     )
 

@@ -39,8 +39,8 @@ def reward_config() -> ConfigDict:
     reward.ray_address = "local"
     reward.time_limit = 10.0  # s, for one crystal in a worker
     reward.memory_limit = 8.0  # GiB, of one worker; 0: none
-    # Or sevennet-l3i5, sevennet-0, nequix-oam-1-pft, these with :uncorrected behind,
-    # nequix:PATH, ase:module:callable (an ASE calculator)
+    # Or sevennet-l3i5, sevennet-0, nequix:PATH, these with :uncorrected behind,
+    # ase:module:callable (an ASE calculator)
     reward.potential = "chgnet"
     # Energies of that potential that make the hull, .csv or .npz (docs/potentials.md);
     # empty: those of reference_dataset

@@ -16,7 +16,7 @@ from chemeleon_jax.screening.phonons import EDGE, MAX_ATOMS
 from chemeleon_jax.screening.sieve import Limits
 from chemeleon_jax.screening.symmetry import LOOSE, MAX_RISE, TIGHT
 
-STABILITY = "nequix-oam-1-pft"  # that vibrations and stiffness are of
+STABILITY = "sevennet-l3i5"  # that vibrations and stiffness are of
 MIN_FREQUENCY = -0.5  # THz
 CUSPS = (
     "CHGNet's energy has cusps where bonds stand in line, so that its second "

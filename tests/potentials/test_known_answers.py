@@ -7,7 +7,6 @@ from pymatgen.core import Lattice, Structure
 
 from chemeleon_jax.data.crystals import from_structures, take
 from chemeleon_jax.data.dataset import load_dataset
-from chemeleon_jax.potentials import pretrained
 from chemeleon_jax.potentials.hull import element_crystals, evaluate_entries, load_hull
 from chemeleon_jax.potentials.loading import load_potential
 from chemeleon_jax.potentials.types import Status
@@ -27,7 +26,7 @@ FORMATION = {
     "Si": 0.0,
 }
 WITHIN = {"NaCl": 0.06, "MgO": 0.06, "TiO2": 0.06, "Si": 0.06}
-WITHIN |= {"Fe2O3": 0.135, "LiCoO2": 0.115}
+WITHIN |= {"Fe2O3": 0.1, "LiCoO2": 0.115}
 
 
 def crystals():
@@ -68,7 +67,7 @@ def crystals():
     return found
 
 
-@pytest.fixture(scope="module", params=["chgnet", *pretrained.SHA256])
+@pytest.fixture(scope="module", params=["chgnet", "sevennet-l3i5", "sevennet-0"])
 def potential(request):
     return load_potential(request.param)
 
@@ -89,7 +88,7 @@ def formation(potential):
 
 
 def test_formation_energies(potential, formation):
-    """From cells not relaxed all miss LiCoO2; CHGNet and Nequix miss hematite."""
+    """CHGNet misses hematite by 0.1; all LiCoO2 as much, from cells not relaxed."""
     for name, expected in FORMATION.items():
         near = pytest.approx(expected, abs=WITHIN[name])
         assert formation[name] == near, (potential.name, name)
@@ -98,7 +97,7 @@ def test_formation_energies(potential, formation):
 def test_potentials_disagree_on_a_hydride_and_agree_on_a_perovskite(
     potential, formation
 ):
-    """HfH2: -0.50 by CHGNet, about -0.61 by the others."""
+    """HfH2: -0.50 by CHGNet, -0.61 and -0.60 by the two SevenNets."""
     expected = -0.50 if potential.name == "chgnet" else -0.61
     assert formation["HfH2"] == pytest.approx(expected, abs=0.03)
     assert formation["CsPbI3"] == pytest.approx(-1.23, abs=0.06)

@@ -11,11 +11,10 @@ import pytest
 from chemeleon_jax.data.lattice import lattice_matrix, volume
 from chemeleon_jax.data.types import CrystalBatch
 from chemeleon_jax.errors import UserError
-from chemeleon_jax.potentials import batches, nequix, pretrained
+from chemeleon_jax.potentials import batches, nequix
+from chemeleon_jax.potentials.corrections import mp2020_correction
 from chemeleon_jax.potentials.loading import load_potential
 from chemeleon_jax.potentials.types import Status
-
-CRYSTALS = ("atom_types", "frac_coords", "lengths", "angles")
 
 
 @pytest.fixture(scope="module")
@@ -71,24 +70,6 @@ def test_energies_forces_and_stresses_are_those_of_the_package(
     check_numbers(params, model._replace(capacity=capacity), crystals, *numbers)
 
 
-def test_the_embedded_weights_give_the_numbers_of_the_package():
-    """Crystals generated, known, distorted; without four whose atoms nearly touch."""
-    with (
-        np.load(paths.FIXTURES / "sevennet_reference.npz") as theirs,
-        np.load(paths.FIXTURES / "nequix_reference.npz") as numbers,
-    ):
-        crystals = {k: theirs[k][numbers["rows"]] for k in CRYSTALS}
-        numbers = {k: numbers[k] for k in ("energy", "forces", "stress")}
-    tame = np.linalg.norm(numbers["forces"], axis=-1).max(1) < 100.0  # eV/Å
-    assert (len(tame), tame.sum()) == (28, 24)
-    types = crystals.pop("atom_types").astype(np.int32)
-    batch = CrystalBatch(types, mask=types > 0, **crystals)
-    rows = np.flatnonzero(tame)[::2]  # all of them agree, and take twice as long
-    batch, numbers = jax.tree.map(lambda x: jnp.asarray(x[rows]), (batch, numbers))
-    params, model = pretrained.load_model("nequix-oam-1-pft")
-    check_numbers(params, model, batch, **numbers)
-
-
 def test_a_checkpoint_is_a_potential(reference, tmp_path, monkeypatch):
     path = tmp_path / "mine.nqx"
     path.write_bytes(reference["model_indexed"].tobytes())
@@ -98,6 +79,32 @@ def test_a_checkpoint_is_a_potential(reference, tmp_path, monkeypatch):
     assert load_potential("nequix:mine").digest == potential.digest
     with pytest.raises(UserError, match="it has none"):
         load_potential(f"nequix:{path}", device="cpu")
+
+
+def test_energies_without_corrections(reference, crystals, tmp_path):
+    """Those of the package; with them a crystal of which a rule speaks has another."""
+    path = tmp_path / "mine.nqx"
+    path.write_bytes(reference["model_indexed"].tobytes())
+    corrected = load_potential(f"nequix:{path}")
+    own = load_potential(f"nequix:{path}:uncorrected")
+    assert own.scheme == "uncorrected" and own.digest != corrected.digest
+    energy, status = own.energies(crystals)
+    np.testing.assert_array_equal(status, Status.OK)
+    np.testing.assert_allclose(energy, reference["energy_indexed"], atol=1e-5)
+    lattices = lattice_matrix(crystals.lengths, crystals.angles)
+    rules = [
+        mp2020_correction(np.asarray(z[real]), np.float64(x[real]), np.float64(cell))
+        for z, x, cell, real in zip(
+            crystals.atom_types,
+            crystals.frac_coords,
+            lattices,
+            crystals.mask,
+            strict=True,
+        )
+    ]
+    assert min(rules) < -0.1
+    added = corrected.energies(crystals)[0] - energy
+    np.testing.assert_allclose(added, rules, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["nequix", "nequix:", "nequix:/nowhere/x.nqx"])

@@ -12,7 +12,7 @@ from chemeleon_jax.data.crystals import take
 from chemeleon_jax.data.lattice import lattice_matrix, volume
 from chemeleon_jax.data.types import CrystalBatch
 from chemeleon_jax.errors import UserError
-from chemeleon_jax.potentials import batches, pretrained
+from chemeleon_jax.potentials import batches, sevennet
 from chemeleon_jax.potentials.batches import GraphPotential
 from chemeleon_jax.potentials.edge_blocks import BLOCK, BlockCapacity
 from chemeleon_jax.potentials.equivariant import message_paths
@@ -46,7 +46,7 @@ def crystals(reference):
 @pytest.fixture(scope="module", params=["l3i5", "0"])
 def model(request):
     """Name in the record, parameters and what evaluates them."""
-    return request.param, *pretrained.load_model(f"sevennet-{request.param}")
+    return request.param, *sevennet.load_model(f"sevennet-{request.param}")
 
 
 def largest_force(reference, name):
@@ -115,7 +115,7 @@ def test_all_forces_and_stresses(model, crystals, reference):
 @pytest.fixture(scope="module")
 def small():
     """The embedded model, in graphs of few crystals, jitted."""
-    params, potential = pretrained.load_model("sevennet-l3i5")
+    params, potential = sevennet.load_model("sevennet-l3i5")
     capacity = potential.capacity._replace(crystals=4, atoms=64, blocks=256)
     potential = GraphPotential(potential.graph_energy, capacity)
     return jax.jit(partial(batches.energies, potential, params))
@@ -189,7 +189,7 @@ def test_blocks_of_rock_salt():
 
 def test_paths():
     """Of features to degree 1, and with parity: 0 x 0, 1 x 1; 0 x 1, 1 x 0, (1 x 1)."""
-    _, potential = pretrained.load_model("sevennet-l3i5")
+    _, potential = sevennet.load_model("sevennet-l3i5")
     design = potential.graph_energy.args[0]  # pyright: ignore
     small = dict(vars(design), channels=(4, 2))
     both = [(0, 0, 0), (1, 1, 0), (0, 1, 1), (1, 0, 1), (1, 1, 1)]
@@ -216,9 +216,9 @@ def test_what_cannot_be_loaded_is_one_line(monkeypatch):
         load_potential("sevennet-0:path")
     with pytest.raises(UserError, match="models without settings"):
         load_potential("sevennet-l3i5", device="cpu")
-    monkeypatch.setitem(pretrained.SHA256, "sevennet-l3i5", "0" * 64)
+    monkeypatch.setitem(sevennet.SHA256, "sevennet-l3i5", "0" * 64)
     with pytest.raises(UserError, match="was altered"):
-        pretrained.load_model.__wrapped__("sevennet-l3i5")
+        sevennet.load_model.__wrapped__("sevennet-l3i5")
 
 
 def test_rows_are_the_crystals_of_the_batch(small, crystals, reference):

@@ -1,11 +1,9 @@
-"""Equivariant potentials whose weights are part of the package: SevenNets and a Nequix.
+"""SevenNet-0 and SevenNet-l3i5: equivariant potentials trained on MPtrj.
 
-SevenNet-0 and SevenNet-l3i5 learnt from MPtrj (Park et al., J. Chem. Theory Comput. 20,
-4857, 2024). Nequix OAM learnt from OMat24, sAlex and MPtrj, and then from phonons
-(Koker et al., arXiv:2508.16067, arXiv:2601.07742). All of MIT licence. Their network is
-in `equivariant`; `tools/build_sevennet.py` and `tools/build_nequix.py` made the weights
-from the authors' files. They give energies of the Materials Project before its
-corrections, to which `potential` adds them.
+Park et al., J. Chem. Theory Comput. 20, 4857 (2024), MIT licence. The network is in
+`equivariant`; `tools/build_sevennet.py` made the weights from the authors' package.
+The network gives energies of the Materials Project before its corrections, to which
+`potential` adds them.
 """
 
 import hashlib
@@ -18,28 +16,24 @@ from safetensors.numpy import load
 
 from chemeleon_jax.errors import UserError
 from chemeleon_jax.potentials.batches import GraphPotential
-from chemeleon_jax.potentials.corrections import SCHEME, corrected
+from chemeleon_jax.potentials.corrections import SCHEME, UNCORRECTED, corrected
 from chemeleon_jax.potentials.edge_blocks import BlockCapacity
 from chemeleon_jax.potentials.equivariant import Architecture, energies, graph_energy
 from chemeleon_jax.potentials.types import Potential, per_device
 from chemeleon_jax.runs.files import read_packaged
 
 ASSETS = files("chemeleon_jax") / "assets"
-UNCORRECTED = "uncorrected"  # behind a name, after a colon; the scheme of such energies
 SHA256 = {
     "sevennet-0": "41907d4c297a5af34f4971173a8bbea11a7b35150271cd0028bb4f3606b32b23",
     "sevennet-l3i5": "cf61d9b52829ab8e019735b53f9bcbad3fd6f0f73cd42468ca16db2b3c9368c3",
-    "nequix-oam-1-pft": (
-        "2713ba6bd7df4ecac4aed6a0a6dcf9a2aaeaf8bbb7e6bb7b3180d4e4363feeb8"
-    ),
 }
 
 
 def potential(name: str, settings: dict) -> Potential:
-    """A model with the MP2020 corrections added, or as it learnt; it has no settings.
+    """SevenNet with the MP2020 corrections added, or as it learnt; it has no settings.
 
     Args:
-      name: of `SHA256`, and ":uncorrected" where none are added.
+      name: "sevennet-0" or "sevennet-l3i5", and ":uncorrected" where none are added.
       settings: none.
 
     Raises:
@@ -50,7 +44,7 @@ def potential(name: str, settings: dict) -> Potential:
     if settings or not known:
         raise UserError(
             f"unknown potential {name!r} with settings {sorted(settings)}: "
-            f"{', '.join(SHA256)} are models without settings, and with "
+            f"{' and '.join(SHA256)} are models without settings, and with "
             f"':{UNCORRECTED}' without corrections"
         )
     scheme = corrections or SCHEME
@@ -72,7 +66,7 @@ def load_model(name: str) -> tuple[dict, GraphPotential]:
     The energies of `energies(model, params, crystals)` are uncorrected.
 
     Args:
-      name: of `SHA256`.
+      name: "sevennet-0" or "sevennet-l3i5".
 
     Raises:
       UserError: the weights were altered.
