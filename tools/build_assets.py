@@ -6,7 +6,7 @@ packages give the same arrays. The models in assets/mini are trained, not built 
   pip download --no-deps -d packages fairchem-data-oc==0.0.1 chgnet==0.4.2
   pip download --no-deps -d packages matcalc==0.3.3 sevenn==0.13.0
   pip download --no-deps -d packages --no-binary matminer matminer==0.3.7
-  python -m tools.build_assets --packages packages   # some five minutes on two cores
+  python -m tools.build_assets --packages packages   # hours on two cores
 
 A changed mp_mini.npz needs its new hash, which is printed, in
 chemeleon_jax/data/dataset.py.
@@ -18,7 +18,8 @@ from pathlib import Path
 
 from tools.build_chgnet import build_chgnet
 from tools.build_crystals import build_crystals
-from tools.build_hull import build_elements, build_hulls
+from tools.build_hull import build_hulls
+from tools.build_references import build_references
 from tools.build_sevennet import CHECKPOINTS, build_sevennet
 
 
@@ -34,7 +35,7 @@ def main() -> None:
     build_chgnet(args.packages, args.out / "chgnet.safetensors")
     for name in CHECKPOINTS:
         build_sevennet(name, args.packages, args.out / f"{name}.safetensors")
-    build_elements(args.packages, args.out / "elements.npz")
+    build_references(args.packages, args.out / "references.npz")
     build_hulls(args.out)
 
 

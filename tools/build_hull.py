@@ -2,71 +2,47 @@
 
     python -m tools.build_hull sevennet-0 hull-sevennet-0.npz
 
-Pure elements come in addition from the `matcalc` 0.3.3 wheel (BSD; PBE ground states of
-89 elements from MatPES). Their structures alone are used: every energy is that of the
-potential whose hull it is.
+Elements and some binaries come in addition (`tools/build_references.py`): of these too
+every energy is that of the potential whose hull it is.
 
-`tools.build_assets` runs it for all that are embedded, after the crystals and weights.
+`tools.build_assets` runs it for all that are embedded, after the crystals, weights and
+references.
 """
 
 import argparse
-import gzip
 import hashlib
-import json
-import zipfile
 from pathlib import Path
 
 import numpy as np
-from pymatgen.core import Structure
 from scipy.stats import spearmanr
 
-from chemeleon_jax.data.crystals import from_structures
 from chemeleon_jax.data.dataset import load_dataset
 from chemeleon_jax.potentials.hull import (
     HULLS,
     Hull,
-    element_crystals,
     evaluate_entries,
+    reference_crystals,
     save_hull,
 )
 from chemeleon_jax.potentials.loading import load_potential
 
-WHEEL = "matcalc-0.3.3-py3-none-any.whl"
-ELEMENTS = "matcalc/elemental_refs/MatPES-PBE-Element-Refs.json.gz"
 DECIMALS = 5  # of an energy: what another machine agrees on, but for a rounding
 
 
-def build_elements(packages: Path, out: Path) -> None:
-    """Write the ground state of each element, from the wheel in folder `packages`."""
-    with zipfile.ZipFile(packages / WHEEL) as wheel:
-        records = json.loads(gzip.decompress(wheel.read(ELEMENTS)))
-    crystals = from_structures(
-        [Structure.from_dict(records[e]["structure"]) for e in sorted(records)]
-    )
-    np.savez_compressed(
-        out,
-        atom_types=crystals.atom_types.astype(np.uint8),
-        frac_coords=crystals.frac_coords,
-        lengths=crystals.lengths,
-        angles=crystals.angles,
-    )
-    print(f'ELEMENTS_SHA256 = "{hashlib.sha256(out.read_bytes()).hexdigest()}"')
-
-
 def build_hulls(folder: Path) -> None:
-    """Evaluate crystals and elements with each potential, write and report."""
+    """Evaluate crystals and references with each potential, write and report."""
     for name, (file, _) in HULLS.items():
         build_hull(name, folder / file)
 
 
 def build_hull(name: str, out: Path) -> None:
-    """Evaluate crystals and elements, write the hull to the file `out`, and report."""
+    """Evaluate crystals and references, write the hull to a file, and report."""
     potential = load_potential(name)
     dataset = load_dataset("mp_mini")
     known = evaluate_entries(potential, dataset.crystals)
-    pure = evaluate_entries(potential, element_crystals())
-    counts = np.concatenate([known[0], pure[0]])
-    energies = np.concatenate([known[1], pure[1]]).astype(np.float64)
+    others = evaluate_entries(potential, reference_crystals())
+    counts = np.concatenate([known[0], others[0]])
+    energies = np.concatenate([known[1], others[1]]).astype(np.float64)
     energies = np.round(energies, DECIMALS)
     hull = Hull(counts, energies, potential.digest, potential.scheme)
     save_hull(out, hull)

@@ -34,27 +34,27 @@ ASSETS = files("chemeleon_jax") / "assets"
 HULLS = {  # of the embedded crystals, by potential: file, SHA-256
     "chgnet": (
         "hull.npz",
-        "6e46a4a2a3467609282037c369a9e351a264287ac928648e35cea4393d6376d2",
+        "2281294298fdb35737e98d69c902b3642e797a245434a775fad997fb2c046c24",
     ),
     "sevennet-l3i5": (
         "hull-sevennet-l3i5.npz",
-        "8f81238f98c46323de1100092635d2bd1c9e52bc61d37baa314022cd7fe3024b",
+        "6385ff7896302a934e2457107604f2dba68f3cfa8a341091646654277d4f2592",
     ),
     "sevennet-0": (
         "hull-sevennet-0.npz",
-        "ff07e0f0fb68482c0f4fed45297e97ee89eb52856a44fc5c25a56ac43ad2740d",
+        "1998dc3c7d8db0d6883f6bed90e7b8cb2a57a7138c77f07f75d1c23326adf790",
     ),
     "sevennet-l3i5:uncorrected": (
         "hull-sevennet-l3i5-uncorrected.npz",
-        "1e20d87ba5fcf1b96edd1057366f5066541728571a0f230d331eab4a42faf9d3",
+        "4ba1d8bdd347d4c6ee0e5ca327a4a107ccfe337f093ddf6ea3460899e3c774a0",
     ),
     "sevennet-0:uncorrected": (
         "hull-sevennet-0-uncorrected.npz",
-        "c1b3eaeb78490b9ccf8c6dfd94e01003fe730a66eb4607a9ec3f76c3b81307e8",
+        "24431c67f7a03ddcd41a86593ec8b2fa26d5f2050b6c9540be92884dd8daecb2",
     ),
 }
-ELEMENTS = "elements.npz"  # a ground state of each, from tools/build_hull.py
-ELEMENTS_SHA256 = "d6f0be46469e74201f5773c4af65fede10ded28fc90efbec9fd065a398301153"
+REFERENCES = "references.npz"  # of every hull, from tools/build_references.py
+REFERENCES_SHA256 = "c50da7943e08fbf40674636336d87bbee38f4e0448e82ef652a969121dd9280b"
 NUM_ELEMENTS = 118
 
 
@@ -296,9 +296,9 @@ def load_hull(
     """The hull whose entries `potential` itself has evaluated.
 
     Hulls of the embedded crystals are embedded, for the embedded potentials. Any other
-    hull takes one energy per crystal of the data set, and per element, once: it is kept
-    in `cache_dir` under a name made of the digests of data set and potential; what is
-    cut off on the way goes on. The embedded entries of a potential are added to it.
+    hull takes one energy per crystal of the data set and of `reference_crystals`, once:
+    it is kept in `cache_dir` under a name made of the digests of all three; what is cut
+    off on the way goes on. The embedded entries of a potential are added to it.
 
     Args:
       potential: of the crystals to be judged.
@@ -313,14 +313,15 @@ def load_hull(
         return embedded
     dataset = dataset or load_dataset("mp_mini")
     folder = Path(cache_dir or cache_folder())
-    path = folder / f"hull_{dataset.digest[:16]}_{potential.digest[:16]}.npz"
+    digests = dataset.digest[:16], potential.digest[:16], REFERENCES_SHA256[:8]
+    path = folder / f"hull_{'_'.join(digests)}.npz"
     kept = from_cache(path, read_hull)
     if kept is not None:
         return check_hull(kept, potential, path)
     parts = path.with_suffix(".parts")
     counts, energies = evaluate_entries(potential, dataset.crystals, parts)
     more = (
-        evaluate_entries(potential, element_crystals())
+        evaluate_entries(potential, reference_crystals())
         if embedded is None
         else (embedded.counts, embedded.energies)
     )
@@ -342,11 +343,16 @@ def evaluate_entries(
     return composition_counts(crystals.atom_types), energies
 
 
-def element_crystals() -> CrystalBatch:
-    """A ground state of each of 89 elements, by PBE; mp_mini does not have them all."""
+def reference_crystals() -> CrystalBatch:
+    """What every hull has besides its data set: elements, and simple compounds.
+
+    A ground state of each of 89 elements by PBE, and binary compounds that mp_mini
+    lacks (Y2O3, CaI2, CsF) in their best prototype by SevenNet-l3i5. Without these,
+    whatever holds yttrium and oxygen looks stable.
+    """
     arrays = read_npz(
-        read_packaged(ASSETS / ELEMENTS, ELEMENTS_SHA256),
-        "elements",
+        read_packaged(ASSETS / REFERENCES, REFERENCES_SHA256),
+        "reference crystals",
         ("atom_types", "frac_coords", "lengths", "angles"),
     )
     atom_types = arrays["atom_types"].astype(np.int32)
