@@ -88,7 +88,7 @@ def test_a_flipped_byte_of_cached_arrays_computes_them_anew(tmp_path, monkeypatc
     [
         (dataset, "mp_mini.npz", lambda: dataset._load_embedded.__wrapped__()),
         (hull, "hull.npz", lambda: hull.load_hull(chgnet())),
-        (hull, "elements.npz", lambda: hull.element_crystals()),
+        (hull, "references.npz", lambda: hull.reference_crystals()),
     ],
 )
 def test_a_flipped_byte_of_an_embedded_file_is_a_line(
