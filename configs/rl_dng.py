@@ -9,7 +9,7 @@ model, without network; `mp_20` and `alex_mp_20` take the released models. `unre
 is `mini` by unrelaxed energies of one potential, which fools itself; `compat` is
 `mp_20` with the paper's own reward, without guards.
 
-`mini`: 13 s per iteration on one core. What 100 of them change, and what other settings
+`mini`: 13 s per iteration on one core. What 140 of them change, and what other settings
 do: docs/results.md, docs/notebook/relaxed-reward.md, docs/notebook/rl-dng.md.
 """
 
@@ -48,7 +48,7 @@ def get_config(preset: str = "mini"):
         # this it is a quarter to a half of the gain (docs/notebook/dilution.md).
         components.energy.max_fraction = 0.75
     if preset == "mini":
-        config.num_iterations = 100
+        config.num_iterations = 140
         config.rl.num_group_samples = 16
         # The reward does not ask it, and it has no corrections to flatter salts with
         # too much anion (docs/rewards-are-exams.md). It learnt from the same data; give
