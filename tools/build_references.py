@@ -92,7 +92,9 @@ def read_prototypes() -> dict[tuple[int, int], list[Prototype]]:
     return found
 
 
-def missing_compounds(metals, known: set[str]) -> Iterator[tuple[Element, Element]]:
+def missing_compounds(
+    metals: list[Element], known: set[str]
+) -> Iterator[tuple[Element, Element, int, int]]:
     """Cation, anion, and how many of each: charges balance, and it is not known."""
     for cation in metals:
         if cation.symbol in NO_CATIONS:
@@ -174,7 +176,8 @@ def same(one: Candidate, other: Candidate) -> bool:
 
 def build_binaries(metals: list[Element]) -> list[Structure]:
     """The best structure of each missing compound of these metals."""
-    known = {s.composition.reduced_formula for s in _known_structures()}
+    crystals = to_structures(load_dataset("mp_mini").crystals)
+    known = {s.composition.reduced_formula for s in crystals if s is not None}
     prototypes = read_prototypes()
     found = [
         candidate
@@ -192,11 +195,6 @@ def build_binaries(metals: list[Element]) -> list[Structure]:
     found = best([c for c, kept in zip(found, agreed, strict=True) if kept], 1)
     print(f"{len(found)} compounds")
     return [candidate.structure for candidate in found]
-
-
-def _known_structures() -> list[Structure]:
-    found = to_structures(load_dataset("mp_mini").crystals)
-    return [structure for structure in found if structure is not None]
 
 
 def main() -> None:
