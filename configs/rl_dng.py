@@ -41,8 +41,8 @@ def get_config(preset: str = "mini"):
         components.element_kl.weight = 1.0
         components.displacement.weight = 0.3
         # Salts with more sulfur or chlorine than they take lie close above a hull
-        # between the salt and the element: without this a third of what is learnt is
-        # to make them.
+        # between the salt and the element: without this much of what is learnt
+        # is to make them (docs/notebook/ablation.md).
         components.energy.charge_balanced = True
         # What is little more than one element lies near any hull, per atom: without
         # this it is a quarter to a half of the gain (docs/notebook/dilution.md).
@@ -73,7 +73,7 @@ def _for_the_mini_model(config) -> None:
     components.energy.clip_max = 5.0
     components.energy.weight = 3.0
     # A policy that has found metastable crystals makes the same ones again, and one
-    # batch is too small to show it: the last ten are about 2,000 crystals.
+    # batch is too small to show it: the last ten are 1,280 crystals.
     config.reward.recent_iterations = 10
     components.creativity.weight = 2.0
     components.composition_diversity.weight = 0.6

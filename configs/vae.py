@@ -23,8 +23,8 @@ def get_config(preset: str = "") -> ConfigDict:
     config.num_steps = 4200
     config.validate_every = 700
 
-    # The crystals of a data set have one origin (see `data.py`), which the decoder
-    # may know: it then puts atoms where such crystals have them.
+    # The crystals of a data set have one origin (see data/crystals.py), which the
+    # decoder may know: it then puts atoms where such crystals have them.
     config.augment = ConfigDict()
     config.augment.translate = False
     config.augment.rotate = True

@@ -129,7 +129,7 @@ def load_dataset(
 
     Args:
       source: "mp_mini" (embedded), or the path of an npz file or a table: CSV, also
-        packed by gzip, bzip2, xz or ZIP, or Parquet where pyarrow is installed.
+        packed by gzip, bzip2, xz or ZIP, or Parquet.
       max_atoms: CSV only: crystals with more atoms are skipped.
       cache_dir: CSV only: where the parsed crystals are kept; by default beside the
         file or, where that cannot be written, under ~/.cache/chemeleon_jax.

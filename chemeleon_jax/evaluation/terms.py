@@ -23,7 +23,8 @@ from chemeleon_jax.rewards.matches import index_references
 from chemeleon_jax.workers import calculators
 from chemeleon_jax.workers.pool import WorkerPool
 
-POTENTIALS = "chgnet,sevennet-l3i5"  # that judge, the first relaxes
+# That judge; the first relaxes. The second is one that no preset's reward asks.
+POTENTIALS = "chgnet,sevennet-0:uncorrected"
 CHUNK = 256  # crystals judged, and kept on disk, at once
 TIME_LIMIT = 30.0  # s, for one crystal in a worker
 

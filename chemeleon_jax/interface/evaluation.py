@@ -57,7 +57,7 @@ def evaluate(
       structures: of any generator, or what `sample` or `relax` returned.
       reference: known crystals: "mp_mini", a folder or file, or structures.
       potential: that judges; several, the main one first, are split by commas. By
-        default "chgnet,sevennet-l3i5"; "none" for no energies.
+        default "chgnet,sevennet-0:uncorrected"; "none" for no energies.
       hull: a file of entries of the same potential.
       relax: whether crystals are relaxed first; by default where there is a potential.
       relax_with: the potential that relaxes, by default the first.

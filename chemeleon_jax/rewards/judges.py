@@ -43,10 +43,17 @@ def load_judges(
       hull: of this potential.
 
     Raises:
-      UserError: there is no such potential, or it cannot relax.
+      UserError: there is no such potential, it cannot relax, or a file holds the hull
+        of one potential and several judge.
     """
     energy = config["components"].get("energy") or {}
     names = split_names(energy.get("potentials") or config.get("potential", "chgnet"))
+    if config.get("hull_file") and len(names) > 1:
+        raise UserError(
+            f"config.reward.hull_file = {config['hull_file']} holds energies of one "
+            "potential, and several judge: name that one as "
+            "config.reward.components.energy.potentials"
+        )
     potentials = [potential or load_potential(names[0])]
     potentials += [load_potential(name) for name in names[1:]]
     steps = energy.get("relax_steps") or 0

@@ -10,8 +10,8 @@ from chemeleon_jax.potentials.types import Status
 
 METASTABLE = 0.1  # eV/atom above the hull
 # Lower, it is rather an error of the potential, or a compound that the hull lacks, than
-# a discovery: one known compound in nine is as far below the others
-# (docs/notebook/guards.md).
+# a discovery: one known compound in thirteen is as far below the others
+# (docs/potentials.md).
 FAR_BELOW = -0.2  # eV/atom above the hull
 # Of the atoms of a crystal. With more of one element it is diluted: it loses little by
 # falling into that element and the rest, so that per atom it is always near the hull.

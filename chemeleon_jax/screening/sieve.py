@@ -46,8 +46,7 @@ LEFT = {
     "ranked_lower": "candidates",
 }
 
-# GPa: molecular and layered crystals are as soft as a potential is wrong. Of twelve
-# known compounds two were between it and zero (docs/screening.md).
+# GPa: molecular and layered crystals are as soft as a potential is wrong.
 MIN_STIFFNESS = -1.0
 
 

@@ -7,7 +7,7 @@ from typing import Any
 from chemeleon_jax.data.dataset import Dataset
 from chemeleon_jax.errors import UserError
 from chemeleon_jax.evaluation.description import describe_judging
-from chemeleon_jax.evaluation.terms import POTENTIALS, Judges, Terms
+from chemeleon_jax.evaluation.terms import Judges, Terms
 from chemeleon_jax.potentials import relax
 from chemeleon_jax.potentials.loading import load_potential
 from chemeleon_jax.potentials.types import Potential
@@ -16,6 +16,7 @@ from chemeleon_jax.screening.phonons import EDGE, MAX_ATOMS
 from chemeleon_jax.screening.sieve import Limits
 from chemeleon_jax.screening.symmetry import LOOSE, MAX_RISE, TIGHT
 
+POTENTIALS = "chgnet,sevennet-l3i5"  # that judge, the first relaxes
 STABILITY = "sevennet-l3i5"  # that vibrations and stiffness are of
 MIN_FREQUENCY = -0.5  # THz
 CUSPS = (
@@ -34,7 +35,7 @@ class ScreeningTerms:
     """
 
     reference: str = "mp_mini"  # known crystals
-    potential: str = POTENTIALS  # that judge, split by commas; the first relaxes
+    potential: str = POTENTIALS  # split by commas
     stability_with: str = STABILITY  # a potential, or none
     num_candidates: int = 20  # that are wanted
     max_e_above_hull: float = 0.1  # eV/atom, by every judge

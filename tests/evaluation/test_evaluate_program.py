@@ -13,8 +13,8 @@ from chemeleon_jax.runs.directory import work_directory
 @pytest.mark.parametrize(
     ("flags", "potential", "relax"),
     [
-        ([], "chgnet,sevennet-l3i5", True),
-        (["--no-relax"], "chgnet,sevennet-l3i5", False),
+        ([], "chgnet,sevennet-0:uncorrected", True),
+        (["--no-relax"], "chgnet,sevennet-0:uncorrected", False),
         (["--hull=mine.csv"], "chgnet", True),
         (["--potential=none"], "none", False),
     ],

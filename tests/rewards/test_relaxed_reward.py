@@ -182,3 +182,10 @@ def test_a_potential_that_cannot_relax_is_named(make, monkeypatch):
 def test_potentials_are_named_once(names):
     with pytest.raises(UserError, match="name each potential once"):
         split_names(names)
+
+
+def test_a_file_of_one_hull_does_not_go_with_two_potentials():
+    energy = {"potentials": "chgnet,sevennet-0"}
+    config = {"components": {"energy": energy}, "hull_file": "mine.csv"}
+    with pytest.raises(UserError, match="hull_file = mine.csv holds energies of one"):
+        judges.load_judges(config, load_dataset("mp_mini").subset(np.arange(3)))
