@@ -4,6 +4,7 @@ NumPy on the host; the comparisons themselves run in worker processes.
 """
 
 import contextlib
+import logging
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -22,9 +23,12 @@ from chemeleon_jax.workers.matching import (
     fits,
     fits_any,
     reduce_cell,
+    to_structure,
 )
 from chemeleon_jax.workers.outcome import Outcome, Status
 from chemeleon_jax.workers.pool import Pool
+
+logger = logging.getLogger(__name__)
 
 _BLOCK = 32  # crystals of one formula that one worker compares among themselves
 
@@ -198,7 +202,7 @@ def find_known(
         for f in dict.fromkeys(formulas.values())
         for r in references.by_formula.get(f, ())
     ]
-    fill_cache(references.reduced, known, reduce_cell, references.cells, pool)
+    _reduce_references(references, known, pool)
     items = [
         (
             reduced[i].value,
@@ -213,6 +217,23 @@ def find_known(
     ]
     found = pool.map(partial(fits_any, fit=fit), items)
     return dict(zip(formulas, found, strict=True))
+
+
+def _reduce_references(references: References, wanted: list[Any], pool: Pool) -> None:
+    """Reduces known crystals, and says which of them nothing can be compared with."""
+    missing = [r for r in wanted if r not in references.reduced]
+    fill_cache(references.reduced, missing, reduce_cell, references.cells, pool)
+    for r in missing:
+        outcome = references.reduced[r]
+        if outcome.status != Status.OK:
+            symbols = to_structure(references.cells[r]).composition.reduced_formula
+            logger.warning(
+                "a known crystal of %s (%s) cannot be compared: what is like it counts "
+                "as novel. %s",
+                symbols,
+                f"number {r}" if isinstance(r, int) else "of an earlier iteration",
+                outcome.message,
+            )
 
 
 def by_formula(formulas: Mapping[Any, tuple[int, ...]]) -> dict[tuple, list[Any]]:
@@ -261,9 +282,29 @@ def first_occurrences(
             firsts_of, [[reduced[i].value for i in rest[b]] for b in tasks]
         )
         for b, outcome in zip(tasks, groups, strict=True):
-            for k, i in enumerate(rest[b]):
-                value = outcome.value[k] if outcome.status == Status.OK else False
-                flags[i] = outcome._replace(value=value)
-                if value:
-                    firsts[b].append(i)
+            if outcome.status == Status.OK:
+                values = [outcome._replace(value=value) for value in outcome.value]
+                found = dict(zip(rest[b], values, strict=True))
+            else:
+                found = _one_by_one(rest[b], reduced, pool, any_fits)
+            flags |= found
+            firsts[b] += [i for i, flag in found.items() if flag.value]
+    return flags
+
+
+def _one_by_one(members, reduced, pool: Pool, any_fits) -> dict[int, Outcome]:
+    """Flags of a block of which one crystal raised, or all took too long together.
+
+    What fails beside itself is set aside first, so that it costs no other its flag.
+    """
+    cells = [reduced[i].value for i in members]
+    alone = pool.map(any_fits, [(cell, [cell], False) for cell in cells])
+    flags, firsts = {}, []
+    for i, cell, outcome in zip(members, cells, alone, strict=True):
+        if outcome.status == Status.OK:
+            (outcome,) = pool.map(any_fits, [(cell, firsts, False)])
+        first = outcome.status == Status.OK and not outcome.value
+        flags[i] = outcome._replace(value=first)
+        if first:
+            firsts.append(cell)
     return flags

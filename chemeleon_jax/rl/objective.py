@@ -128,7 +128,8 @@ def reference_kl(
 
     The closed form between the two Gaussians of a step, averaged over crystals and over
     `num_steps` steps of the trajectory at equal distances: two denoiser calls a step,
-    so a few steps cost little beside the update's T. `num_microbatches`: see `buckets`.
+    so a few steps cost little beside the update's T. `num_microbatches` (see `buckets`):
+    at least so many, since with replay the update's may not divide these crystals.
     """
     total = len(trajectory.steps.timestep)
     picked = jnp.asarray(
@@ -139,11 +140,13 @@ def reference_kl(
     def own_kl(params, reference, trajectory):
         both = (gather_params(p, specs) for p in (params, reference))
         steps = jax.tree.map(lambda x: x[picked], trajectory.steps)
+        rows = len(trajectory.mask)
+        least = min(num_microbatches, rows)
         kl = _trajectory_kl(
             jax.tree.map(lambda *x: jnp.stack(x), *both),
             trajectory.replace(steps=steps),
             sampler,
-            num_microbatches,
+            next(n for n in range(least, rows + 1) if rows % n == 0),
         )
         return device_mean(kl)
 
