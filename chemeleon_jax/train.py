@@ -203,7 +203,12 @@ def train(config, workdir: str) -> None:
                 sampled = jax.device_get(crystals)
             with timed(seconds, "reward"):
                 asked = asked_fractions(model, prompts.condition)
-                crystals, rewards, advantage, kept = scorer(sampled, asked)
+                try:
+                    crystals, rewards, advantage, kept = scorer(sampled, asked)
+                except UserError:  # a custom reward fails: what was learnt stays
+                    tracker.sync()
+                    saved.save(iteration, state)
+                    raise
                 drift.add(crystals, rewards.valid)
                 drifted, cause = drift.measure()
             with timed(seconds, "update"):

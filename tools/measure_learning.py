@@ -22,7 +22,7 @@ from chemeleon_jax.models.generator import make_generator
 from chemeleon_jax.models.loading import load_checkpoint
 from chemeleon_jax.rewards.loading import load_reward
 from chemeleon_jax.rl.bulk import compile_sampling, draw_prompts, sample_in_bulk
-from chemeleon_jax.rl.prompts import make_prompts
+from chemeleon_jax.rl.prompts import asked_fractions, make_prompts
 from chemeleon_jax.rl.sampler import make_sampler
 from chemeleon_jax.runs.tracking import read_scalars
 
@@ -31,9 +31,10 @@ SEED = 2026
 
 
 def sample(config, checkpoint, num_samples: int):
-    """Crystals of a checkpoint with a run's settings, and the reward to score them."""
+    """Crystals of a checkpoint with a run's settings, what was asked, and the model."""
     model, policy = make_generator(checkpoint, MAX_ATOMS)
-    draw = make_prompts(model, config.data.dataset, MAX_ATOMS)
+    asked_for = config.data.compositions
+    draw = make_prompts(model, config.data.dataset, MAX_ATOMS, compositions=asked_for)
     prompts = [
         draw_prompts(draw, jax.random.fold_in(jax.random.key(SEED), i), BATCH)
         for i in range(-(-num_samples // BATCH))
@@ -41,16 +42,17 @@ def sample(config, checkpoint, num_samples: int):
     prompts = jax.tree.map(lambda *x: jnp.concatenate(x)[:num_samples], *prompts)
     sampler = make_sampler(model, **config.sampling)
     sample = compile_sampling(sampler, make_mesh(1), config.precision)
-    return sample_in_bulk(policy, prompts, sample=sample, batch_size=BATCH), model
+    crystals = sample_in_bulk(policy, prompts, sample=sample, batch_size=BATCH)
+    return crystals, asked_fractions(model, prompts.condition), model
 
 
 def measure(config, checkpoint, num_samples: int) -> dict[str, np.ndarray]:
     """Values per crystal, {name: [num_samples]}."""
-    crystals, model = sample(config, checkpoint, num_samples)
+    crystals, asked, model = sample(config, checkpoint, num_samples)
     reward = load_reward(config, model)
     score = jax.jit(
         lambda c: compute_rewards(
-            c, reward=reward, group_size=num_samples, with_energies=True
+            c, reward=reward, group_size=num_samples, with_energies=True, asked=asked
         )
     )
     found = jax.device_get(score(jax.tree.map(jnp.asarray, crystals)))

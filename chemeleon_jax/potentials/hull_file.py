@@ -11,6 +11,7 @@ from pymatgen.core import Composition, Element
 from chemeleon_jax.errors import UserError
 from chemeleon_jax.potentials.hull import NUM_ELEMENTS, Hull, check_hull, read_hull
 from chemeleon_jax.potentials.types import Potential
+from chemeleon_jax.runs.files import user_path
 
 COLUMNS = ("composition", "energy_per_atom")
 _NAMED = 5  # bad rows that an error names
@@ -32,7 +33,7 @@ def read_hull_file(path: str | os.PathLike, potential: Potential) -> Hull:
       UserError: there is no such file or column, its energies are another potential's,
         or rows cannot be read. One left out would change the hull unseen.
     """
-    path = Path(path)
+    path = user_path(path)
     if not path.is_file():
         raise UserError(f"{path}: no such file of hull entries")
     if path.suffix == ".npz":

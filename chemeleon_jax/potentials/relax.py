@@ -354,5 +354,5 @@ def _result(crystals: CrystalBatch, path: _Path) -> Relaxed:
         converged=path.converged,
         given_up=path.given_up,
         status=path.status,
-        rmsd=jnp.sqrt((moved**2).sum((1, 2)) / count),
+        rmsd=jnp.where(ok, jnp.sqrt((moved**2).sum((1, 2)) / count), jnp.nan),
     )

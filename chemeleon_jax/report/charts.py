@@ -25,6 +25,11 @@ CURVES = {
         "energy": ("Energy", "minus the energy above the hull, eV/atom"),
         "structure_diversity": ("Structure diversity", "what a crystal adds"),
         "composition_diversity": ("Composition diversity", "what a crystal adds"),
+        "element_kl": ("Elements", "minus their divergence from the known crystals'"),
+        "displacement": ("Displacement", "minus the RMSD of relaxation, Å"),
+        "symmetry": ("Symmetry", "0: P1, 1: a cubic point group of 48 operations"),
+        "uniqueness": ("Uniqueness", "share of the batch"),
+        "asked_composition": ("Composition asked for", "share of the batch"),
         "predictor": ("Predicted property", "reward of the predictor"),
         "custom": ("Custom reward", "raw value of your function"),
     },
@@ -82,6 +87,19 @@ def moving_mean(y: np.ndarray) -> np.ndarray:
     return np.array(
         pd.Series(y).rolling(2 * half + 1, center=True, min_periods=1).mean()
     )
+
+
+def component_charts(runs: list[Run]) -> list[dict]:
+    """Those of the reward's components, the user's own by their names."""
+    named = curve_charts(runs, "components")
+    own = {
+        name: None
+        for run in runs
+        for name in run.component_names
+        if name not in CURVES["components"]
+    }
+    charts = (curve_chart(runs, name, name, "raw value") for name in own)
+    return named + [chart for chart in charts if chart is not None]
 
 
 def curve_charts(runs: list[Run], section: str) -> list[dict]:

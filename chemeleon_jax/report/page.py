@@ -115,9 +115,7 @@ def learning(runs: list[Run], data: dict) -> str:
     if reward is None:
         return section("Learning", "", "<p class=empty>No curves.</p>")
     reward["legend"] = True  # the colours are the same in the others
-    learnt = charts.curve_charts(runs, "components") + charts.curve_charts(
-        runs, "shares"
-    )
+    learnt = charts.component_charts(runs) + charts.curve_charts(runs, "shares")
     drift = charts.curve_charts(runs, "drift")
     policy = charts.curve_charts(runs, "policy")
     policy += [c for run in runs if (c := charts.time_chart(run))]

@@ -54,6 +54,14 @@ class Run:
     notes: list[str] = field(default_factory=list)
 
     @property
+    def component_names(self) -> list[str]:
+        """Of the reward, by the config; none of a config that cannot be read."""
+        try:
+            return [str(name) for name in self.config["reward"]["components"]]
+        except (KeyError, TypeError):
+            return []
+
+    @property
     def sets(self) -> list[CrystalSet]:
         """Evaluated sets, the tuned one first."""
         return [s for s in (self.tuned, self.base) if s is not None]
@@ -136,7 +144,7 @@ def load_structures(folder: Path, notes: list[str]) -> dict[int, Structure]:
     structures, bad = {}, 0
     try:
         lines = (folder / "structures.jsonl").read_text().splitlines()
-    except OSError as e:
+    except (OSError, UnicodeDecodeError) as e:
         notes.append(f"No structures to draw: {e}")
         return {}
     for line in lines:

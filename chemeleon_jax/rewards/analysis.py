@@ -47,6 +47,7 @@ class Context:
     relaxed: bool = False  # components see the crystals as they relax
     vae: tuple[VAE, Any] | None = None  # with its parameters
     predictor: tuple[VAE, Predictor, Any] | None = None  # see features.py
+    recent_iterations: int = 0  # whose crystals `BatchAnalysis.recent` holds
     # Reduced cells of recent crystals, by content: kept for the next batch.
     recent_reduced: dict[Any, Outcome] = field(default_factory=dict)
     balanced: dict[tuple[int, ...], bool] = field(default_factory=dict)  # by formula

@@ -129,6 +129,15 @@ def active_components(config: Any) -> dict[str, dict]:
     return {name: c for name, c in components.items() if c["weight"] != 0}
 
 
+_NOT_NEGATIVE = ("creativity.max_amd", "energy.decay", "energy.min_hull_entries")
+_POSITIVE = (
+    "energy.clip_max",
+    "displacement.clip_max",
+    "symmetry.tolerance",
+    "custom.time_limit",
+)
+
+
 def check_reward(config: Any) -> None:
     """Checks the values of `config.reward`, before anything is loaded.
 
@@ -167,6 +176,10 @@ def check_reward(config: Any) -> None:
             lambda x: 0 < x < math.inf,
             "a finite number above 0 (for less of a thing, reward minus it)",
         )
+    for field in _NOT_NEGATIVE:
+        require(config, f"reward.components.{field}", lambda x: x >= 0, "0 or more")
+    for field in _POSITIVE:
+        require(config, f"reward.components.{field}", lambda x: x > 0, "above 0")
     _check_judges(config, active)
     if "custom" in active:
         require(

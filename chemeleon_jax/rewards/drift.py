@@ -27,6 +27,7 @@ logger = logging.getLogger(__name__)
 # In 2,000 draws of so many crystals of an unchanged policy no element had grown by more
 # than a factor of 2.04; of 192 (an iteration of rl_dng) one had by 3.6.
 WINDOW_CRYSTALS, MAX_ITERATIONS = 1000, 10
+MAX_CRYSTALS = 5000  # as many are sampled of the base, before a run begins
 COMMON = 0.1  # elements in more of the crystals get a curve of their own
 # Of the probability of an element: an element that the references lack costs a crystal
 # a finite amount, and one crystal of a rare element moves nothing.
@@ -95,13 +96,23 @@ def element_kl_component(
 
     Of the recent crystals those of so many last iterations count, or all. More make `q`
     less noisy and later to answer.
+
+    Raises:
+      UserError: there are none, by `reward.recent_iterations`.
     """
+    if recent_iterations and not context.recent_iterations:
+        raise UserError(
+            "config.reward.components.element_kl.recent_iterations = "
+            f"{recent_iterations}: none are kept, since "
+            "config.reward.recent_iterations is 0"
+        )
     known = element_marginals(count_atoms(context.dataset.crystals))
 
     def evaluate(batch):
         recent = batch.recent
         if recent is not None and recent_iterations is not None:
-            oldest = len(recent.mask) - recent_iterations * len(batch.valid)
+            rows = len(recent.mask) // context.recent_iterations  # of an iteration
+            oldest = len(recent.mask) - recent_iterations * rows
             recent = take(recent, slice(max(oldest, 0), None))
         return element_kl(batch.crystals, batch.valid, known, recent)
 
@@ -163,11 +174,12 @@ def window_iterations(batch_size: int, ema_decay: float) -> int:
     """Iterations of so many crystals whose drift is measured together.
 
     At least about 1,000 crystals. Where an average of policies is what is sampled in
-    the end, as many iterations as it reaches back: the policy itself swings about it,
-    for one element after the other.
+    the end, as many iterations as it reaches back, and as 5,000 crystals are: the
+    policy itself swings about it, for one element after the other.
     """
     of_crystals = min(max(round(WINDOW_CRYSTALS / batch_size), 1), MAX_ITERATIONS)
-    return max(of_crystals, round(1 / (1 - ema_decay)))
+    averaged = min(round(1 / (1 - ema_decay)), MAX_CRYSTALS // batch_size)
+    return max(of_crystals, averaged)
 
 
 class Drift:

@@ -16,7 +16,13 @@ def load_reward(config, model: Generator) -> Reward:
     references = load_dataset(config.reward.reference_dataset)
     components, predictor = active_components(config), None
     if "predictor" in components:
-        checkpoint = load_checkpoint(config.reward.components.predictor.ckpt_path)
+        name = config.reward.components.predictor.ckpt_path
+        checkpoint = load_checkpoint(name)
+        if "predictor" not in checkpoint.params:
+            raise UserError(
+                f"config.reward.components.predictor.ckpt_path: {name} holds no "
+                f"predictor but {', '.join(checkpoint.params)}"
+            )
         vae = load_predictor_vae(checkpoint)
         predictor = (
             make_vae(vae.config["vae"]),

@@ -51,13 +51,17 @@ def load_recent(
 ) -> RecentCrystals:
     """The crystals of the last `count` iterations before `start`; as they relaxed.
 
+    Those may have been larger than the `batch_size` of what follows.
+
     Raises:
       UserError: they are not all in the run's directory.
     """
-    recent = RecentCrystals(count, batch_size, max_atoms)
     names = [f"relaxed_{k}" for k in RELAXED] if relaxed else []
     field = f"reward.recent_iterations = {count}"
-    for arrays in read_last(workdir, start, count, names, field):
+    iterations = [*read_last(workdir, start, count, names, field)]
+    largest = max([batch_size, *(len(arrays["mask"]) for arrays in iterations)])
+    recent = RecentCrystals(count, largest, max_atoms)
+    for arrays in iterations:
         if relaxed:
             arrays |= {k: arrays[f"relaxed_{k}"] for k in RELAXED}
         recent.add(crystals_of(arrays))

@@ -133,6 +133,7 @@ def make_reward(
         hulls=judges.hulls,
         combine=judges.combine,
         relaxed=bool(config.get("relaxed")),
+        recent_iterations=config.get("recent_iterations", 0),
     )
     models, params = {}, {}
     if judges.energies is not None:

@@ -120,19 +120,24 @@ class Surrogate:
     def predict(self, features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """What crystals are expected to be worth, and the standard deviation, [B].
 
-        NaN as long as no valid crystal was scored.
+        NaN as long as no valid crystal was scored, and where features are not finite.
         """
         if self._process is None:
             seen, values = (np.concatenate(x) for x in zip(*self._seen, strict=True))
             if not len(seen):
-                return np.full((2, len(features)), np.nan)
+                return np.full(len(features), np.nan), np.full(len(features), np.nan)
             variances, latents = seen.var(0), self._vae[0].latent_channels
             self._centre, self._spread = seen.mean(0), np.ones(len(variances))
             for block in (slice(None, latents), slice(latents, None)):
                 spread = np.sqrt(2 * variances[block].sum())  # as much of each
                 self._spread[block] = max(spread, 1e-6)
             self._process = fit_gaussian_process(self._scaled(seen), values)
-        return self._process.predict(self._scaled(features))
+        finite = np.isfinite(features).all(1)
+        mean, std = np.full((2, len(features)), np.nan)
+        mean[finite], std[finite] = self._process.predict(
+            self._scaled(features[finite])
+        )
+        return mean, std
 
     def _scaled(self, features: np.ndarray) -> np.ndarray:
         return ((features - self._centre) / self._spread).astype(np.float64)
@@ -165,15 +170,14 @@ class Surrogate:
         """
         features = self.describe(crystals)
         metrics = {"surrogate/calls": float(len(rows))}
-        if self._seen:  # its error on these, before it has seen them
-            expected, _ = self.predict(features[rows])
-            metrics["surrogate/error"] = float(np.std(expected - values))
-            spread = max(np.std(expected) * np.std(values), 1e-9)
-            covariance = (
-                (expected - expected.mean()) * (values - values.mean())
-            ).mean()
-            metrics["surrogate/correlation"] = float(covariance / spread)
         valid = validity(crystals) == 0
+        if self._seen and valid[rows].any():  # its error, before it has seen them
+            expected, _ = self.predict(features[rows][valid[rows]])
+            error, truth = expected - values[valid[rows]], values[valid[rows]]
+            metrics["surrogate/error"] = float(np.std(error))
+            spread = max(np.std(expected) * np.std(truth), 1e-9)
+            covariance = ((expected - expected.mean()) * (truth - truth.mean())).mean()
+            metrics["surrogate/correlation"] = float(covariance / spread)
         self.add(features[rows], values, valid[rows])
         expected, doubt = self.predict(features)
         known = valid & np.isfinite(expected)

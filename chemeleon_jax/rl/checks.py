@@ -4,6 +4,7 @@ from typing import Any
 
 from chemeleon_jax.errors import UserError, require
 from chemeleon_jax.rewards.config import active_components, check_reward
+from chemeleon_jax.rewards.judges import split_names
 from chemeleon_jax.rl.config import grpo_config
 from chemeleon_jax.runs.mirror import import_wandb
 
@@ -31,6 +32,7 @@ _NOT_NEGATIVE = (
     "rl.window",
     "judge.relax_steps",
     "sampling.cfg_scale",
+    "optimizer.warmup_steps",
     "optimizer.weight_decay",
 )
 _POSITIVE = (
@@ -101,10 +103,19 @@ def _check_judge(config: Any) -> None:
         return
     energy = active_components(config).get("energy")
     if energy:
-        asked = energy["potentials"] or config.reward.potential
-        asked = [name.strip() for name in asked.split(",")]
+        asked = split_names(energy["potentials"] or config.reward.potential)
+        networks = {_network(name) for name in asked}
         rule = f"a potential that the reward does not ask; it asks {', '.join(asked)}"
-        require(config, "judge.potential", lambda x: x not in asked, rule)
+
+        def is_another(judge):
+            return not networks & {_network(name) for name in split_names(judge)}
+
+        require(config, "judge.potential", is_another, rule)
+
+
+def _network(potential: str) -> str:
+    """A potential's name without what is said of its corrections."""
+    return potential.removesuffix(":uncorrected")
 
 
 def _check_replay(config: Any, num_devices: int) -> None:

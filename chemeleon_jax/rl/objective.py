@@ -128,8 +128,8 @@ def reference_kl(
 
     The closed form between the two Gaussians of a step, averaged over crystals and over
     `num_steps` steps of the trajectory at equal distances: two denoiser calls a step,
-    so a few steps cost little beside the update's T. `num_microbatches` (see `buckets`):
-    at least so many, since with replay the update's may not divide these crystals.
+    so a few steps cost little beside the update's T. At least `num_microbatches` (see
+    `buckets`): with replay the update's need not divide these crystals.
     """
     total = len(trajectory.steps.timestep)
     picked = jnp.asarray(

@@ -19,6 +19,7 @@ from chemeleon_jax.models.condition import (
     preprocess,
 )
 from chemeleon_jax.models.generator import Generator
+from chemeleon_jax.runs.files import user_path
 
 
 def make_prompts(
@@ -92,7 +93,7 @@ def read_formulas(compositions: str) -> list[str]:
     field, found = "config.data.compositions", compositions
     if Path(compositions).suffix[1:].isalpha():  # .txt; not the .5 of Li0.5MnO2
         try:
-            found = Path(compositions).read_text().replace("\n", ",")
+            found = user_path(compositions).read_text().replace("\n", ",")
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"{field} = {compositions}: {error}") from error
     formulas = [formula for item in found.split(",") if (formula := item.strip())]

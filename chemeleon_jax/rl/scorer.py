@@ -86,9 +86,9 @@ class Scorer:
         if self._surrogate:
             advantage, kept = self._complete(sampled, asked, rewards)
             rewards = rewards.replace(advantage=advantage[self._rows])
-        relaxed = self._config.reward.relaxed
-        self._recent.add(rewards.relaxed if relaxed else crystals)
-        self._faults.add(crystals, rewards)
+        judged = rewards.relaxed if self._config.reward.relaxed else crystals
+        self._recent.add(judged)
+        self._faults.add(judged, rewards)
         return Scored(crystals, rewards, advantage, kept)
 
     def _complete(self, sampled, asked, rewards: RewardOutput):

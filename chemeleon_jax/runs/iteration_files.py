@@ -8,7 +8,7 @@ import numpy as np
 
 from chemeleon_jax.devices import distributed
 from chemeleon_jax.errors import UserError
-from chemeleon_jax.runs.files import read_npz
+from chemeleon_jax.runs.files import read_npz, replacing, sync
 
 CRYSTALS = ("atom_types", "frac_coords", "lengths", "angles", "mask")
 RELAXED = ("frac_coords", "lengths", "angles")  # that relaxation changes
@@ -48,8 +48,10 @@ def save_iteration(
         scores["rmsd"] = rewards["rmsd"]
     scores |= more
     file = iteration_file(workdir, iteration)
-    file.parent.mkdir(exist_ok=True)
-    np.savez_compressed(file, **crystals, **scores)
+    with replacing(file) as scratch:
+        np.savez_compressed(scratch, **crystals, **scores)
+    for path in (file, file.parent):  # a state counts when this is on the disk
+        sync(path)
 
 
 def read_last(

@@ -158,9 +158,13 @@ def read_scalars(run_dir) -> dict[str, tuple[np.ndarray, np.ndarray]]:
 
 
 def _event_files(run_dir) -> list[Path]:
-    """In the order in which they were opened: names end in the time in nanoseconds."""
+    """In the order in which they were opened: names end in the time in nanoseconds.
+
+    Those of other programs, which end otherwise, are left out.
+    """
     files = Path(run_dir).glob("events.out.tfevents.*")
-    return sorted(files, key=lambda file: int(file.suffix[1:]))
+    ours = [file for file in files if file.suffix[1:].isdecimal()]
+    return sorted(ours, key=lambda file: int(file.suffix[1:]))
 
 
 def _cut(file: Path, start: int) -> None:

@@ -36,6 +36,7 @@ from chemeleon_jax.evaluation.protocols.profile import profile_of_cells
 from chemeleon_jax.evaluation.statistics import resample
 from chemeleon_jax.evaluation.terms import Terms
 from chemeleon_jax.potentials.hull import Hull, composition_counts
+from chemeleon_jax.potentials.loading import load_potential
 from chemeleon_jax.potentials.types import Potential
 from chemeleon_jax.rewards.matches import index_references
 from chemeleon_jax.workers.calculators import RelaxedStructure
@@ -270,6 +271,8 @@ def test_mattergen_has_corrected_energies():
     energy, _ = theirs.energies(from_structures([magnesia]))
     assert float(energy[0]) == pytest.approx(-0.687 / 2)
     assert choice.with_corrections(theirs, "mattergen") is theirs
+    bare = load_potential("sevennet-0:uncorrected")  # whose hull is another file
+    assert choice.with_corrections(bare, "mattergen").name == "sevennet-0"
 
 
 @pytest.mark.parametrize(("name", "relaxed"), [("lemat", False), ("mattergen", True)])

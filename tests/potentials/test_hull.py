@@ -263,10 +263,11 @@ def test_entries_of_a_csv_file(tmp_path):
     assert np.isnan(mine.hull_energy([11, 8]))
 
 
-def test_entries_of_a_hull_are_those_of_its_potential(tmp_path):
+def test_entries_of_a_hull_are_those_of_its_potential(tmp_path, monkeypatch):
     toy, path = toy_potential(), tmp_path / "hull.npz"
     hull.save_hull(path, Hull(composition_counts(rows("Na")), [-1.0], toy.digest))
-    assert read_hull_file(path, toy).hull_energy([11]) == -1.0
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert read_hull_file("~/hull.npz", toy).hull_energy([11]) == -1.0
     with pytest.raises(UserError, match="not those of another"):
         read_hull_file(path, toy_potential("another"))
 

@@ -170,7 +170,7 @@ def test_crystals_reach_their_minimum(crystals, found):
 
 def test_what_cannot_be_relaxed_is_left_as_it_was(crystals, found):
     assert found.status[6] == Status.FAILED and np.isnan(found.energy[6])
-    assert found.steps[6] == 1 and found.rmsd[6] == 0
+    assert found.steps[6] == 1 and np.isnan(found.rmsd[6])
     np.testing.assert_array_equal(found.crystals.lengths[6], crystals.lengths[6])
     nothing = jax.jit(partial(relax, potential=MORSE))(empty_batch(2, 4))
     assert nothing.steps.tolist() == [0, 0] and not nothing.converged.any()

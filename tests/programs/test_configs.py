@@ -14,6 +14,7 @@ from chemeleon_jax.models import hub
 from chemeleon_jax.rewards.components import COMPONENTS
 from chemeleon_jax.rewards.config import NORMALIZE_FNS, active_components
 from chemeleon_jax.rewards.judges import FIELDS as JUDGING
+from chemeleon_jax.rewards.loading import load_reward
 from chemeleon_jax.rewards.normalize import NORMALIZATIONS
 from chemeleon_jax.rl.checks import check_divisible, check_rl
 from chemeleon_jax.rl.config import describe
@@ -264,6 +265,16 @@ def test_a_wrong_argument_is_named(argument, message):
         ("alarms.judge_gap", "0", "above 0"),
         ("judge.relax_steps", "-1", "0 or more"),
         ("judge.potential", "chgnet", "does not ask; it asks chgnet"),
+        ("judge.potential", " chgnet", "does not ask; it asks chgnet"),
+        ("judge.potential", "sevennet-0,chgnet", "does not ask; it asks chgnet"),
+        ("judge.potential", "sevennet-l3i5", "does not ask; it asks chgnet"),
+        ("optimizer.warmup_steps", "-1", "0 or more"),
+        ("reward.components.energy.decay", "-0.3", "0 or more"),
+        ("reward.components.energy.clip_max", "0", "above 0"),
+        ("reward.components.displacement.clip_max", "-1", "above 0"),
+        ("reward.components.creativity.max_amd", "-1", "0 or more"),
+        ("reward.components.symmetry.tolerance", "0", "above 0"),
+        ("reward.components.custom.time_limit", "0", "above 0"),
     ],
 )
 def test_a_value_out_of_range_is_named(field, value, rule):
@@ -318,6 +329,13 @@ def test_a_custom_reward_joins_any_config():
     check_rl(config, num_devices=1)
     assert active_components(config)["custom"]["weight"] == 1.0
     assert "custom" not in active_components(parsed())
+
+
+def test_a_model_that_is_no_predictor_is_named():
+    field = "reward.components.predictor.ckpt_path"
+    config = parsed(f"--config.{field}=mini:vae", config="configs/rl_bandgap.py")
+    with pytest.raises(UserError, match=f"{field}: mini:vae holds no predictor but va"):
+        load_reward(config, model=None)
 
 
 def test_a_reward_of_nothing_is_refused():

@@ -203,6 +203,7 @@ def test_a_faulty_custom_reward_ends_the_run_after_ten_crystals(
     """The first eight crystals do not end it."""
     faulty = config("rl_custom_reward", models, validate_every=0)
     faulty.reward.components.custom.function = "custom_rewards:raises"
+    faulty.checkpoint_every = 20
     cif = tmp_path / "fault_custom.cif"
     with pytest.raises(UserError, match=f"10 crystals in a row.*{cif}.*no such phonon"):
         train(faulty, str(tmp_path))

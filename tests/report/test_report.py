@@ -115,6 +115,16 @@ def test_a_page_of_two_judges_shows_where_they_disagree(run_dir):
     assert "A second opinion" in report(parse([str(run_dir)])).read_text()
 
 
+def test_every_component_of_the_reward_has_a_curve():
+    steps = np.arange(4)
+    curves = {f"train/{k}": (steps, steps) for k in ("element_kl", "hardness", "loss")}
+    components = {"element_kl": {}, "hardness": {"function": "mine:hardness"}}
+    run = Run("run", {"reward": {"components": components}}, curves)
+    titles = [chart["title"] for chart in charts.component_charts([run])]
+    assert titles == ["Elements", "hardness"]
+    assert not charts.component_charts([Run("run", {}, {})])
+
+
 def test_what_is_missing_is_said_and_how_to_make_it(tmp_path):
     write_events(tmp_path / "run")
     out = report(parse([str(tmp_path / "run")]))

@@ -1,4 +1,5 @@
 import dataclasses
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -6,12 +7,14 @@ import pytest
 from small_reward import random_crystals
 
 from chemeleon_jax.data.crystals import empty_batch, take
+from chemeleon_jax.errors import UserError
 from chemeleon_jax.rewards.drift import (
     Drift,
     effective_elements,
     effective_prototypes,
     element_growth,
     element_kl,
+    element_kl_component,
     element_marginals,
     element_shares,
     window_iterations,
@@ -73,8 +76,9 @@ def test_a_window_is_about_a_thousand_crystals():
 
 
 def test_a_window_reaches_back_as_far_as_the_average_that_is_sampled():
-    assert [window_iterations(b, 0.95) for b in (128, 4000, 8)] == [20, 20, 20]
+    assert [window_iterations(b, 0.95) for b in (128, 200, 8)] == [20, 20, 20]
     assert window_iterations(8, 0.5) == 10
+    assert window_iterations(320, 0.999) == 15  # at most 5,000 crystals
 
 
 # ------------------------------------------------------------------------ the component
@@ -148,9 +152,31 @@ def test_invalid_crystals_have_no_value_and_recent_ones_count():
     assert not values.any()
 
 
+def test_so_many_recent_iterations_count():
+    """Their rows are as many as they are, whatever the batch has."""
+    recent = crystals_of_types([CL], [], [], [NA, LI], [], [], [H], [], [])
+    batch = crystals_of_types([NA, CL])
+    context = SimpleNamespace(dataset=SimpleNamespace(crystals=BASE))
+    context.recent_iterations = 3  # of three rows each
+
+    def value(count):
+        component = element_kl_component(context, recent_iterations=count)
+        seen = SimpleNamespace(crystals=batch, valid=np.ones(1, bool), recent=recent)
+        return component.evaluate(seen)[0]
+
+    known = element_marginals(counts_of(*BASE_TYPES))
+    for count, rows in ((1, [6]), (2, [3, 6]), (None, [0, 3, 6])):
+        expected, _ = element_kl(batch, np.ones(1, bool), known, take(recent, rows))
+        np.testing.assert_allclose(value(count), expected)
+    context.recent_iterations = 0
+    with pytest.raises(UserError, match="none are kept"):
+        value(2)
+
+
 # --------------------------------------------------------------------- what watches it
 
-BASE = crystals_of_types(*[[OX, NA]] * 8, *[[CL, NA]] * 11, [H, OX])
+BASE_TYPES = [[OX, NA]] * 8 + [[CL, NA]] * 11 + [[H, OX]]
+BASE = crystals_of_types(*BASE_TYPES)
 
 
 def make_drift(base=BASE, iterations=2):

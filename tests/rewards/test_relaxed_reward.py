@@ -1,6 +1,7 @@
 """Rewards of relaxed crystals, and of several potentials."""
 
 from functools import partial
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +21,7 @@ from chemeleon_jax.rewards.judges import split_names
 from chemeleon_jax.rewards.recent import RecentCrystals, load_recent
 from chemeleon_jax.rewards.stability import EnergyStatus, combine_opinions
 from chemeleon_jax.runs.iteration_files import save_iteration
+from chemeleon_jax.workers import outcome
 
 # Caesium chloride twice, stretched; the bromide; and one whose atoms coincide.
 BATCH = from_structures([salt("Cl", 4.4), salt("Cl", 4.0), salt("Br", 4.3)], 4)
@@ -148,6 +150,15 @@ def test_displacement_is_minus_the_rmsd(make):
     np.testing.assert_allclose(values, [0, 0, 0, -0.5], atol=1e-3)
 
 
+def test_what_cannot_be_relaxed_has_no_displacement(make):
+    term = make(components={"displacement": {"weight": 1.0}}, relax_steps=1).terms[1]
+    batch = SimpleNamespace(valid=np.array([True, True, False]))
+    batch.computed = {"rmsd": np.array([0.25, np.nan, np.nan])}
+    values, status = term.component.evaluate(batch)
+    assert values[0] == -0.25 and term.component.penalty == -1.0
+    assert status.tolist() == [outcome.Status.OK, outcome.Status.BAD_VALUE, 1]
+
+
 def test_combined_opinions_take_the_first_fault():
     ok, failed = EnergyStatus.OK, EnergyStatus.FAILED
     above, status = combine_opinions(
@@ -168,6 +179,9 @@ def test_recent_crystals_are_the_relaxed_ones_again(make, tmp_path):
     recent = RecentCrystals(1, **sizes)
     recent.add(found.relaxed)
     np.testing.assert_array_equal(loaded.crystals.lengths, recent.crystals.lengths)
+    # A run that continues with fewer crystals in an iteration has room for both.
+    fewer = load_recent(tmp_path, 1, 1, batch_size=2, max_atoms=4, relaxed=True)
+    np.testing.assert_array_equal(fewer.crystals.lengths, recent.crystals.lengths)
 
 
 def test_a_potential_that_cannot_relax_is_named(make, monkeypatch):

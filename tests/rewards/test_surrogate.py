@@ -101,6 +101,16 @@ def test_all_count_as_what_is_expected_of_them(vae):
     np.testing.assert_allclose(standard.reshape(2, 4).sum(1), 0.0, atol=1e-5)
 
 
+def test_of_features_that_are_not_finite_nothing_is_expected(vae):
+    surrogate, features = Surrogate(vae, 2), np.eye(4, 24, dtype=np.float32)
+    surrogate.add(features[:3], np.array([1.0, 0.0, 2.0]), np.ones(3, bool))
+    alone, _ = surrogate.predict(features[:3])
+    features[3, 5] = np.nan
+    expected, doubt = surrogate.predict(features)
+    np.testing.assert_array_equal(np.isnan([expected, doubt]), [[0, 0, 0, 1]] * 2)
+    np.testing.assert_allclose(expected[:3], alone)
+
+
 def test_without_a_valid_crystal_all_are_worth_the_same(vae):
     batch = crystals(4)
     batch.lengths[:] = 0.01

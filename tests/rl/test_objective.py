@@ -115,6 +115,9 @@ def test_kl_to_the_reference_is_zero_at_the_reference_and_pulls_back_to_it():
     np.testing.assert_allclose(at_home, 0.0, atol=1e-7)
     assert away > 1e-6
     measured = reference_kl(moved, policy, trajectory, sampler=sampler, num_steps=4)
+    kl = partial(reference_kl, sampler=sampler, num_steps=4, num_microbatches=3)
+    in_parts = kl(moved, policy, trajectory)  # four crystals: in four
+    np.testing.assert_allclose(in_parts, measured, rtol=1e-4)
     mean = np.mean(
         [
             loss_of_first_step(

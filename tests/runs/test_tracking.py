@@ -37,6 +37,14 @@ def test_a_resumed_run_is_one_curve(tmp_path):
     np.testing.assert_allclose(values, [0.0, 0.1, 2.2, 2.3, 2.4], rtol=1e-6)
 
 
+def test_event_files_of_other_programs_are_left_alone(tmp_path):
+    write(tmp_path, [0.0, 0.1])
+    (tmp_path / "events.out.tfevents.1.host.profile-empty").write_bytes(b"")
+    write(tmp_path, [1.1], start=1)
+    _, values = read_scalars(tmp_path)["train/reward"]
+    np.testing.assert_allclose(values, [0.0, 1.1], rtol=1e-6)
+
+
 def test_what_is_cut_off_leaves_the_files(tmp_path):
     """For readers that know nothing of restarts: every point is there once."""
     write(tmp_path, [0.0, 0.1, 0.2, 0.3])

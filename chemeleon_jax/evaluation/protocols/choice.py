@@ -11,11 +11,13 @@ from chemeleon_jax.evaluation.protocols.mattergen import MatterGen
 from chemeleon_jax.evaluation.relaxation import make_relaxation
 from chemeleon_jax.potentials.corrections import SCHEME, corrected
 from chemeleon_jax.potentials.hull import Hull
+from chemeleon_jax.potentials.loading import load_potential
 from chemeleon_jax.potentials.types import Potential
 from chemeleon_jax.workers.pool import Pool
 
 PROTOCOLS = {"lemat": LeMat, "mattergen": MatterGen}
 NAMES = ("own", *PROTOCOLS)
+UNCORRECTED = ":uncorrected"
 
 
 def relaxes_first(name: str) -> bool:
@@ -30,6 +32,8 @@ def with_corrections(potential: Potential, name: str) -> Potential:
     """The potential as a protocol wants it: MatterGen's energies have MP2020's."""
     if name != "mattergen" or potential.scheme == SCHEME:
         return potential
+    if potential.name.endswith(UNCORRECTED):
+        return load_potential(potential.name.removesuffix(UNCORRECTED))
     digest = hashlib.sha256(f"{potential.digest} {SCHEME}".encode()).hexdigest()
     energies = corrected(potential.energies)
     return replace(potential, digest=digest, energies=energies, scheme=SCHEME)
