@@ -33,10 +33,8 @@ from chemeleon_jax.cli import run
 from chemeleon_jax.data.dataset import MAX_ATOMS
 from chemeleon_jax.data.types import CrystalBatch
 from chemeleon_jax.devices import distributed
-from chemeleon_jax.devices.compilation import on_mesh
-from chemeleon_jax.devices.sharding import make_mesh, replicate, shard_params
+from chemeleon_jax.devices.sharding import make_mesh, shard_params
 from chemeleon_jax.errors import UserError
-from chemeleon_jax.models.buckets import choose_microbatches
 from chemeleon_jax.models.diffusion import Schedule
 from chemeleon_jax.models.generator import combine_checkpoints, make_generator
 from chemeleon_jax.models.loading import load_checkpoint
@@ -48,18 +46,13 @@ from chemeleon_jax.rewards.audit import Audit
 from chemeleon_jax.rewards.drift import Drift, window_iterations
 from chemeleon_jax.rewards.features import embedding_root
 from chemeleon_jax.rewards.loading import load_reward
-from chemeleon_jax.rl.bulk import (
-    draw_prompts,
-    jit_rollout,
-    sample_in_bulk,
-    shard_as_trajectory,
-)
+from chemeleon_jax.rl.bulk import draw_prompts
 from chemeleon_jax.rl.checks import check_rl
-from chemeleon_jax.rl.config import alarm_limits, describe, grpo_config
-from chemeleon_jax.rl.learner import compile_train_step, init_state
+from chemeleon_jax.rl.config import alarm_limits, describe
+from chemeleon_jax.rl.learner import init_state
+from chemeleon_jax.rl.programs import make_programs
 from chemeleon_jax.rl.prompts import asked_fractions, make_prompts
 from chemeleon_jax.rl.replay import gather_latents, load_replay
-from chemeleon_jax.rl.sampler import make_sampler
 from chemeleon_jax.rl.scorer import Scorer
 from chemeleon_jax.rl.timesteps import select_timesteps, stochastic_at
 from chemeleon_jax.runs import memory
@@ -78,7 +71,6 @@ def train(config, workdir: str) -> None:
     check_rl(config, jax.device_count())
     rl, mesh = config.rl, make_mesh(fsdp=config.fsdp)
     num_groups, group_size = config.data.batch_size, rl.num_group_samples
-    num_crystals = num_groups * group_size
     start_model = combine_checkpoints(
         load_checkpoint(config.ldm_ckpt_path),
         load_checkpoint(config.vae_ckpt_path),
@@ -118,34 +110,10 @@ def train(config, workdir: str) -> None:
         )
         executor = stack.enter_context(background())
 
-        # ------------------------------------------------------------ what is compiled
-        sampler = make_sampler(replicate(model, mesh), **config.sampling)
-        microbatches = partial(
-            choose_microbatches,
-            model=model,
-            memory_budget=rl.memory_budget,
-            devices=mesh.size,
-        )
-        trained = num_crystals + rl.replay.crystals
-        grpo = grpo_config(rl, microbatches(trained // rl.num_inner_batch))
-        jitted = jit_rollout(
-            mesh,
-            grpo.num_inner_batch,
-            microbatches(num_crystals),
-            record=grpo.objective == "grpo",
-        )
-        rollout = on_mesh(jitted, mesh, config.precision)
-        trace_rollout = on_mesh(jitted.trace, mesh, config.precision)
-        compile_step = on_mesh(compile_train_step, mesh, config.precision)
+        # ------------------------------------------------ what is compiled, and watched
+        programs = make_programs(config, model, mesh)
+        sampler, grpo, place = programs.sampler, programs.grpo, programs.place
         reference = shard_params(policy, mesh)
-        place = partial(
-            shard_as_trajectory, num_minibatches=grpo.num_inner_batch, mesh=mesh
-        )
-        bulk = partial(
-            sample_in_bulk,
-            sample=lambda *x: rollout(*x, sampler=sampler)[0],
-            batch_size=num_crystals,
-        )
         # Crystals that nobody trains on, always from the same noise.
         validation = draw_prompts(
             ask_for(MAX_ATOMS),
@@ -159,7 +127,7 @@ def train(config, workdir: str) -> None:
         )
 
         def validate(params):
-            found = bulk(params, validation)
+            found = programs.sample(params, validation)
             asked = asked_fractions(model, validation.condition)
             return found, jax.device_get(scorer.score_validation(found, asked=asked))
 
@@ -177,19 +145,19 @@ def train(config, workdir: str) -> None:
                 again = jax.tree.map(place, replay.draw(jax.random.fold_in(key, 3)))
                 fixed["replayed"] = again, jax.random.fold_in(key, 4)
             if iteration == start:  # while the first crystals are sampled and scored
-                _, shapes = trace_rollout(
-                    state.params, prompts, sampler=sampler
-                ).out_info
+                traced = programs.trace_rollout(state.params, prompts, sampler=sampler)
                 train_step = executor.submit(
-                    compile_step,
+                    programs.compile_step,
                     state,
-                    shapes,
-                    place(jnp.zeros(num_crystals)),
+                    traced.out_info[1],
+                    place(jnp.zeros(programs.batch_size)),
                     config=grpo,
                     optimizer=optimizer,
                     **fixed,
                 )
-                drift = start_drift(config, reward, bulk(reference, base), looks_back)
+                drift = start_drift(
+                    config, reward, programs.sample(reference, base), looks_back
+                )
                 drift.resume(folder, start)
                 audit.start(lambda: validate(reference))
             seconds: dict[str, float] = {}
@@ -199,7 +167,7 @@ def train(config, workdir: str) -> None:
                     schedule = stochastic_at(sampler.schedule, timesteps)
                     noisy = sampler.replace(schedule=schedule)
                 actor = state.ema_params if rl.sample_average else state.params
-                crystals, trajectory = rollout(actor, prompts, sampler=noisy)
+                crystals, trajectory = programs.rollout(actor, prompts, sampler=noisy)
                 sampled = jax.device_get(crystals)
             with timed(seconds, "reward"):
                 asked = asked_fractions(model, prompts.condition)
