@@ -25,7 +25,7 @@ from chemeleon_jax.potentials.types import Status
 # eV/atom. Elements lie above -15 by PBE; what a network puts below has atoms so close
 # together that it knows nothing of them, and is a hole that a relaxation falls into.
 LOWEST = -25.0
-_PADDING_CELL = 20.0  # Å; longer than the cutoff, so that padding has no weight
+PADDING_CELL = 20.0  # Å; longer than the cutoff, so that padding has no weight
 
 
 class GraphPotential(NamedTuple):
@@ -151,7 +151,7 @@ def _gather(graph: Any, rows, frac_coords, lattice):
     """Coordinates [A, 3] and cells [C, 3, 3] of a chunk, padding filled in."""
     batch = len(lattice)
     frac = jnp.concatenate([frac_coords.reshape(-1, 3), jnp.zeros((1, 3))])
-    padding = _PADDING_CELL * jnp.eye(3)
+    padding = PADDING_CELL * jnp.eye(3)
     cells = jnp.concatenate([lattice, padding[None]])
     rows = jnp.where(jnp.arange(len(rows)) == len(rows) - 1, batch, rows)
     return frac[graph.atom_slot], cells[jnp.minimum(rows, batch)]

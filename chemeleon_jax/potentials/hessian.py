@@ -17,14 +17,13 @@ from pymatgen.core import Structure
 
 from chemeleon_jax.data.crystals import wrap
 from chemeleon_jax.data.lattice import inverse
-from chemeleon_jax.potentials.batches import GraphPotential
+from chemeleon_jax.potentials.batches import PADDING_CELL, GraphPotential
 from chemeleon_jax.potentials.graph import next_chunk
 from chemeleon_jax.potentials.stiffness import STRAINS
 from chemeleon_jax.potentials.types import Potential, Status
 
 SCALES = (1 / 16, 0.25, 0.5, 1.0, 2.0, 4.0)  # of the default graph: few compilations
 DIRECTIONS = 3  # at once: of one atom; more are not faster, and take memory
-_PADDING_CELL = 20.0  # Å; longer than the cutoff, so that padding has no weight
 
 
 class SecondDerivatives(NamedTuple):
@@ -104,7 +103,7 @@ def _differentiate(graph_energy, params, graph, frac_coords, lattice, directions
     def energy(x):
         moves, strain = x[:-6].reshape(-1, 3), jnp.einsum("k,kij->ij", x[-6:], STRAINS)
         cell = lattice @ (jnp.eye(3) + strain + 0.5 * strain @ strain)
-        cells = jnp.stack([cell, _PADDING_CELL * jnp.eye(3)])
+        cells = jnp.stack([cell, PADDING_CELL * jnp.eye(3)])
         moved = at + jnp.where(real[:, None], moves @ to_frac, 0.0)
         return graph_energy(params, graph, moved, cells)[0] * real.sum()
 
