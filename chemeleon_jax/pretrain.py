@@ -17,17 +17,17 @@ Fields that are changed most, as --config.FIELD=VALUE:
 """
 
 import contextlib
-import functools
 import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 
 from chemeleon_jax.cli import run
 from chemeleon_jax.data.batches import BucketedBatches
-from chemeleon_jax.data.dataset import load_dataset
+from chemeleon_jax.data.dataset import Dataset, load_dataset
 from chemeleon_jax.data.symmetry import with_symmetry_labels
 from chemeleon_jax.devices import distributed
 from chemeleon_jax.devices.compilation import PRECISIONS
@@ -39,6 +39,7 @@ from chemeleon_jax.models.optimizer import (
     make_optimizer,
     moving_average,
 )
+from chemeleon_jax.pretraining.checks import check_pretrain
 from chemeleon_jax.pretraining.ldm import ldm_stage
 from chemeleon_jax.pretraining.predictor import labelled_crystals, predictor_stage
 from chemeleon_jax.pretraining.stage import Stage, choose, start_from, with_kept
@@ -89,6 +90,7 @@ def make_train_step(stage: Stage, optimizer, ema_decay: float):
             ema_params=ema_params,
             opt_state=opt_state,
         )
+        metrics = {name: metric.mean for name, metric in metrics.items()}
         metrics |= {
             "loss": loss,
             "grad_norm": applied["grad_norm"],
@@ -101,47 +103,68 @@ def make_train_step(stage: Stage, optimizer, ema_decay: float):
 
 
 def make_validate(stage: Stage, batches: BucketedBatches, frozen, mesh):
-    """Mean of the averaged model's loss and metrics over the validation split.
+    """The averaged model's mean loss and metrics on the crystals of a split.
 
-    The same crystals, noise and timesteps every time, so that two results compare.
+    Each crystal, or each that has the label, counts once, whatever batch it is in. The
+    same crystals, noise and timesteps every time, so that two results compare.
     """
-    evaluate = jax.jit(functools.partial(stage.loss, train=False))
+
+    @jax.jit
+    def add_up(params, frozen, crystals, labels, counted, key):
+        _, metrics = stage.loss(params, frozen, crystals, labels, key, False)
+        return {name: metric.sums(counted) for name, metric in metrics.items()}
 
     def validate(params) -> dict[str, float]:
-        totals: dict[str, float] = {}
+        parts = []
         for i in range(batches.batches_per_epoch):
-            crystals, labels = shard_batch(batches.at(i), mesh)
+            batch = shard_batch((*batches.at(i), batches.counted(i)), mesh)
             key = jax.random.fold_in(jax.random.key(0), i)
-            loss, metrics = evaluate(params, frozen, crystals, labels, key)
-            for name, value in {**metrics, "loss": loss}.items():
-                totals[name] = totals.get(name, 0.0) + float(value)
-        return {k: v / batches.batches_per_epoch for k, v in totals.items()}
+            parts.append(jax.device_get(add_up(params, frozen, *batch, key)))
+        sums = jax.tree.map(lambda *x: np.sum(x, 0, np.float64), *parts)
+        return {k: float(np.mean(total / count)) for k, (total, count) in sums.items()}
 
     return validate
 
 
-def pretrain(config, workdir: str) -> None:
-    """Train one stage; see the module's docstring."""
-    # ------------------------------------------------------------ data, model, state
-    if config.tracking.wandb:
-        import_wandb()  # or a UserError, before anything is loaded
-    mesh = make_mesh()
-    precision = choose(config, "precision", PRECISIONS)
-    dataset = load_dataset(config.data.dataset)
+def load_splits(config) -> tuple[Dataset, Dataset]:
+    """The crystals to train on, and those to validate, with the labels of the stage.
+
+    Raises:
+      UserError: there are none, or they lack labels.
+    """
+    source = config.data.dataset
+    dataset = load_dataset(source)
+    for split in ("train", "validation"):
+        if not len(dataset.select(split)):
+            raise UserError(
+                f"config.data.dataset: none of the {len(dataset)} crystals of {source} "
+                f"is in the split {split!r}: give them a column 'split' with train, "
+                "validation or test in each row, some of each (a file without this "
+                "column is split by chemical system, 5 % for validation)"
+            )
     if config.stage == "predictor":
         dataset = labelled_crystals(dataset, config.targets)
     if config.stage == "ldm":
         dataset = with_symmetry_labels(dataset, config.conditions.values())
-    train, validation = dataset.select("train"), dataset.select("validation")
+    return dataset.select("train"), dataset.select("validation")
+
+
+def make_batches(
+    config, train: Dataset, validation: Dataset, num_devices: int
+) -> tuple[BucketedBatches, BucketedBatches]:
+    """The batches to train on, and those to validate."""
     # Multiples of 8 crystals, so that 1, 2, 4 and 8 devices see the same batches.
-    multiple_of = math.lcm(8, mesh.size)
+    multiple_of = math.lcm(8, num_devices)
     atoms, most = config.data.atoms_per_batch, config.data.crystals_per_batch
-    batches = BucketedBatches(train, atoms, most, config.seed, multiple_of)
-    held_out = BucketedBatches(validation, atoms // 8, multiple_of=multiple_of)
-    key = jax.random.key(config.seed)
-    stage = start_from(config.init_from, STAGES[config.stage](config, train, key))
-    optimizer = make_optimizer(**config.optimizer, num_steps=config.num_steps)
-    state = PretrainState(
+    return (
+        BucketedBatches(train, atoms, most, config.seed, multiple_of),
+        BucketedBatches(validation, atoms // 8, multiple_of=multiple_of),
+    )
+
+
+def start_state(stage: Stage, optimizer) -> PretrainState:
+    """The state of a stage before its first step."""
+    return PretrainState(
         step=jnp.array(0),
         params=stage.params,
         ema_params=jax.tree.map(jnp.copy, stage.params),
@@ -149,7 +172,41 @@ def pretrain(config, workdir: str) -> None:
         best=jnp.array(jnp.inf),
         since_best=jnp.array(0),
     )
-    state, frozen = replicate(state, mesh), replicate(stage.frozen, mesh)
+
+
+def after_validation(state: PretrainState, loss: float) -> tuple[PretrainState, bool]:
+    """The state that knows of one validation more, and whether that was the best."""
+    improved = bool(loss < state.best)  # in float32, as it is kept
+    state = state.replace(
+        best=jnp.where(improved, loss, state.best),
+        since_best=jnp.where(improved, 0, state.since_best + 1),
+    )
+    return state, improved
+
+
+def keep_model(workdir: str, stage: Stage, state: PretrainState, scores: dict) -> None:
+    """Writes the averaged weights, as the model that `workdir` is."""
+    summary = {"step": int(state.step), "validation": scores}
+    config = {**stage.config, "training": summary}
+    store.save_model(workdir, with_kept(stage, state.ema_params), config)
+
+
+def pretrain(config, workdir: str) -> None:
+    """Train one stage; see the module's docstring."""
+    # ------------------------------------------------------------ data, model, state
+    check_pretrain(config)
+    make_stage = choose(config, "stage", STAGES)
+    precision = choose(config, "precision", PRECISIONS)
+    if config.tracking.wandb:
+        import_wandb()  # or a UserError, before anything is loaded
+    mesh = make_mesh()
+    train, validation = load_splits(config)
+    batches, held_out = make_batches(config, train, validation, mesh.size)
+    key = jax.random.key(config.seed)
+    stage = start_from(config.init_from, make_stage(config, train, key))
+    optimizer = make_optimizer(**config.optimizer, num_steps=config.num_steps)
+    state = replicate(start_state(stage, optimizer), mesh)
+    frozen = replicate(stage.frozen, mesh)
 
     with contextlib.ExitStack() as stack:
         # ---------------------------------------------------- what is held till the end
@@ -157,30 +214,21 @@ def pretrain(config, workdir: str) -> None:
         write_run_info(folder, config.to_dict(), stage.config)
         saved = stack.enter_context(RunCheckpoints(folder))
         state = saved.restore_latest(state) or state
-        start = int(state.step)
+        start, total = int(state.step), config.num_steps
         interruption = stack.enter_context(SaveOnSignal(saved.save))
         mirror = open_mirror(config, folder)
         tracker = stack.enter_context(
-            Tracker(folder, config.num_steps, start=start, mirror=mirror)
+            Tracker(folder, total, start=start, mirror=mirror)
         )
 
         # ------------------------------------------------------------------------ train
         stack.enter_context(jax.default_matmul_precision(precision))
-        say_start(
-            {
-                "stage": f"{config.stage}, {count_parameters(stage.params)}",
-                "data": f"{config.data.dataset}, {len(train)} crystals to train on, "
-                f"{len(validation)} to validate",
-            },
-            workdir,
-            start=start,
-            total=config.num_steps,
-            unit="step",
-        )
+        about = describe(config, stage, train, validation)
+        say_start(about, workdir, start=start, total=total, unit="step")
         train_step = make_train_step(stage, optimizer, config.ema_decay)
         validate = make_validate(stage, held_out, frozen, mesh)
         stopped = int(state.since_best) >= config.patience
-        for step in range(start, 0 if stopped else config.num_steps):
+        for step in range(start, 0 if stopped else total):
             crystals, labels = shard_batch(batches.at(step), mesh)
             state, metrics = train_step(state, frozen, crystals, labels, key)
             if step % config.log_every == 0:
@@ -191,29 +239,28 @@ def pretrain(config, workdir: str) -> None:
                     raise UserError(explain_skipped(step, metrics))
 
             # ---------------------------------------------------------------- validate
-            last = step + 1 == config.num_steps
-            if (step + 1) % config.validate_every == 0 or last:
+            if (step + 1) % config.validate_every == 0 or step + 1 == total:
                 scores = validate(state.ema_params)
                 tracker.log(step, {f"val/{k}": v for k, v in scores.items()})
                 tracker.progress(step, loss=metrics["loss"], val_loss=scores["loss"])
-                improved = scores["loss"] < float(state.best)
-                state = state.replace(
-                    best=jnp.minimum(state.best, scores["loss"]),
-                    since_best=jnp.where(improved, 0, state.since_best + 1),
-                )
+                state, improved = after_validation(state, scores["loss"])
                 if improved and distributed.is_first():
-                    summary = {"step": step + 1, "validation": scores}
-                    store.save_model(
-                        workdir,
-                        with_kept(stage, state.ema_params),
-                        {**stage.config, "training": summary},
-                    )
+                    keep_model(workdir, stage, state, scores)
                 tracker.sync()  # a state counts when all that led to it is on disk
                 saved.save(step + 1, state, score=-scores["loss"])
                 if int(state.since_best) >= config.patience:
                     break
             interruption.finished(step + 1, state)
     say_next(f"{workdir} holds the model. Next:", next_commands(config, workdir))
+
+
+def describe(config, stage: Stage, train: Dataset, validation: Dataset) -> dict:
+    """What is trained, and on what, for the terminal."""
+    return {
+        "stage": f"{config.stage}, {count_parameters(stage.params)}",
+        "data": f"{config.data.dataset}, {len(train)} crystals to train on, "
+        f"{len(validation)} to validate",
+    }
 
 
 def next_commands(config, workdir: str) -> list[list[str]]:

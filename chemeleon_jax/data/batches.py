@@ -45,7 +45,7 @@ class BucketedBatches:
     def at(self, step: int) -> tuple[CrystalBatch, dict[str, np.ndarray]]:
         """Crystals and labels of training step `step`, a function of the step alone."""
         epoch, position = divmod(step, self.batches_per_epoch)
-        width, indices = _deal(self, epoch)[position]
+        width, indices, _ = _deal(self, epoch)[position]
         batch = self.dataset.subset(indices)
         crystals = batch.crystals.replace(
             atom_types=batch.crystals.atom_types[:, :width],
@@ -54,10 +54,19 @@ class BucketedBatches:
         )
         return crystals, batch.labels
 
+    def counted(self, step: int) -> np.ndarray:
+        """Which crystals of `at(step)` are not there to fill it up, [B] bool."""
+        epoch, position = divmod(step, self.batches_per_epoch)
+        _, indices, new = _deal(self, epoch)[position]
+        return np.arange(len(indices)) < new
+
 
 @lru_cache(maxsize=8)
-def _deal(batches: BucketedBatches, epoch: int) -> list[tuple[int, np.ndarray]]:
-    """One epoch's batches in order: their width and the crystals in them."""
+def _deal(batches: BucketedBatches, epoch: int) -> list[tuple[int, np.ndarray, int]]:
+    """One epoch's batches in order: their width, and the crystals in them.
+
+    Then how many of these, from the first, are not there to fill the batch up.
+    """
     rng = np.random.default_rng([batches.seed, epoch])
     mask, multiple = batches.dataset.crystals.mask, batches.bucket_multiple
     widths = np.minimum(-(-mask.sum(-1) // multiple) * multiple, mask.shape[1])
@@ -68,11 +77,11 @@ def _deal(batches: BucketedBatches, epoch: int) -> list[tuple[int, np.ndarray]]:
         per_batch = min(batches.atoms_per_batch // width, batches.crystals_per_batch)
         size = max(per_batch // batches.multiple_of, 1) * batches.multiple_of
         full = len(pool) // size * size
-        dealt += [(width, part) for part in pool[:full].reshape(-1, size)]
+        dealt += [(width, part, size) for part in pool[:full].reshape(-1, size)]
         rest = pool[full:]
     if len(rest):
         fill = np.resize(rng.permutation(len(widths)), size - len(rest))
-        dealt.append((width, np.concatenate([rest, fill])))
+        dealt.append((width, np.concatenate([rest, fill]), len(rest)))
     return [dealt[i] for i in rng.permutation(len(dealt))]
 
 

@@ -18,7 +18,7 @@ from chemeleon_jax.models.diffusion import (
 )
 from chemeleon_jax.models.dit import DiT
 from chemeleon_jax.models.vae import VAE
-from chemeleon_jax.pretraining.stage import Stage, choose, load_vae
+from chemeleon_jax.pretraining.stage import PerCrystal, Stage, choose, load_vae
 
 # What of the posterior's noise is on the latents that a denoiser learns to make.
 POSTERIOR_NOISE = {"sample": 1.0, "mean": 0.0}
@@ -60,8 +60,9 @@ def ldm_stage(config, dataset: Dataset, key: jax.Array) -> Stage:
 
         noise = jax.random.normal(keys[3], z.shape) * crystals.mask[..., None]
         terms = ldm_loss(denoiser, z, noise, index, crystals.mask, schedule=schedule)
-        means = {name: value.mean() for name, value in terms.items()}
-        return means.pop("loss"), means
+        known = jnp.ones(len(z), bool)
+        metrics = {name: PerCrystal(value, known) for name, value in terms.items()}
+        return terms["loss"].mean(), metrics
 
     crystals = jax.tree.map(jnp.asarray, dataset.subset(np.arange(1)).crystals)
     z = jnp.zeros((*crystals.mask.shape, vae.latent_channels))

@@ -7,10 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from chemeleon_jax.data.batches import augment
+from chemeleon_jax.data.csv import SPLITS
 from chemeleon_jax.data.dataset import Dataset
+from chemeleon_jax.errors import UserError
 from chemeleon_jax.models import store
 from chemeleon_jax.models.predictor import make_predictor
-from chemeleon_jax.pretraining.stage import Stage, load_vae
+from chemeleon_jax.pretraining.stage import PerCrystal, Stage, load_vae
 
 
 def predictor_stage(config, dataset: Dataset, key: jax.Array) -> Stage:
@@ -35,12 +37,16 @@ def predictor_stage(config, dataset: Dataset, key: jax.Array) -> Stage:
             {"params": params["predictor"]}, features, posterior.mean, crystals.mask
         )
         wanted = jnp.stack([labels[name] for name in config.targets], -1)
-        error = predicted - (wanted - mean[None]) / (std[None] + 1e-5)
+        scale = std + 1e-5
+        error = predicted - (wanted - mean[None]) / scale[None]
         known = ~jnp.isnan(wanted)
         error = jnp.where(known, error, 0.0)
+        metrics = {"loss": PerCrystal(error**2, known)}
+        for i, name in enumerate(config.targets):
+            off = jnp.abs(error[:, i]) * scale[i]
+            metrics[f"mae_{name}"] = PerCrystal(off, known[:, i])
+        # A target without labels in a batch adds nothing to its loss.
         count = jnp.maximum(known.sum(0), 1)
-        mae = jnp.abs(error).sum(0) / count * std
-        metrics = {f"mae_{n}": mae[i] for i, n in enumerate(config.targets)}
         return ((error**2).sum(0) / count).mean(), metrics
 
     crystals = dataset.subset(np.arange(1)).crystals
@@ -62,7 +68,19 @@ def labelled_crystals(dataset: Dataset, targets: Sequence[str]) -> Dataset:
     """The crystals that have one of the labels in `config.targets`.
 
     Raises:
-      UserError: the data set lacks one of these labels altogether.
+      UserError: there are no targets, or no crystal to train on, or none to validate,
+        has one of them.
     """
-    labels = np.stack([dataset.label(name, "config.targets") for name in targets])
+    asked = "config.targets"
+    if not targets:
+        raise UserError(f"{asked}: empty; name the labels to predict, one or more")
+    labels = np.stack([dataset.label(name, asked) for name in targets])
+    for split in ("train", "validation"):
+        there = ~np.isnan(labels[:, dataset.split == SPLITS.index(split)])
+        for name, known in zip(targets, there, strict=True):
+            if not known.any():
+                raise UserError(
+                    f"{asked}: no crystal of the split {split!r} has a label {name!r}; "
+                    "label some, or leave that target out"
+                )
     return dataset.subset(~np.isnan(labels).all(0))

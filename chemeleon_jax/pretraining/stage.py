@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
 
@@ -13,12 +14,39 @@ from chemeleon_jax.models.store import Checkpoint
 from chemeleon_jax.models.vae import VAE, make_vae
 
 
+class PerCrystal(NamedTuple):
+    """A metric of B crystals, some of which may have none.
+
+    [B], or [B, T] for T targets: the mean is then that of the targets' means.
+    """
+
+    value: jax.Array  # finite also where it does not count
+    known: jax.Array  # bool, of the same shape: which count
+
+    @property
+    def mean(self) -> jax.Array:
+        """Of one batch, []; NaN where a target has none."""
+        return self.value.mean(0, where=self.known).mean()
+
+    def sums(self, counted: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Of the crystals `counted`, [B] bool: the sum, and of how many, [] or [T].
+
+        Both add up over batches.
+        """
+        counts = self.known & jnp.expand_dims(counted, range(1, self.known.ndim))
+        return self.value.sum(0, where=counts), counts.sum(0)
+
+
 class Stage(NamedTuple):
-    """One supervised stage: what it trains, on which loss, and what it leaves."""
+    """One supervised stage: what it trains, on which loss, and what it leaves.
+
+    `loss(params, frozen, crystals, labels, key, train)` gives what is to be made
+    smaller, [], and its metrics as {name: PerCrystal}, the loss among them.
+    """
 
     params: Any  # to start from
     frozen: Any  # parameters of the stage before; an argument of jit, not a constant
-    loss: Callable  # (params, frozen, crystals, labels, key, train) -> [], metrics
+    loss: Callable
     config: dict[str, Any]  # of the checkpoint that it leaves
     kept: Any = {}  # parameters of that checkpoint that are not trained
 

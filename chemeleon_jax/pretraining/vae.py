@@ -11,7 +11,7 @@ from chemeleon_jax.data.dataset import Dataset
 from chemeleon_jax.errors import UserError
 from chemeleon_jax.models import store
 from chemeleon_jax.models.vae import ERRORS, make_vae, vae_loss
-from chemeleon_jax.pretraining.stage import Stage, choose, load_vae
+from chemeleon_jax.pretraining.stage import PerCrystal, Stage, choose, load_vae
 
 
 def vae_stage(config, dataset: Dataset, key: jax.Array) -> Stage:
@@ -49,7 +49,13 @@ def vae_stage(config, dataset: Dataset, key: jax.Array) -> Stage:
         total, terms = vae_loss(decoded, posterior, crystals, weights, error)
         right = decoded.atom_logits.argmax(-1) == crystals.atom_types
         terms["types_right"] = (right & crystals.mask).sum() / crystals.mask.sum()
-        return total, terms
+        terms["loss"] = total
+        # Means over atoms or crystals; the crystals of a batch share them.
+        known = jnp.ones(len(lattice), bool)
+        return total, {
+            name: PerCrystal(jnp.broadcast_to(value, known.shape), known)
+            for name, value in terms.items()
+        }
 
     crystals = dataset.subset(np.arange(1)).crystals
     noise = jnp.zeros((*crystals.mask.shape, vae.latent_channels))

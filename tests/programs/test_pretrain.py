@@ -302,7 +302,7 @@ def test_a_training_cut_off_ends_where_it_would_have_ended(
 
 def test_early_stopping(folder, tmp_path):
     stuck = config(folder, "vae", num_steps=20, patience=1)
-    stuck.optimizer.lr = 0.0  # never better than the first validation
+    stuck.optimizer.lr = 1e-30  # never better than the first validation
     stuck.ema_decay = 0.0
     pretrain(stuck, str(tmp_path))
     assert read_scalars(tmp_path / "training")["train/loss"][0][-1] == 3
