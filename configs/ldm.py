@@ -2,8 +2,8 @@
 
 On one core: 50 minutes on 2026-11-22 and -23, validation mse 0.120; 72 minutes on
 2026-11-23 with two blocks more, 0.104; 103 minutes with another four, 0.098; and, on
-other latents and timesteps, 73 minutes on 2026-11-28, shared with measurements, 0.049. These are means over
-batches, as validation was then; over crystals the last is 0.047.
+other latents and timesteps, 73 minutes on 2026-11-28, shared with measurements, 0.049.
+These are means over batches, as validation was then; over crystals the last is 0.047.
 What its crystals are worth is in docs/mini-model.md. As they were run, the timesteps of
 the first training were uniform up to step 3,600, and `means` had full batches and a
 cosine of 8,400 steps up to step 3,801.
