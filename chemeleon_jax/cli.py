@@ -80,6 +80,8 @@ def parse(argv: list[str], program: str = "") -> tuple[ConfigDict, str]:
             _check_field(config, override[1])
     config, workdir = _override(config, [argv[0], *rest])
     default = Path("runs", "_".join(filter(None, [Path(file).stem, preset])))
+    if workdir is not None and not workdir:
+        raise UserError("--workdir=: names no directory")
     return config, workdir or str(default)
 
 

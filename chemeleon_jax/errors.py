@@ -14,6 +14,7 @@ from typing import Any, TextIO
 PLACE_FAULTS = (
     *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO),
     *(errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.ESTALE),
+    *(errno.EEXIST, errno.ENOENT),
 )
 INTERRUPTED = 130  # exit status, as shells give it after Ctrl-C
 

@@ -29,9 +29,9 @@ from chemeleon_jax.evaluation.description import describe_protocol
 from chemeleon_jax.evaluation.export import check_export, export_lemat
 from chemeleon_jax.evaluation.inputs import find_sets, load_reference, read_set
 from chemeleon_jax.evaluation.judge import EvaluationContext, Row, judge_chunk
-from chemeleon_jax.evaluation.partial import prepare_partial
+from chemeleon_jax.evaluation.partial import check_out, prepare_partial
 from chemeleon_jax.evaluation.protocols.choice import NAMES
-from chemeleon_jax.evaluation.results import print_table, write_results
+from chemeleon_jax.evaluation.results import RESULTS, print_table, write_results
 from chemeleon_jax.evaluation.scores import features_of_known
 from chemeleon_jax.evaluation.sets import complete_rows, score_rows, share_formulas
 from chemeleon_jax.evaluation.terms import (
@@ -107,6 +107,8 @@ def evaluate(args: argparse.Namespace) -> None:
     with contextlib.ExitStack() as stack:
         for out in sets.values():  # before anything that takes long
             stack.enter_context(work_directory(out, option="--out", lock=LOCK))
+            if distributed.is_first():
+                check_out(out, RESULTS, "scores")
             if args.export:
                 check_export(out)
         judges = load_judges(terms, dataset)

@@ -112,6 +112,8 @@ def read_request(args: argparse.Namespace) -> Request:
         name, separator, value = item.partition("=")
         if not (name and separator and value):
             raise UserError(f"--condition {item}: write it like band_gap=3.0")
+        if name in conditions:
+            raise UserError(f"--condition {name}: given twice")
         conditions[name] = value
     try:
         counts = [int(n) for n in args.num_atoms.split(",")] if args.num_atoms else None

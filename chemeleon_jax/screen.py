@@ -12,14 +12,14 @@ docs/screening.md.
 
 import argparse
 import dataclasses
-from pathlib import Path
 
-from chemeleon_jax.errors import ProgramParser, UserError, exit_status, run_program
-from chemeleon_jax.evaluation.inputs import load_reference, read_set
+from chemeleon_jax.errors import ProgramParser, exit_status, run_program
+from chemeleon_jax.evaluation.inputs import check_place, load_reference, read_set
+from chemeleon_jax.evaluation.partial import check_out
 from chemeleon_jax.runs.directory import work_directory
 from chemeleon_jax.runs.files import replacing, user_path
 from chemeleon_jax.screening.page import make_page
-from chemeleon_jax.screening.results import FOLDERS, write_results
+from chemeleon_jax.screening.results import FILES, FOLDERS, write_results
 from chemeleon_jax.screening.steps import screen_items
 from chemeleon_jax.screening.terms import ScreeningTerms
 
@@ -58,25 +58,14 @@ def terms_of(args: argparse.Namespace) -> ScreeningTerms:
     return ScreeningTerms(**{field.name: getattr(args, field.name) for field in fields})
 
 
-def check_out(out: Path) -> None:
-    """Raises UserError where results would take the place of something else."""
-    if (out / "partial").is_dir():  # of an earlier screening
-        return
-    for name in FOLDERS:
-        if (out / name).exists():
-            raise UserError(
-                f"--out={out}: holds {name}/, which no screening has written, and "
-                "which this one would replace; give another folder"
-            )
-
-
 def screen(args: argparse.Namespace) -> None:
     """Takes crystals through the steps, and writes what is left."""
     terms = terms_of(args)
+    check_place(args.samples, args.out)
     items = read_set(args.samples)
     dataset = load_reference(terms.reference)
     with work_directory(args.out, option="--out", lock=LOCK):
-        check_out(args.out)
+        check_out(args.out, (*FOLDERS, *FILES), "funnel")
         rows, candidates, summary = screen_items(
             items, terms, dataset, args.out / "partial"
         )
@@ -84,7 +73,8 @@ def screen(args: argparse.Namespace) -> None:
         write_results(args.out, rows, candidates, summary)
         page = args.out / "index.html"
         with replacing(page) as file:
-            file.write_text(make_page(rows, candidates, summary), encoding="utf-8")
+            text = make_page(rows, candidates, summary)
+            file.write_text(text, encoding="utf-8", errors="backslashreplace")
     for name, count in summary["funnel"].items():
         print(f"  {name:28}{count:7}")
     for note in summary["notes"]:

@@ -9,7 +9,7 @@ import numpy as np
 from flax.traverse_util import unflatten_dict
 
 from chemeleon_jax.models.store import Checkpoint, save_model
-from chemeleon_jax.runs.files import digest
+from chemeleon_jax.runs.files import digest, read_json
 from convert_checkpoints import architecture as arch
 from convert_checkpoints.records import CheckpointError, Record
 from convert_checkpoints.tables import Flat, check_complete, convert_tensors
@@ -47,15 +47,35 @@ def convert(
     Returns:
       {model directory: what it holds}, in the order of the files: `out_dir` itself; for
       several files, one folder of it for each, named after the file.
+
+    Raises:
+      CheckpointError: one cannot be converted, or a run or another kind of model is
+        there.
     """
     models = convert_files(paths, weights, heads)
     written = {
         Path(out_dir, path.stem if len(models) > 1 else ""): model
         for path, model in models.items()
     }
+    for directory in written:
+        _check_directory(directory)
     for directory, model in written.items():
         save_model(directory, *model)
     return written
+
+
+def _check_directory(directory: Path) -> None:
+    """Raises CheckpointError where a run or a model of another kind is."""
+    if (directory / "checkpoints").exists():
+        raise CheckpointError(f"{directory}: is a run; give another --out")
+    there = directory / "config.json"
+    if there.is_file():
+        config = read_json(there)
+        if not (isinstance(config, dict) and "source" in config):
+            raise CheckpointError(
+                f"{directory}: holds a model that was not converted; delete it, or "
+                "give another --out"
+            )
 
 
 def convert_files(

@@ -75,7 +75,7 @@ def find_sets(paths: list[Path], out: Path | None) -> dict[Path, Path]:
     """Each set of crystals, bases of sampled ones included, and where its results go.
 
     Raises:
-      UserError: two sets would have their results in one place.
+      UserError: two sets would have their results in one place, or one in itself.
     """
     sets = list(dict.fromkeys(paths))
     sets += [p / "base" for p in paths if (p / "base" / "crystals.jsonl").is_file()]
@@ -93,7 +93,22 @@ def find_sets(paths: list[Path], out: Path | None) -> dict[Path, Path]:
             f"two sets of crystals would be evaluated in {twice}: evaluate them one by "
             "one, each with its own --out"
         )
+    for source, place in zip(sets, places, strict=True):
+        check_place(source, place)
     return dict(zip(sets, places, strict=True))
+
+
+def check_place(source: Path, out: Path) -> None:
+    """Checks that a folder is not judged into itself.
+
+    Raises:
+      UserError: it is; its results would be read as crystals the next time.
+    """
+    if source.resolve() == out.resolve():
+        raise UserError(
+            f"--out={out}: is the folder of the crystals, where results would be read "
+            "as crystals the next time; give another one"
+        )
 
 
 def _name_of_set(path: Path) -> str:

@@ -28,6 +28,9 @@ RELAX_COLUMNS = ("energy_unrelaxed", "relax_steps", "relaxed", "relax_rmsd")
 RELAX_COLUMNS += ("space_group_unrelaxed",)
 
 
+RESULTS = ("crystals.csv", "structures.jsonl", "summary.json")  # see `write_results`
+
+
 def columns_of(protocol: dict[str, Any]) -> tuple[str, ...]:
     """The columns of `crystals.csv`."""
     columns = COLUMNS + (RELAX_COLUMNS if protocol["relaxed"] else ())

@@ -277,12 +277,17 @@ def checked_counts(name: str, counts: Any) -> np.ndarray:
 
 def run_config(name: str | Path) -> dict[str, Any] | None:
     """The config of an RL run, None of anything else."""
-    folder = user_path(str(name).removesuffix("@best"))
+    folder = user_path(str(name).rstrip("/").removesuffix("@best"))
     file = folder / "config.json"
     if not ((folder / "checkpoints").is_dir() and file.is_file()):
         return None
     config = read_json(file)
-    return config if "sampling" in config else None
+    if isinstance(config, dict) and "sampling" not in config:
+        return None
+    parts = [config[name] for name in ("sampling", "data")] if config else [None]
+    if not all(isinstance(part, dict) for part in parts):
+        raise UserError(f"{file}: is not what `train` wrote; put that back")
+    return config
 
 
 def load_generator(name: str, vae: str | None, weights: str) -> Checkpoint:

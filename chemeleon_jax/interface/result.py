@@ -1,11 +1,12 @@
 """What the functions for Python take and return."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import pandas as pd
 from pymatgen.core import Structure
 
+from chemeleon_jax.data.crystals import VALIDITY_REASONS
 from chemeleon_jax.data.readers.item import Item, checked, parse, unreadable
 from chemeleon_jax.errors import UserError
 from chemeleon_jax.evaluation.inputs import of_possible_size, warn_of_unreadable
@@ -26,13 +27,22 @@ def items_of(structures: Crystals | Sequence[Structure | None]) -> list[Item]:
     """
     reasons: Sequence[str] = ()
     if isinstance(structures, Crystals):
-        reasons, structures = list(structures.table["reason"]), structures.structures
+        reasons = list(structures.table.get("reason", ()))
+        structures = structures.structures
     if isinstance(structures, Structure):
         raise UserError("structures: a list of pymatgen structures, not one of them")
+    others = str, bytes, Mapping, pd.DataFrame
+    named = isinstance(structures, tuple) and hasattr(structures, "structures")
+    if isinstance(structures, others) or named or not isinstance(structures, Iterable):
+        kind = type(structures).__name__
+        hint = "; give its .structures" if named else ""
+        raise UserError(f"structures: a list of pymatgen structures, not {kind}{hint}")
     items = []
     for i, structure in enumerate(structures):
         if structure is None:
-            why = reasons[i] if reasons else "unreadable: no structure"
+            why = reasons[i] if i < len(reasons) else ""
+            if why in ("", VALIDITY_REASONS[0]):
+                why = "unreadable: no structure"
             items.append(Item(None, why, str(i)))
         elif isinstance(structure, Structure):
             item = parse(lambda s=structure: checked(s), str(i))

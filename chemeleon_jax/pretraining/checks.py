@@ -12,7 +12,7 @@ _AT_LEAST_ONE = (
     "data.atoms_per_batch",
     "data.crystals_per_batch",
 )
-_NOT_NEGATIVE = ("seed", "optimizer.warmup_steps", "optimizer.weight_decay")
+_NOT_NEGATIVE = ("optimizer.warmup_steps", "optimizer.weight_decay")
 _POSITIVE = ("optimizer.lr", "optimizer.max_grad_norm")
 
 
@@ -28,6 +28,7 @@ def check_pretrain(config: Any) -> None:
         require(config, field, lambda x: x >= 0, "0 or more")
     for field in _POSITIVE:
         require(config, field, lambda x: x > 0, "above 0")
+    require(config, "seed", lambda x: 0 <= x < 2**32, "from 0 to 2^32 - 1")
     # Unlike `train`, which keeps its policy without them.
     rule = "at least 1: what is kept is the model that validates best"
     require(config, "validate_every", lambda x: x >= 1, rule)

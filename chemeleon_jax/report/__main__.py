@@ -16,7 +16,7 @@ from pathlib import Path
 from chemeleon_jax.errors import ProgramParser, UserError, exit_status, run_program
 from chemeleon_jax.report.page import make_page
 from chemeleon_jax.report.runs import load_run
-from chemeleon_jax.runs.files import user_path
+from chemeleon_jax.runs.files import replacing, user_path
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
@@ -51,8 +51,9 @@ def report(args: argparse.Namespace) -> Path:
         raise UserError(f"--num_crystals={args.num_crystals}: must be at least 1")
     runs = [load_run(run, s) for run, s in zip(args.runs, samples, strict=True)]
     out = args.out or args.runs[0] / "report.html"
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(make_page(runs, args.num_crystals), encoding="utf-8")
+    with replacing(out) as file:
+        text = make_page(runs, args.num_crystals)
+        file.write_text(text, encoding="utf-8", errors="backslashreplace")
     print(f"{out}: {out.stat().st_size / 1e6:.1f} MB, opens in any browser")
     return out
 

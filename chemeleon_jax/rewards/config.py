@@ -130,6 +130,12 @@ def active_components(config: Any) -> dict[str, dict]:
 
 
 _NOT_NEGATIVE = ("creativity.max_amd", "energy.decay", "energy.min_hull_entries")
+_NUMBERS = (
+    "energy.min_e_above_hull",
+    "predictor.target",
+    "predictor.clip_min",
+    "predictor.clip_max",
+)
 _POSITIVE = (
     "energy.clip_max",
     "displacement.clip_max",
@@ -180,6 +186,15 @@ def check_reward(config: Any) -> None:
         require(config, f"reward.components.{field}", lambda x: x >= 0, "0 or more")
     for field in _POSITIVE:
         require(config, f"reward.components.{field}", lambda x: x > 0, "above 0")
+    for field in _NUMBERS:
+        rule = "a number, or left out"
+        known = lambda x: x is None or not math.isnan(x)  # noqa: E731
+        require(config, f"reward.components.{field}", known, rule)
+    predictor = config.reward.components.predictor
+    low = predictor.clip_min
+    if low is not None and predictor.clip_max is not None:
+        rule = f"above clip_min = {low}"
+        require(config, "reward.components.predictor.clip_max", lambda x: x > low, rule)
     _check_judges(config, active)
     if "custom" in active:
         require(

@@ -1,5 +1,6 @@
 """Checks of an RL config, before anything is loaded or compiled."""
 
+import math
 from typing import Any
 
 from chemeleon_jax.errors import UserError, require
@@ -24,7 +25,6 @@ _AT_LEAST_ONE = (
     "fsdp",
 )
 _NOT_NEGATIVE = (
-    "seed",
     "validate_every",
     "validation_pictures",
     "rl.grad_accum",
@@ -47,6 +47,8 @@ _POSITIVE = (
     "optimizer.max_grad_norm",
 )
 
+_FINITE = ("optimizer.lr", "optimizer.weight_decay", "reward.eps")
+
 
 def check_rl(config: Any, num_devices: int) -> None:
     """Checks the values of an RL config, before anything is loaded or compiled.
@@ -62,6 +64,10 @@ def check_rl(config: Any, num_devices: int) -> None:
         require(config, field, lambda x: x >= 0, "0 or more")
     for field in _POSITIVE:
         require(config, field, lambda x: x > 0, "above 0")
+    # Keys are of 32 bits; validation and base have the two seeds after it.
+    require(config, "seed", lambda x: 0 <= x < 2**32 - 2, "from 0 to 2^32 - 3")
+    for field in _FINITE:
+        require(config, field, math.isfinite, "a finite number")
     grpo_config(config.rl, 1)
     require(config, "rl.num_group_samples", lambda x: x >= 2, "at least 2, a group")
     _check_replay(config, num_devices)

@@ -24,7 +24,13 @@ from chemeleon_jax.data.formula import parse_chemical_system, parse_composition
 from chemeleon_jax.data.types import CrystalBatch
 from chemeleon_jax.devices import distributed
 from chemeleon_jax.errors import UserError
-from chemeleon_jax.runs.files import read_json, read_npz, replacing, write_json
+from chemeleon_jax.runs.files import (
+    read_json,
+    read_npz,
+    refuse_foreign,
+    replacing,
+    write_json,
+)
 
 LOCK = ".lock"  # in OUT
 PARTIAL = "partial"  # in OUT: batches of crystals, until all are there
@@ -67,6 +73,7 @@ def prepare_partial(out: Path, overwrite: bool, facts: Any) -> None:
         )
     if overwrite:
         remove_old(out)
+    refuse_foreign(mark.parent, mark)
     shutil.rmtree(mark.parent, ignore_errors=True)
     write_json(mark, name)
 

@@ -44,12 +44,31 @@ def replacing(path: Path) -> Iterator[Path]:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
+def refuse_foreign(folder: Path, mark: Path) -> None:
+    """Checks that a folder, which is to be emptied, is ours.
+
+    Args:
+      folder: that an earlier try may have left.
+      mark: the file that it then has put into it.
+
+    Raises:
+      UserError: it holds files, and no mark.
+    """
+    if folder.is_dir() and any(folder.iterdir()) and not mark.is_file():
+        raise UserError(
+            f"{folder}: holds files that no earlier try has left, and that this one "
+            "would remove; give another --out, or move them"
+        )
+
+
 def user_path(path: str | os.PathLike) -> Path:
     """A path as people write it, with ~ for their home.
 
     Raises:
-      UserError: there is no such user.
+      UserError: there is no such user, or the path is empty.
     """
+    if not os.fspath(path):
+        raise UserError("an empty path: name a file or folder, . for this one")
     try:
         return Path(path).expanduser()
     except RuntimeError as error:

@@ -23,6 +23,7 @@ from chemeleon_jax.workers.calculators import to_atoms
 
 VASP_SETS = {"MPRelaxSet": MPRelaxSet, "MPScanRelaxSet": MPScanRelaxSet}
 FOLDERS = ("cif", "vasp")
+FILES = ("all.csv", "candidates.csv", "candidates.parquet", "summary.json")
 ALL_COLUMNS = ("index", "name", "formula", "num_atoms", "stage", "reason", "detail")
 
 

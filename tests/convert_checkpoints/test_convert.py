@@ -174,6 +174,19 @@ def test_moving_average(tmp_path, vae, dit):
         assert np.allclose(moved, 1 if averaged is state else 0, atol=1e-6)
 
 
+def test_a_conversion_replaces_no_other_model_and_no_run(tmp_path, vae):
+    path, out = write_vae(tmp_path / "vae.ckpt", vae), tmp_path / "out"
+    convert([path], out)
+    convert([path], out)  # an earlier one
+    (out / "config.json").write_text('{"kind": "vae"}')
+    with pytest.raises(CheckpointError, match="a model that was not converted"):
+        convert([path], out)
+    (out / "checkpoints").mkdir()
+    with pytest.raises(CheckpointError, match="is a run"):
+        convert([path], out)
+    assert (out / "config.json").read_text() == '{"kind": "vae"}'
+
+
 def test_moving_average_that_is_not_there(tmp_path, vae):
     path = write_vae(tmp_path / "vae.ckpt", vae)
     with pytest.raises(CheckpointError, match="no moving average"):

@@ -61,6 +61,13 @@ def test_what_is_no_crystal_is_a_row(caplog):
         "unreadable: no structure",
     ]
     assert "structures: 4 of 4 crystals cannot be read" in caplog.text
+    table = pd.DataFrame({"reason": ["valid"]})  # of one that was taken out since
+    dropped = result.items_of(interface.Crystals([None, NACL], table))
+    assert [item.problem for item in dropped] == ["unreadable: no structure", ""]
+    others = ("runs/samples", {"a": NACL}, table, None, 5)
+    for wrong in others:
+        with pytest.raises(UserError, match="a list of pymatgen structures, not"):
+            result.items_of(wrong)
     for wrong, message in (([], "there are none"), (NACL, "a list of")):
         with pytest.raises(UserError, match=message):
             result.items_of(wrong)

@@ -111,3 +111,29 @@ def test_one_evaluation_at_a_time_in_a_folder(folder, capsys):
         assert evaluate.main(argv) == 2
     shown = capsys.readouterr().err
     assert "another process runs here" in shown and "another --out" in shown
+
+
+def test_results_take_the_place_of_nothing_else(folder):
+    """Not of crystals that are judged, of other files, or of another program's."""
+    (folder / "crystals").mkdir()
+    with pytest.raises(UserError, match="is the folder of the crystals"):
+        evaluate.find_sets([folder / "crystals"], folder / "crystals" / ".")
+    table = folder / "crystals.csv"
+    table.write_text("mine\n")
+    names = evaluate.RESULTS
+    with pytest.raises(UserError, match="holds crystals.csv, which this program has"):
+        evaluate.check_out(folder, names, "scores")
+    (folder / "summary.json").write_text('{"funnel": {}}')
+    with pytest.raises(UserError, match="has not written"):
+        evaluate.check_out(folder, names, "scores")
+    (folder / "summary.json").write_text('{"scores": {}}')
+    evaluate.check_out(folder, names, "scores")
+    (folder / "partial").mkdir()
+    evaluate.check_out(folder, names, "scores")
+    (folder / "partial" / "notes.txt").write_text("mine")
+    with pytest.raises(UserError, match="partial: holds files that no earlier try"):
+        evaluate.check_out(folder, names, "scores")
+    with pytest.raises(UserError, match="partial: holds files that no earlier try"):
+        evaluate.prepare_partial(folder / "partial", [], {})
+    assert (folder / "partial" / "notes.txt").read_text() == "mine"
+    assert table.read_text() == "mine\n"

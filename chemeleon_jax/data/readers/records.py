@@ -8,7 +8,7 @@ from typing import Any
 
 from pymatgen.core import Structure
 
-from chemeleon_jax.data.crystals import read_structure
+from chemeleon_jax.data.crystals import VALIDITY_REASONS, read_structure
 from chemeleon_jax.data.readers import cif
 from chemeleon_jax.data.readers.item import Item, checked, parse, unreadable
 from chemeleon_jax.errors import UserError, one_line
@@ -160,7 +160,10 @@ def _read(value: Any) -> Structure | Item:
     if not isinstance(value, str | dict):
         return unreadable(f"{_describe(value)}, not a structure")
     if isinstance(value, dict) and value.get("structure", 0) is None:
-        return Item(None, one_line(value.get("reason") or "unreadable: no structure"))
+        reason = one_line(value.get("reason") or "")
+        if reason in ("", VALIDITY_REASONS[0]):
+            reason = "unreadable: no structure"
+        return Item(None, reason)
     found = _find(value)
     if found is None:
         return unreadable(f"{_describe(value)}, not a structure")
