@@ -152,7 +152,7 @@ def test_every_preset_is_a_training(name):
         ("ldm", "patience", "0", "at least 1"),
         ("predictor", "data.atoms_per_batch", "0", "at least 1"),
         ("predictor", "data.crystals_per_batch", "-8", "at least 1"),
-        ("vae", "seed", "-1", "0 or more"),
+        ("vae", "seed", "-1", "from 0 to 2^32 - 1"),
         ("vae", "optimizer.warmup_steps", "-1", "0 or more"),
         ("vae", "optimizer.weight_decay", "nan", "0 or more"),
         ("vae", "optimizer.lr", "0", "above 0"),
