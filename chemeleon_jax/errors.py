@@ -155,6 +155,14 @@ class _Lasting:
         return getattr(self._stream, name)
 
 
+def require_each(
+    config: Any, fields: Iterable[str], holds: Callable, rule: str
+) -> None:
+    """`require` of several fields."""
+    for field in fields:
+        require(config, field, holds, rule)
+
+
 def require(config: Any, field: str, holds: Callable, rule: str) -> None:
     """Raises a `UserError` that names the field if `holds(value)` is false."""
     value = config

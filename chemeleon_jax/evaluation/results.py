@@ -26,8 +26,6 @@ COLUMNS = (
 )
 RELAX_COLUMNS = ("energy_unrelaxed", "relax_steps", "relaxed", "relax_rmsd")
 RELAX_COLUMNS += ("space_group_unrelaxed",)
-
-
 RESULTS = ("crystals.csv", "structures.jsonl", "summary.json")  # see `write_results`
 
 

@@ -3,7 +3,7 @@
 import math
 from typing import Any
 
-from chemeleon_jax.errors import require
+from chemeleon_jax.errors import require, require_each
 
 _AT_LEAST_ONE = (
     "num_steps",
@@ -22,12 +22,9 @@ def check_pretrain(config: Any) -> None:
     Raises:
       UserError: one is out of range. It names the field.
     """
-    for field in _AT_LEAST_ONE:
-        require(config, field, lambda x: x >= 1, "at least 1")
-    for field in _NOT_NEGATIVE:
-        require(config, field, lambda x: x >= 0, "0 or more")
-    for field in _POSITIVE:
-        require(config, field, lambda x: x > 0, "above 0")
+    require_each(config, _AT_LEAST_ONE, lambda x: x >= 1, "at least 1")
+    require_each(config, _NOT_NEGATIVE, lambda x: x >= 0, "0 or more")
+    require_each(config, _POSITIVE, lambda x: x > 0, "above 0")
     require(config, "seed", lambda x: 0 <= x < 2**32, "from 0 to 2^32 - 1")
     # Unlike `train`, which keeps its policy without them.
     rule = "at least 1: what is kept is the model that validates best"

@@ -3,7 +3,7 @@
 import math
 from typing import Any
 
-from chemeleon_jax.errors import UserError, require
+from chemeleon_jax.errors import UserError, require, require_each
 from chemeleon_jax.rewards.config import active_components, check_reward
 from chemeleon_jax.rewards.judges import split_names
 from chemeleon_jax.rl.config import grpo_config
@@ -58,16 +58,12 @@ def check_rl(config: Any, num_devices: int) -> None:
     """
     for field, choices in _CHOICES.items():
         require(config, field, lambda x, c=choices: x in c, f"one of {choices}")
-    for field in _AT_LEAST_ONE:
-        require(config, field, lambda x: x >= 1, "at least 1")
-    for field in _NOT_NEGATIVE:
-        require(config, field, lambda x: x >= 0, "0 or more")
-    for field in _POSITIVE:
-        require(config, field, lambda x: x > 0, "above 0")
+    require_each(config, _AT_LEAST_ONE, lambda x: x >= 1, "at least 1")
+    require_each(config, _NOT_NEGATIVE, lambda x: x >= 0, "0 or more")
+    require_each(config, _POSITIVE, lambda x: x > 0, "above 0")
+    require_each(config, _FINITE, math.isfinite, "a finite number")
     # Keys are of 32 bits; validation and base have the two seeds after it.
     require(config, "seed", lambda x: 0 <= x < 2**32 - 2, "from 0 to 2^32 - 3")
-    for field in _FINITE:
-        require(config, field, math.isfinite, "a finite number")
     grpo_config(config.rl, 1)
     require(config, "rl.num_group_samples", lambda x: x >= 2, "at least 2, a group")
     _check_replay(config, num_devices)
