@@ -29,7 +29,6 @@ from chemeleon_jax.interface.request import DEFAULTS
 from chemeleon_jax.models.store import Checkpoint, load_model, params_digest, save_model
 from chemeleon_jax.report.card import Card
 from chemeleon_jax.report.runs import load_evaluation
-from chemeleon_jax.runs import states
 from chemeleon_jax.runs.console import say_next
 from chemeleon_jax.runs.files import read_json, replacing, user_path
 
@@ -62,10 +61,7 @@ def publish(args: argparse.Namespace) -> None:
     checkpoint = published(model)
     write_model(folder, checkpoint)
     if (folder / CARD).is_file():
-        if f"hub:{args.repo}" not in (folder / CARD).read_text(encoding="utf-8"):
-            raise UserError(
-                f"{folder / CARD}: is not of {args.repo}; delete it to have a new one"
-            )
+        check_card(args, folder / CARD)
     else:
         text = make_card(args, model).text()
         with replacing(folder / CARD) as temporary:
@@ -92,6 +88,18 @@ def check(args: argparse.Namespace) -> None:
         raise UserError(f"--license={args.license}: write it like mit or cc-by-4.0")
     if args.out is None and not user_path(args.run.removesuffix("@best")).is_dir():
         raise UserError(f"{args.run}: is no folder of yours; give --out")
+
+
+def check_card(args: argparse.Namespace, card: Path) -> None:
+    """Raises UserError for a card that was written for something else."""
+    ours = rf"hub:{re.escape(args.repo)}(?![\w-]|\.\w)"
+    if not re.search(ours, card.read_text(encoding="utf-8")):
+        raise UserError(f"{card}: is not of {args.repo}; delete it to have a new one")
+    if args.license or args.samples:
+        raise UserError(
+            f"{card}: is there, and stays as you edited it; --license and --samples "
+            "are for a new one: leave them out, or delete it"
+        )
 
 
 # ------------------------------------------------------------------------ the folder
@@ -134,12 +142,8 @@ def make_card(args: argparse.Namespace, model: Model) -> Card:
     samples, notes = args.samples or place / "samples", []
     run = model.run
     origins = [args.run]
-    iteration, weights = None, args.weights
     if run is not None:
         origins = [run["ldm_ckpt_path"], run["vae_ckpt_path"]]
-        weights = "best" if args.run.endswith("@best") else weights
-        best = states.find_best(place / "checkpoints") if weights == "best" else None
-        iteration = best or max(states.list_steps(place / "checkpoints"), default=0)
     embedded = all(origin.startswith("mini:") for origin in origins)
     tuned = load_evaluation(samples, "tuned", notes)
     base = load_evaluation(samples / "base", "base", notes)
@@ -157,8 +161,8 @@ def make_card(args: argparse.Namespace, model: Model) -> Card:
         model=model.checkpoint.config,
         num_parameters=sum(x.size for x in jax.tree.leaves(model.checkpoint.params)),
         run=run,
-        weights=weights,
-        iteration=iteration,
+        weights="best" if args.run.endswith("@best") else args.weights,
+        iteration=model.iteration,
         tuned=tuned,
         base=base,
     )

@@ -76,6 +76,7 @@ def sample(args: argparse.Namespace) -> None:
         directory: {
             "checkpoint": str(args.checkpoint),
             "weights": "base" if directory != args.out else args.weights,
+            "iteration": model.iteration,
             "checkpoint_sha256": params_digest(model.checkpoint.params),
             "seed": args.seed,
             "settings": plan.settings,

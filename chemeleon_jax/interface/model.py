@@ -38,6 +38,7 @@ from chemeleon_jax.rl.prompts import (
 )
 from chemeleon_jax.rl.sample_files import describe_crystals, remember_batch
 from chemeleon_jax.rl.sampler import make_sampler
+from chemeleon_jax.runs import states
 from chemeleon_jax.runs.files import read_json, user_path
 
 WEIGHTS = ("latest", "best", "raw")  # of a run
@@ -51,6 +52,7 @@ class Model:
     checkpoint: Checkpoint = field(repr=False)  # with the VAE
     habit: dict[str, Any]  # how it samples by itself, see `Request.settings`
     run: dict[str, Any] | None = field(default=None, repr=False)  # the RL run's config
+    iteration: int | None = None  # of a run's policy: how many it has had
     _compiled: dict = field(default_factory=dict, init=False, repr=False)
 
     def sample(
@@ -226,15 +228,17 @@ def load(
         raise UserError(f"--weights={weights}: {name} is no directory of an RL run")
     if base and run is None:
         raise UserError(f"--base: {name} is no directory of an RL run")
-    if base:
-        checkpoint = load_checkpoint(user_path(name.removesuffix("@best")) / "model")
-    else:
-        checkpoint = load_generator(name, vae, weights)
     if run is None:
+        checkpoint = load_generator(name, vae, weights)
         own = checked_habit(name, checkpoint.config.get("sampling", {}))
         return Model(name, checkpoint, own)
     habit = run["sampling"] | {"precision": run.get("precision", "default")}
-    return Model(name, checkpoint, habit, run)
+    folder = user_path(name.removesuffix("@best"))
+    if base:
+        return Model(name, load_checkpoint(folder / "model"), habit, run)
+    best = weights == "best" or name.endswith("@best")
+    iteration = states.find_iteration(folder / "checkpoints", best=best)
+    return Model(name, load_generator(name, vae, weights), habit, run, iteration)
 
 
 def checked_habit(name: str, sampling: Any) -> dict[str, Any]:

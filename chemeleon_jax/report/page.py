@@ -76,7 +76,7 @@ def settings(run: Run) -> str:
             f"learning rate {config['optimizer']['lr']:g}",
             f"from {config['ldm_ckpt_path']}",
         ]
-    except (KeyError, TypeError, AttributeError):
+    except (KeyError, TypeError, ValueError, AttributeError):
         parts = ["config unknown"]
     if "train/reward" in run.curves:
         parts.insert(0, f"{run.curves['train/reward'][0][-1] + 1} iterations")

@@ -12,6 +12,7 @@ from pymatgen.core import Structure
 
 from chemeleon_jax.data.crystals import crystals_of, read_structure, to_structures
 from chemeleon_jax.errors import UserError
+from chemeleon_jax.runs import states
 from chemeleon_jax.runs.iteration_files import last_iteration_file, read_iteration
 from chemeleon_jax.runs.tracking import read_scalars
 
@@ -97,6 +98,7 @@ def load_run(directory: Path, samples: Path) -> Run:
     run.tuned = load_evaluation(samples, "tuned", run.notes)
     if run.tuned is not None:
         run.base = load_evaluation(samples / "base", "base", run.notes)
+        note_age(directory, samples, run.notes)
     else:
         run.seen = load_seen(directory, run.notes)
     if not run.sets or run.base is None:
@@ -107,6 +109,22 @@ def load_run(directory: Path, samples: Path) -> Run:
             f"python -m chemeleon_jax.evaluate {samples}"
         )
     return run
+
+
+def note_age(directory: Path, samples: Path, notes: list[str]) -> None:
+    """Notes crystals of an earlier state than what `sample` would take now."""
+    try:
+        manifest = json.loads((samples / "manifest.json").read_text())
+        best = manifest["weights"] == "best" or manifest["checkpoint"].endswith("@best")
+        now = states.find_iteration(directory / "checkpoints", best=best)
+        then = manifest["iteration"]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return  # crystals from elsewhere
+    if then != now:
+        notes.append(
+            f"{samples}: of iteration {then}, and the run is at {now}; sample and "
+            "evaluate again to see what it makes now."
+        )
 
 
 def load_evaluation(directory: Path, label: str, notes: list[str]) -> CrystalSet | None:
@@ -126,8 +144,8 @@ def load_evaluation(directory: Path, label: str, notes: list[str]) -> CrystalSet
         if name in table:
             # Empty where it was not determined, which counts as no.
             table[name] = table[name].astype(str).str.lower().isin(("true", "1", "1.0"))
-    for name in NUMBERS:
-        if name in table:
+    for name in table:
+        if str(name).partition(":")[0] in NUMBERS:  # e_above_hull:chgnet too
             table[name] = pd.to_numeric(table[name], errors="coerce")
     found = CrystalSet(label, table, load_structures(folder, notes))
     try:

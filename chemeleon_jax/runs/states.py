@@ -222,6 +222,13 @@ def find_best(directory: Path) -> int | None:
     return max(sorted(scores), key=scores.__getitem__, default=None)
 
 
+def find_iteration(directory: Path, *, best: bool = False) -> int:
+    """The step of a run's latest or best state; 0 without one."""
+    if best:
+        return find_best(directory) or 0
+    return max(list_steps(directory), default=0)
+
+
 # ------------------------------------------------------------------------- manifests
 
 

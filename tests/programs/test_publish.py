@@ -113,11 +113,16 @@ def test_the_card_says_where_a_policy_comes_from(trained, tmp_path):
         (["--repo=crystals"], "write it like OWNER/NAME"),
         (["--repo=me/crystals", "--license=MIT licence"], "write it like mit"),
         (["--repo=me/crystals", "--out={other}"], "holds another model"),
+        (["--repo=me/crystals", "--out={kept}", "--license=mit"], "as you edited it"),
+        (["--repo=me/crystal", "--out={kept}"], "is not of me/crystal;"),
     ],
 )
 def test_what_cannot_be_published_is_refused(trained, tmp_path, capsys, flags, message):
     store.save_model(tmp_path / "other", *tiny.ldm_checkpoint())
-    flags = [flag.format(other=tmp_path / "other") for flag in flags]
+    kept = tmp_path / "kept"
+    assert main([str(trained), "--repo=me/crystals", f"--out={kept}"]) == 0
+    capsys.readouterr()
+    flags = [flag.format(other=tmp_path / "other", kept=kept) for flag in flags]
     assert main([str(trained), *flags]) == 2
     shown = capsys.readouterr().err
     assert message in shown and shown.count("\n") == 1

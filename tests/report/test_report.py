@@ -144,6 +144,30 @@ def test_an_evaluation_that_is_none_is_said(run_dir, content):
     assert any("crystals.csv cannot be read" in note for note in run.notes)
 
 
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("config.json", '{"reward": {"components": {"a": {"weight": "much"}}}}'),
+        ("samples/evaluation/summary.json", '{"scores": {"valid": 3}, "protocol": {}}'),
+        ("samples/evaluation/summary.json", '{"scores": {}, "protocol": {"a": [1]}}'),
+    ],
+)
+def test_a_half_damaged_file_ends_no_report(run_dir, file, content):
+    (run_dir / file).write_text(content)
+    assert report(parse([str(run_dir)])).is_file()
+
+
+def test_crystals_of_an_earlier_state_are_said_to_be_so(run_dir):
+    for step in (40, 140):
+        (run_dir / "checkpoints" / str(step)).mkdir(parents=True)
+    manifest = {"weights": "latest", "checkpoint": "run", "iteration": 40}
+    for now, noted in ((40, True), (140, False)):
+        manifest["iteration"] = now
+        (run_dir / "samples/manifest.json").write_text(json.dumps(manifest))
+        notes = load_run(run_dir, run_dir / "samples").notes
+        assert noted == any("of iteration 40, and the run is at 140" in n for n in notes)
+
+
 def test_a_run_without_evaluation_shows_what_it_trained_on(tmp_path):
     (tmp_path / "crystals").mkdir()
     cell = Lattice.cubic(4.1)
