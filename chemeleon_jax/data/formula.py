@@ -15,9 +15,7 @@ AMOUNT = r"(\d{1,4}(?:\.\d{1,6})?)"
 FORMULA = re.compile(rf"\s*(?:(?:[A-Z][a-z]?|[)\]]){AMOUNT}?|[(\[])\s*")
 
 
-def parse_composition(
-    formula: str, name: str = "--composition"
-) -> tuple[Composition, int]:
+def parse_composition(formula: str) -> tuple[Composition, int]:
     """The atoms of a formula unit as given, and how many units a reduced formula is.
 
     "LiMnO2" -> (Li1 Mn1 O2, 1); "Li4Mn4O8" -> (Li4 Mn4 O8, 4); "Li0.5MnO2" has no whole
@@ -25,7 +23,6 @@ def parse_composition(
 
     Args:
       formula: of elements, whole amounts or parts below one, and brackets.
-      name: of the option or condition that it comes from.
 
     Returns:
       A `Composition` and the number of units.
@@ -46,7 +43,7 @@ def parse_composition(
             reduced, factor = Composition(amounts).get_integer_formula_and_factor()
     except (ValueError, KeyError) as error:
         raise UserError(
-            f"{name}={formula[:MAX_LENGTH]}: no formula of existing elements "
+            f"--composition={formula[:MAX_LENGTH]}: no formula of existing elements "
             f"({error}); write it like LiMnO2"
         ) from error
     factor = round(factor) if factor >= 1 and factor == round(factor) else 1
@@ -77,9 +74,7 @@ def _check_formula(formula: str) -> None:
         at = part.end()
 
 
-def parse_chemical_system(
-    system: str, name: str = "--chemical_system"
-) -> frozenset[str]:
+def parse_chemical_system(system: str) -> frozenset[str]:
     """The element symbols of "Li-Mn-O".
 
     Raises:
@@ -92,7 +87,7 @@ def parse_chemical_system(
             check_element(element)
         except ValueError as error:
             raise UserError(
-                f"{name}={system[:MAX_LENGTH]}: {symbol[:20]!r} is no element that a "
+                f"--chemical_system={system[:MAX_LENGTH]}: {symbol[:20]!r} is no element that a "
                 f"crystal here can have ({error}); write it like Li-Mn-O"
             ) from error
         symbols.add(SYMBOLS[element.Z - 1])

@@ -195,6 +195,9 @@ def condition_vectors_from_cli(
             raise UserError(
                 f"--condition {name}: the model has no such condition; it takes {takes}"
             )
+        if (kind := known[name]["kind"]) in ("composition", "chemical_system"):
+            # These say how many atoms there can be, too.
+            raise UserError(f"--condition {name}: give it as --{kind}")
     # The chemical system that a composition implies need not be known to the model.
     for kind in ("composition",) if "composition" in by_kind else by_kind:
         if kind not in kinds:
@@ -215,10 +218,8 @@ def condition_vectors_from_cli(
 
 
 def _read_value(spec: Mapping[str, Any], value: str):
-    if spec["kind"] == "composition":
-        return parse_composition(value, spec["name"])[0].formula.replace(" ", "")
-    if spec["kind"] == "chemical_system":
-        return "-".join(sorted(parse_chemical_system(value, spec["name"])))
+    if spec["kind"] in ("composition", "chemical_system"):
+        return value  # as `condition_values` wrote it
     if spec["kind"] in ("space_group", "crystal_system"):
         return value.strip()
     try:

@@ -369,8 +369,8 @@ def test_the_vae_of_a_model_is_found_above_it(models, tmp_path, monkeypatch, cap
         (["--composition=Fm2O3"], "Fm is beyond Pu"),
         (["--composition=AmO2"], "Am is beyond Pu"),
         (["--chemical_system=Am-O"], "Am is beyond Pu"),
-        (["--condition", "formula=AmO2"], "Am is beyond Pu"),
-        (["--condition", "system=Am-O"], "Am is beyond Pu"),
+        (["--condition", "formula=TiO2"], "formula: give it as --composition"),
+        (["--condition", "system=Ti-O"], "system: give it as --chemical_system"),
     ],
 )
 def test_formulas_that_no_crystal_can_have(models, tmp_path, capsys, flags, message):
