@@ -9,7 +9,7 @@ model, without network; `mp_20` and `alex_mp_20` take the released models. `unre
 is `mini` by unrelaxed energies of one potential, which fools itself; `compat` is
 `mp_20` with the paper's own reward, without guards.
 
-`mini`: 13 to 24 s per iteration on one core. What 240 of them change, and what other
+`mini`: 8 to 17 s per iteration on two cores. What 240 of them change, and what other
 settings do: docs/results.md, docs/notebook/relaxed-reward.md, docs/notebook/rl-dng.md.
 """
 
