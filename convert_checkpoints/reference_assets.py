@@ -147,6 +147,9 @@ def download(name: str, path: Path) -> None:
                 open(temporary, "wb") as file,
             ):
                 shutil.copyfileobj(reply, file)
+                size = reply.headers.get("Content-Length")
+                if size is not None and file.tell() != int(size):
+                    raise OSError(f"cut off after {file.tell()} of {size} bytes")
         except OSError as error:
             raise UserError(
                 f"{name}: cannot fetch {address} ({error}). Without the network, bring "

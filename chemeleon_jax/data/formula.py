@@ -87,8 +87,8 @@ def parse_chemical_system(system: str) -> frozenset[str]:
             check_element(element)
         except ValueError as error:
             raise UserError(
-                f"--chemical_system={system[:MAX_LENGTH]}: {symbol[:20]!r} is no element that a "
-                f"crystal here can have ({error}); write it like Li-Mn-O"
+                f"--chemical_system={system[:MAX_LENGTH]}: {symbol[:20]!r} is no "
+                f"element that a crystal here can have ({error}); write it like Li-Mn-O"
             ) from error
         symbols.add(SYMBOLS[element.Z - 1])
     return frozenset(symbols)

@@ -64,7 +64,8 @@ class Terms:
             relaxes_first = choice.relaxes_first(self.protocol)
             self.relax = self.potential != "none" and relaxes_first
         if self.relax_with and not self.relax:
-            raise UserError("--relax_with: at odds with --no-relax")
+            why = "--no-relax" if self.potential != "none" else "--potential=none"
+            raise UserError(f"--relax_with: at odds with {why}")
         self.relax_with = self.relax_with or names[0]
         several = len(names) > 1
         if several and ("none" in names or self.hull or len({*names}) < len(names)):

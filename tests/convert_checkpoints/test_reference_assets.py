@@ -125,6 +125,16 @@ def test_out_of_reach_and_other_files(tmp_path, monkeypatch):
         reference_assets.download("mp-20", path)
 
 
+def test_what_was_cut_off_on_the_way_is_not_kept(tmp_path, monkeypatch):
+    path = tmp_path / "mp-20.tar.gz"
+    reply = io.BytesIO(b"half")
+    reply.headers = {"Content-Length": "8"}
+    monkeypatch.setattr("urllib.request.urlopen", lambda *_, **__: reply)
+    with pytest.raises(UserError, match="cut off after 4 of 8 bytes"):
+        reference_assets.download("mp-20", path)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_an_archive_that_nobody_knows_is_the_first_one_fetched(
     tmp_path, monkeypatch, caplog
 ):

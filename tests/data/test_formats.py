@@ -78,6 +78,7 @@ def test_a_site_is_never_left_out(tmp_path, sites, words):
         (cif().replace("_cell_length_a 3.5\n", ""), "no _cell_length_a"),
         (cif().replace("_atom_site_fract_x", "_atom_site_Cartn_x"), "no _atom_site_fr"),
         (cif().replace("_atom_site_label", "_atom_site_name"), "no _atom_site_label"),
+        ("data_x\nloop_\n_atom_site_label\n_atom_site_fract_x\n", "without values"),
         ("data_x\n_cell_length_a 3", "no _atom_site_label"),
     ],
 )

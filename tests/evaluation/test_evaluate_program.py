@@ -75,6 +75,7 @@ def test_two_sets_do_not_share_a_place(folder):
         (["--hull=nowhere.csv"], "nowhere.csv"),
         (["--potential=chgnet,none"], "several must differ"),
         (["--relax_with=chgnet", "--no-relax"], "at odds with --no-relax"),
+        (["--relax_with=chgnet", "--potential=none"], "at odds with --potential=none"),
         (["--vae=mini:predictor"], "holds no VAE"),
         (["--reference=nowhere.json"], "nowhere.json"),
         (["--workers=0"], "--workers=0: must be above 0"),

@@ -164,8 +164,8 @@ def test_crystals_of_an_earlier_state_are_said_to_be_so(run_dir):
     for now, noted in ((40, True), (140, False)):
         manifest["iteration"] = now
         (run_dir / "samples/manifest.json").write_text(json.dumps(manifest))
-        notes = load_run(run_dir, run_dir / "samples").notes
-        assert noted == any("of iteration 40, and the run is at 140" in n for n in notes)
+        said = "\n".join(load_run(run_dir, run_dir / "samples").notes)
+        assert noted == ("of iteration 40, and the run is at 140" in said)
 
 
 def test_a_run_without_evaluation_shows_what_it_trained_on(tmp_path):

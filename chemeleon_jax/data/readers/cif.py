@@ -91,6 +91,8 @@ def read_block(block: str) -> Structure:
             parser = CifParser.from_str(block, check_cif=False)
         except KeyError as error:
             raise ValueError(f"no {error.args[0]}") from error
+        except ZeroDivisionError as error:
+            raise ValueError("a loop_ of columns without values") from error
         (values,) = parser.as_dict().values() or [{}]  # none of a powder pattern
         _check_sites(values)
         try:
