@@ -48,7 +48,7 @@ def get_config(preset: str = "mini"):
         # this it is a quarter to a half of the gain (docs/notebook/dilution.md).
         components.energy.max_fraction = 0.75
     if preset == "mini":
-        config.num_iterations = 140
+        config.num_iterations = 240
         config.rl.num_group_samples = 16
         # The reward does not ask it, and it has no corrections to flatter salts with
         # too much anion (docs/rewards-are-exams.md). It learnt from the same data; give

@@ -34,16 +34,17 @@ def scatter_charts(sets: list[CrystalSet]) -> list[dict]:
     """Energies above the hull by each two potentials, one chart per set and pair."""
     found = []
     for crystals in sets:
-        columns = [c for c in crystals.valid if c.startswith("e_above_hull:")]
-        for pair in combinations(columns, 2):
+        judges = crystals.protocol.get("potentials")
+        for pair in combinations(judges if isinstance(judges, dict) else (), 2):
             chart = _scatter(crystals, *pair)
             if chart is not None:
                 found.append(chart)
     return found
 
 
-def _scatter(crystals: CrystalSet, *columns: str) -> dict | None:
-    if "formula" not in crystals.valid:
+def _scatter(crystals: CrystalSet, one: str, other: str) -> dict | None:
+    columns = [f"e_above_hull:{name}" for name in (one, other)]
+    if not {*columns, "formula"} <= set(crystals.valid):
         return None
     table = crystals.valid.dropna(subset=[*columns, "formula"])
     if table.empty:
@@ -77,11 +78,8 @@ def _scatter(crystals: CrystalSet, *columns: str) -> dict | None:
                 }
             )
     axes = {
-        axis: {
-            "title": {"text": f"by {column.partition(':')[2]}, eV/atom"},
-            "range": [low, high],
-        }
-        for axis, column in zip(("xaxis", "yaxis"), columns, strict=True)
+        axis: {"title": {"text": f"by {name}, eV/atom"}, "range": [low, high]}
+        for axis, name in (("xaxis", one), ("yaxis", other))
     }
     return {
         "title": f"Energy above the hull, {crystals.label}",

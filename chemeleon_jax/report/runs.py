@@ -120,7 +120,7 @@ def note_age(directory: Path, samples: Path, notes: list[str]) -> None:
         then = manifest["iteration"]
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return  # crystals from elsewhere
-    if then != now:
+    if then not in (None, now):
         notes.append(
             f"{samples}: of iteration {then}, and the run is at {now}; sample and "
             "evaluate again to see what it makes now."

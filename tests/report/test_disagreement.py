@@ -11,7 +11,9 @@ from chemeleon_jax.report.runs import CrystalSet, Run
 def crystal_set(label, formulas, one, other):
     table = pd.DataFrame({"formula": formulas, "valid": [True] * len(formulas)})
     table["e_above_hull:chgnet"], table["e_above_hull:lj"] = one, other
-    return CrystalSet(label, table, {})
+    table["e_above_hull:spread"] = 0.0  # no potential's
+    protocol = {"potentials": {"chgnet": {}, "lj": {}}}
+    return CrystalSet(label, table, {}, protocol=protocol)
 
 
 @pytest.fixture
@@ -48,7 +50,7 @@ def test_crystals_are_drawn_at_both_energies(run):
     assert hydride["name"] == "with hydrogen (1)" and hydride["text"] == ["HfH2"]
     assert list(hydride["x"]) == [0.0] and list(hydride["y"]) == [1.5]
     assert list(halide["y"]) == [0.2]
-    run.tuned.table = run.tuned.table.drop(columns="e_above_hull:lj")
+    run.tuned.protocol = {"potentials": {"chgnet": {}}}
     assert scatter_charts([run.tuned]) == []
 
 
@@ -63,8 +65,7 @@ def test_the_section_is_there_with_two_potentials_only(run):
     data = {"charts": {}}
     assert "A second opinion" in second_opinion([run], data)
     assert len(data["charts"]) == 3
-    for crystals in run.sets:
-        crystals.table = crystals.table.drop(columns="e_above_hull:lj")
+    run.tuned.protocol = run.base.protocol = {}
     assert second_opinion([run], data) == ""
 
 

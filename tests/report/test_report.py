@@ -150,6 +150,10 @@ def test_an_evaluation_that_is_none_is_said(run_dir, content):
         ("config.json", '{"reward": {"components": {"a": {"weight": "much"}}}}'),
         ("samples/evaluation/summary.json", '{"scores": {"valid": 3}, "protocol": {}}'),
         ("samples/evaluation/summary.json", '{"scores": {}, "protocol": {"a": [1]}}'),
+        (
+            "samples/evaluation/summary.json",
+            '{"scores": {}, "protocol": {"potentials": 3}}',
+        ),
     ],
 )
 def test_a_half_damaged_file_ends_no_report(run_dir, file, content):
@@ -161,11 +165,11 @@ def test_crystals_of_an_earlier_state_are_said_to_be_so(run_dir):
     for step in (40, 140):
         (run_dir / "checkpoints" / str(step)).mkdir(parents=True)
     manifest = {"weights": "latest", "checkpoint": "run", "iteration": 40}
-    for now, noted in ((40, True), (140, False)):
-        manifest["iteration"] = now
+    for then, noted in ((40, True), (140, False), (None, False)):
+        manifest["iteration"] = then
         (run_dir / "samples/manifest.json").write_text(json.dumps(manifest))
         said = "\n".join(load_run(run_dir, run_dir / "samples").notes)
-        assert noted == ("of iteration 40, and the run is at 140" in said)
+        assert noted == ("and the run is at 140" in said)
 
 
 def test_a_run_without_evaluation_shows_what_it_trained_on(tmp_path):
