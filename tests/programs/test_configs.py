@@ -38,6 +38,12 @@ def error_of(*arguments, config="configs/rl_dng.py"):
     return str(error.value)
 
 
+def test_the_readme_s_figures_are_of_the_preset_s_length():
+    config = parsed()
+    page = (paths.ROOT / "README.md").read_text()
+    assert f"*{config.num_iterations} iterations of `rl_dng`" in page
+
+
 def test_a_conditional_run_is_guided_and_learns_without_its_steps():
     config = parsed("--config.data.compositions=LiMnO2", config="rl_composition")
     check_rl(config, num_devices=2)
