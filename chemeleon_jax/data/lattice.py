@@ -72,6 +72,25 @@ def lattice_parameters(matrix):
     return lengths, angles
 
 
+def metric_parameters(metric):
+    """Cell parameters of metric tensors, whose elements are a.a, a.b, ...
+
+    Args:
+      metric: [..., 3, 3] in Å^2.
+
+    Returns:
+      lengths [..., 3] in Å, angles [..., 3] in degrees.
+    """
+    _assert_vectors(metric)
+    xp = _array_module(metric)
+    lengths = xp.sqrt(xp.stack([metric[..., i, i] for i in range(3)], -1))
+    pairs = ((1, 2), (0, 2), (0, 1))  # alpha is between b and c, and so on
+    cosines = [
+        metric[..., i, j] / (lengths[..., i] * lengths[..., j]) for i, j in pairs
+    ]
+    return lengths, xp.arccos(xp.clip(xp.stack(cosines, -1), -1.0, 1.0)) * (180 / np.pi)
+
+
 def volume(matrix):
     """Cell volume in Å^3 of lattice vectors [..., 3, 3] -> [...]."""
     _assert_vectors(matrix)

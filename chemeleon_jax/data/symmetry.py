@@ -1,10 +1,14 @@
 """Space groups of a data set's crystals, as labels."""
 
+import contextlib
 import dataclasses
+import re
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from pymatgen.symmetry.groups import SpaceGroup
 
 from chemeleon_jax.data.crystals import to_structures
 from chemeleon_jax.data.dataset import Dataset
@@ -25,6 +29,36 @@ CRYSTAL_SYSTEMS = {
     "cubic": 230,
 }
 TIME_LIMIT = 30.0  # s, of a crystal
+
+
+def read_space_group(name: str | int) -> int:
+    """The number of a space group, from its symbol or number: "P21/c", "P2_1/c", 14.
+
+    Raises:
+      ValueError: there is none of this name.
+    """
+    name = str(name).strip()
+    if name.isdecimal() and 1 <= int(name) <= 230:
+        return int(name)
+    # Of other settings too, and with the screw axes as people write them.
+    for symbol in (name, re.sub(r"([2346])([1-5])", r"\1_\2", name)):
+        with contextlib.suppress(ValueError):
+            return SpaceGroup(symbol).int_number
+    raise ValueError(
+        "a space group is an international symbol, such as Fm-3m, or a number from 1 "
+        "to 230"
+    )
+
+
+def read_crystal_system(name: str) -> int:
+    """Index into `CRYSTAL_SYSTEMS`.
+
+    Raises:
+      ValueError: there is none of this name.
+    """
+    if name not in CRYSTAL_SYSTEMS:
+        raise ValueError(f"the systems are {', '.join(CRYSTAL_SYSTEMS)}")
+    return list(CRYSTAL_SYSTEMS).index(name)
 
 
 def with_symmetry_labels(
@@ -50,6 +84,11 @@ def space_group_numbers(dataset: Dataset) -> np.ndarray:
     """
 
     def compute():
+        print(
+            f"finding the space groups of {len(dataset)} crystals, once",
+            file=sys.stderr,
+            flush=True,
+        )
         structures = to_structures(dataset.crystals)
         usable = [i for i, s in enumerate(structures) if s is not None]
         with WorkerPool(time_limit=TIME_LIMIT) as pool:

@@ -5,6 +5,7 @@ Axes:
   K  crystals per group
   B  crystals of a batch, B = G * K
   N  atoms, padded
+  K  also: symmetry operations, padded with rotations of zero
   L  latent channels
   D  model width
   T  sampling steps
@@ -47,6 +48,29 @@ class CrystalBatch:
     def lattice(self) -> jax.Array:
         """Lattice vectors as rows, Å, [B, 3, 3]."""
         return lattice_matrix(self.lengths, self.angles)
+
+
+@struct.dataclass
+class SymmetryTemplate:
+    """Symmetry that B crystals are to have, and the sites that it acts on.
+
+    A displacement u of the sites keeps the symmetry if u_i = R_k u_j for every
+    operation k, which takes atom i to j = `images[k, i]`.
+    """
+
+    frac_coords: jax.Array  # [B, N, 3] sites that have the symmetry
+    rotations: jax.Array  # [B, K, 3, 3] int8, R_k, the operations' inverses, of columns
+    images: jax.Array  # [B, K, N] int8
+    elements: jax.Array  # [B, N] atomic numbers asked for, 0 for any
+
+    def at_width(self, width: int) -> "SymmetryTemplate":
+        """The same of crystals of at most `width` atoms."""
+        return SymmetryTemplate(
+            self.frac_coords[:, :width],
+            self.rotations,
+            self.images[..., :width],
+            self.elements[:, :width],
+        )
 
 
 @struct.dataclass

@@ -11,7 +11,8 @@ import numpy as np
 import pandas as pd
 
 from chemeleon_jax.data.crystals import to_structures
-from chemeleon_jax.data.dataset import MAX_ATOMS
+from chemeleon_jax.data.dataset import MAX_ATOMS, load_dataset
+from chemeleon_jax.data.templates import draw_templates
 from chemeleon_jax.data.types import CrystalBatch
 from chemeleon_jax.devices.compilation import PRECISIONS
 from chemeleon_jax.devices.sharding import make_mesh, replicate
@@ -62,6 +63,8 @@ class Model:
         seed: int = 0,
         composition: str | None = None,
         chemical_system: str | None = None,
+        space_group: str | int | None = None,
+        crystal_system: str | None = None,
         conditions: Mapping[str, Any] | None = None,
         num_atoms: int | Sequence[int] | None = None,
         dataset: str | None = None,
@@ -81,9 +84,11 @@ class Model:
           seed: the same seed gives the same crystals, whatever `batch_size` is.
           composition: a formula, such as "LiMnO2".
           chemical_system: elements, such as "Li-Mn-O".
+          space_group: "Fm-3m" or 225; see docs/sampling.md.
+          crystal_system: such as "cubic".
           conditions: of the model, by name, such as {"dft_band_gap": 3.0}.
           num_atoms: per crystal; of several, in equal shares.
-          dataset: whose atom counts are drawn.
+          dataset: whose atom counts are drawn, and whose symmetries.
           sampler: "ddim" or "ddpm".
           sampling_steps: of the sampler.
           eta: noise of DDIM, from 0 to 1.
@@ -103,6 +108,8 @@ class Model:
                 seed=seed,
                 composition=composition,
                 chemical_system=chemical_system,
+                space_group=None if space_group is None else str(space_group),
+                crystal_system=crystal_system,
                 conditions=conditions or {},
                 num_atoms=None if num_atoms is None else np.ravel(num_atoms).tolist(),
                 dataset=dataset,
@@ -119,7 +126,7 @@ class Model:
         return Crystals(to_structures(crystals), table)
 
     def plan(self, request: Request) -> Plan:
-        """Draws atom counts, and checks a request; nothing is sampled yet.
+        """Checks a request, draws atom counts and symmetries; nothing is sampled yet.
 
         Raises:
           UserError: the model does not take what is asked for.
@@ -140,13 +147,17 @@ class Model:
         )
         make_schedule(settings["sampler"], settings["sampling_steps"])  # or UserError
         key = jax.random.key(request.seed)
-        counts = jax.random.fold_in(key, 0)
-        return Plan(
-            jax.random.fold_in(key, 1),
-            draw_atom_counts(counts, request.num_samples, shares),
-            condition,
-            settings | {"conditions": by_kind | by_name},
-        )
+        counts, count = jax.random.fold_in(key, 0), request.num_samples
+        settings |= {"conditions": by_kind | by_name}
+        if asked := request.symmetry:
+            source = self.symmetry_source(request.dataset)
+            dataset = load_dataset(source)
+            num_atoms, template = draw_templates(counts, count, dataset, shares, asked)
+            settings |= {"symmetry": f"{asked} of {source}"}
+        else:
+            num_atoms, template = draw_atom_counts(counts, count, shares), None
+        key = jax.random.fold_in(key, 1)
+        return Plan(key, num_atoms, condition, settings, template)
 
     def make(
         self, plan: Plan, batch_size: int | None = None, folder: Path | None = None
@@ -175,9 +186,10 @@ class Model:
             condition = {name: np.repeat(x, count, 0) for name, x in condition.items()}
         largest = batch_size or fitting_batch(model, guided, mesh.size)
         batch_size = even_batch_size(count, largest, mesh.size)
+        prompts = group_prompts(plan.key, plan.num_atoms, condition)
         return sample_in_bulk(
             policy,
-            group_prompts(plan.key, plan.num_atoms, condition),
+            prompts._replace(template=plan.template),
             sample=self._compiled[how],
             batch_size=batch_size,
             progress=True,
@@ -188,6 +200,13 @@ class Model:
     def _generator(self):
         mesh = make_mesh()
         return mesh, *replicate(make_generator(self.checkpoint, MAX_ATOMS), mesh)
+
+    def symmetry_source(self, source: str | None = None) -> str:
+        """The data set to draw symmetries of: the named one, the run's, or mp_mini."""
+        if source is None and self.run is not None:
+            source = self.run["data"]["dataset"]
+        # Of MP-20 only the histogram of atom counts is known.
+        return "mp_mini" if source in (None, "mp_20") else source
 
     def count_shares(self, source: str | None = None) -> np.ndarray:
         """The atom counts to draw: of the named data set, the run's, or its own."""

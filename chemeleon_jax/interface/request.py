@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from chemeleon_jax.data.templates import AskedSymmetry
+from chemeleon_jax.data.types import SymmetryTemplate
 from chemeleon_jax.errors import UserError
 
 # How a model samples where neither it nor a request says so.
@@ -41,6 +43,8 @@ class Request:
     seed: int = 0
     composition: str | None = None  # a formula
     chemical_system: str | None = None  # such as Li-Mn-O
+    space_group: str | None = None  # international symbol or number
+    crystal_system: str | None = None  # such as cubic
     conditions: Mapping[str, Any] = field(default_factory=dict)  # by name
     num_atoms: Sequence[int] | None = None  # per crystal, in equal shares
     dataset: str | None = None  # whose atom counts are drawn
@@ -65,6 +69,13 @@ class Request:
         if self.num_atoms is not None and not len(self.num_atoms):
             raise UserError("--num_atoms: names no count")
 
+    @property
+    def symmetry(self) -> AskedSymmetry | None:
+        """The symmetry asked for, and the elements that should have it, or None."""
+        if self.space_group is None and self.crystal_system is None:
+            return None
+        return AskedSymmetry(*(getattr(self, name) for name in AskedSymmetry._fields))
+
     def settings(
         self, own: Mapping[str, Any], *, guided: bool, elements: bool
     ) -> dict[str, Any]:
@@ -87,6 +98,13 @@ class Request:
                     "--chemical_system or --condition too"
                 )
             settings["cfg_scale"] = None
+        if elements and self.symmetry:
+            if self.decoder_guidance is not None:
+                raise UserError(
+                    "--decoder_guidance: not with --space_group or --crystal_system, "
+                    "where atoms have the elements asked for anyway"
+                )
+            settings["decoder_guidance"] = None
         if not elements:
             if self.decoder_guidance is not None:
                 raise UserError(
@@ -105,3 +123,4 @@ class Plan(NamedTuple):
     num_atoms: np.ndarray  # [n]
     condition: dict[str, np.ndarray] | None  # of all of them, {name: [1, in]}
     settings: dict[str, Any]  # how to sample, JSON values
+    template: SymmetryTemplate | None = None  # [n], of symmetric crystals

@@ -11,9 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 from flax.core import freeze
 from pymatgen.core import Composition, Element
-from pymatgen.symmetry.groups import SpaceGroup
 
-from chemeleon_jax.data.symmetry import CRYSTAL_SYSTEMS
+from chemeleon_jax.data.symmetry import (
+    CRYSTAL_SYSTEMS,
+    read_crystal_system,
+    read_space_group,
+)
 from chemeleon_jax.data.types import CrystalBatch
 from chemeleon_jax.models.layers import Mlp
 
@@ -73,18 +76,12 @@ def preprocess(spec: Mapping[str, Any], values: Sequence) -> np.ndarray:
 def _class_index(spec: Mapping[str, Any], value) -> int:
     """Of a category, space group or crystal system, from 0."""
     if spec["kind"] == "crystal_system":
-        if value not in CRYSTAL_SYSTEMS:
-            raise ValueError(f"the systems are {', '.join(CRYSTAL_SYSTEMS)}")
-        return list(CRYSTAL_SYSTEMS).index(value)
-    if spec["kind"] == "categorical":
-        index, first = int(value), 0
-    elif str(value).isdecimal():
-        index, first = int(value) - 1, 1
-    else:
-        return SpaceGroup(value).int_number - 1
-    count = input_width(spec)
+        return read_crystal_system(value)
+    if spec["kind"] == "space_group":
+        return read_space_group(value) - 1
+    index, count = int(value), spec["num_classes"]
     if not 0 <= index < count:
-        raise ValueError(f"there are {first} to {count - 1 + first}")
+        raise ValueError(f"there are 0 to {count - 1}")
     return index
 
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from chemeleon_jax.data.types import CrystalBatch
+from chemeleon_jax.data.types import CrystalBatch, SymmetryTemplate
 from chemeleon_jax.errors import UserError
 from chemeleon_jax.models.condition import make_condition_encoder
 from chemeleon_jax.models.diffusion import (
@@ -20,6 +20,7 @@ from chemeleon_jax.models.diffusion import (
 from chemeleon_jax.models.dit import DiT
 from chemeleon_jax.models.guidance import allowed_elements, elements_log_prob
 from chemeleon_jax.models.store import Checkpoint, encoder_digest
+from chemeleon_jax.models.symmetry import symmetrise
 from chemeleon_jax.models.vae import VAE, Decoded, make_vae, to_crystals
 
 
@@ -50,6 +51,7 @@ class Generator:
         vectors: dict[str, jax.Array] | None = None,
         cfg_scale: float | None = None,
         decoder_scale: float | None = None,
+        template: SymmetryTemplate | None = None,
     ) -> Denoiser:
         """The denoiser as a function of (z, t).
 
@@ -61,10 +63,14 @@ class Generator:
             uncond) on the whole output, variance rows included. None is no guidance.
           decoder_scale: guidance by the decoder (see `guidance`), towards the elements
             in `vectors`. None is none.
+          template: the symmetry that crystals should have, and their elements, towards
+            which latents are moved instead.
         """
         chex.assert_rank(mask, 2, custom_message="mask [B, N]")
         chex.assert_equal_shape_prefix([mask, *(vectors or {}).values()], 1)
         denoise = self._denoiser(params, mask, vectors, cfg_scale)
+        if template is not None:
+            return self._guided_by_symmetry(denoise, mask, template)
         if vectors is None or decoder_scale is None:
             return denoise
         return self._guided_by_decoder(denoise, mask, vectors, decoder_scale)
@@ -106,6 +112,22 @@ class Generator:
 
         return guided
 
+    def _guided_by_symmetry(self, denoise, mask, template) -> Denoiser:
+        """The clean latents move by what symmetrising changes in their encoding."""
+        every_step = make_schedule("ddpm", NUM_TIMESTEPS)
+
+        def guided(z, t):
+            eps, values = split_output(denoise(z, t), z.shape[1])
+            z_clean = every_step.predict_clean(z, eps, t)
+            before = self.decode(z_clean, mask)
+            after = self.decode(z_clean, mask, template)
+            moved = (self.encode(after) - self.encode(before)) * mask[..., None]
+            step = every_step.signal[t] / every_step.noise[t]
+            eps -= step[:, None, None] * moved
+            return eps if values is None else jnp.concatenate([eps, values], 1)
+
+        return guided
+
     def encode_condition(self, vectors, keep) -> jax.Array:
         """Preprocessed conditions, dropped where not `keep` [B] -> [B, D]."""
         return self.condition.apply({"params": self.frozen["condition"]}, vectors, keep)
@@ -117,9 +139,14 @@ class Generator:
         )
         return posterior.mean / self.latent_std
 
-    def decode(self, z: jax.Array, mask: jax.Array) -> CrystalBatch:
-        """Crystals of diffusion latents z [B, N, L]."""
-        return to_crystals(self.decode_heads(z, mask), mask)
+    def decode(
+        self, z: jax.Array, mask: jax.Array, template: SymmetryTemplate | None = None
+    ) -> CrystalBatch:
+        """Crystals of diffusion latents z [B, N, L], symmetrised if a template says."""
+        decoded = self.decode_heads(z, mask)
+        if template is not None:
+            decoded = symmetrise(decoded, template)
+        return to_crystals(decoded, mask)
 
     def decode_heads(self, z: jax.Array, mask: jax.Array) -> Decoded:
         """What the decoder makes of diffusion latents z [B, N, L]."""

@@ -11,7 +11,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from tqdm import tqdm
 
-from chemeleon_jax.data.types import CrystalBatch, Trajectory
+from chemeleon_jax.data.types import CrystalBatch, SymmetryTemplate, Trajectory
 from chemeleon_jax.devices import distributed
 from chemeleon_jax.devices.compilation import on_mesh
 from chemeleon_jax.devices.sharding import device_order, replicate_in_jit, shard_batch
@@ -35,6 +35,7 @@ class Prompts(NamedTuple):
     keys: jax.Array  # [B]
     num_atoms: jax.Array  # [B]
     condition: Condition  # {name: [B, in]}
+    template: SymmetryTemplate | None = None  # of B crystals
 
     def at(self, rows: np.ndarray) -> "Prompts":
         """Those of some crystals."""
@@ -82,14 +83,15 @@ def sample_on_mesh(
     `device_order`. For the rest, see `sample_group`.
     """
     order = device_order(len(prompts.num_atoms), num_minibatches, num_devices)
-    keys, num_atoms, condition = prompts.at(order)
+    prompts = prompts.at(order)
     crystals, trajectory = sample_group(
         params,
-        keys,
-        num_atoms,
+        prompts.keys,
+        prompts.num_atoms,
         sampler=sampler,
         group_size=1,
-        condition=condition,
+        condition=prompts.condition,
+        template=prompts.template,
         num_microbatches=num_microbatches,
         record=record,
     )

@@ -10,7 +10,12 @@ import jax.numpy as jnp
 from flax import struct
 from jax import lax
 
-from chemeleon_jax.data.types import CrystalBatch, Step, Trajectory
+from chemeleon_jax.data.types import (
+    CrystalBatch,
+    Step,
+    SymmetryTemplate,
+    Trajectory,
+)
 from chemeleon_jax.devices.sharding import (
     CRYSTALS,
     gather_params,
@@ -54,6 +59,7 @@ class Sampler:
         timestep: jax.Array,
         mask: jax.Array,
         condition: Condition = None,
+        template: SymmetryTemplate | None = None,
     ) -> Gaussian:
         """What one reverse step draws from. Rollout and loss both call this.
 
@@ -63,10 +69,11 @@ class Sampler:
           timestep: [] of the schedule, T-1 .. 0.
           mask: [B, N].
           condition: preprocessed conditions of each crystal, {name: [B, in]}.
+          template: the symmetry of each crystal; None for any.
         """
         chex.assert_equal_shape_prefix([z, mask], 2)
         denoiser = self.model.denoiser(
-            params, mask, condition, self.cfg_scale, self.decoder_scale
+            params, mask, condition, self.cfg_scale, self.decoder_scale, template
         )
         return denoise_step(denoiser, z, timestep, schedule=self.schedule, eta=self.eta)
 
@@ -133,6 +140,7 @@ def sample_group(
     sampler: Sampler,
     group_size: int,
     condition: Condition = None,
+    template: SymmetryTemplate | None = None,
     num_microbatches: int = 1,
     record: bool = True,
 ) -> tuple[CrystalBatch, Trajectory]:
@@ -146,6 +154,8 @@ def sample_group(
       sampler: everything that is not trained here.
       group_size: K.
       condition: preprocessed conditions of each group, {name: [G, in]}.
+      template: the symmetry that each of the B crystals should have; None for any. What
+        the policy then draws from is not the policy alone: nothing to learn from.
       num_microbatches: that a device's crystals are sampled in, one after another; see
         `buckets`. Crystals do not depend on it.
       record: keeps the steps; objectives that need none save their memory.
@@ -168,7 +178,7 @@ def sample_group(
     model, schedule = sampler.model, sampler.schedule
 
     def sample_some(params, some):
-        keys, counts, condition = some
+        keys, counts, condition, template = some
         mask = jnp.arange(model.max_atoms)[None] < counts[:, None]
         # Noise and decoder are the same at every width, and cost little beside T steps
         # of the network: outside of the branches, they are compiled once.
@@ -185,6 +195,7 @@ def sample_group(
                 mask[:, :width],
                 sampler=sampler,
                 condition=condition,
+                template=template and template.at_width(width),
             )
             z_past, z_next = (
                 pad_atoms(jnp.moveaxis(x, 0, 1), model.max_atoms, axis=2)
@@ -194,7 +205,7 @@ def sample_group(
             return z, *((z_past, z_next, steps.log_prob.T) if record else ())
 
         z, *steps = at_width(sample, counts, sampler.widths)
-        return model.decode(z, mask), z, *steps
+        return model.decode(z, mask, template), z, *steps
 
     def sample_own(params, crystals):
         params = gather_params(params, specs)
@@ -204,7 +215,7 @@ def sample_group(
 
     crystals, latents, *steps = over_devices(
         sample_own, in_specs=(specs, CRYSTALS), out_specs=CRYSTALS
-    )(params, (keys, counts, condition))
+    )(params, (keys, counts, condition, template))
     timesteps = jnp.arange(schedule.num_steps)[::-1][: schedule.num_recorded]
     if record:
         steps = Step(timesteps, *(jnp.moveaxis(x, 1, 0) for x in steps))
@@ -221,6 +232,7 @@ def roll_out(
     *,
     sampler: Sampler,
     condition: Condition = None,
+    template: SymmetryTemplate | None = None,
 ) -> tuple[jax.Array, Step]:
     """Take all T steps from a given latent.
 
@@ -231,6 +243,7 @@ def roll_out(
       mask: [B, N].
       sampler: with T steps.
       condition: of each crystal, {name: [B, in]}.
+      template: of each crystal, for atoms up to N.
 
     Returns:
       The final latent, and the steps that have a density, stacked in sampling order.
@@ -238,7 +251,7 @@ def roll_out(
     chex.assert_rank([z, mask], [3, 2], custom_message="z [B, N, L], mask [B, N]")
 
     def take_step(z, timestep):
-        gaussian = sampler.step(params, z, timestep, mask, condition)
+        gaussian = sampler.step(params, z, timestep, mask, condition, template)
         z_next = gaussian.sample(noise(timestep), timestep > 0)  # none at the last
         return z_next, Step(timestep, z, z_next, gaussian.log_prob(z_next, mask))
 

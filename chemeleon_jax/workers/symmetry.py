@@ -17,6 +17,14 @@ SYMMETRY_TOLERANCE = 0.1  # Å, spglib's symprec
 MAX_ORDER = 48  # of a point group: m-3m
 
 
+class Sites(NamedTuple):
+    """The atoms of a crystal, and what its symmetry does to them."""
+
+    frac_coords: np.ndarray  # [n, 3] that have the symmetry exactly
+    rotations: np.ndarray  # [K, 3, 3] int, each operation's inverse, of columns
+    images: np.ndarray  # [K, n] int, the atom that each operation takes an atom to
+
+
 class Symmetrised(NamedTuple):
     """A crystal moved to the positions of its space group."""
 
@@ -65,6 +73,39 @@ def operations(cell: Cell, tolerance: float) -> list[tuple[np.ndarray, np.ndarra
     if found is None:
         return [(np.eye(3, dtype=int), np.zeros(3))]
     return list(zip(found["rotations"], found["translations"], strict=True))
+
+
+def symmetric_sites(cell: Cell) -> Sites:
+    """A crystal's sites under the operations that spglib finds within 0.1 Å.
+
+    Raises:
+      ValueError: the operations do not take atoms to atoms.
+    """
+    coords, found, images = cell.frac_coords, operations(cell, SYMMETRY_TOLERANCE), []
+    other = cell.atom_types[:, None] != cell.atom_types
+    for rotation, translation in found:
+        apart = _to_nearest(coords @ rotation.T + translation - coords[:, None])
+        apart = apart.swapaxes(0, 1) @ cell.matrix  # [from, to, 3], Å
+        images.append(np.where(other, np.inf, np.linalg.norm(apart, axis=-1)).argmin(1))
+    if any(len(np.unique(image)) < len(coords) for image in images):
+        raise ValueError("an operation of the space group takes two atoms to one place")
+    inverses = [np.rint(np.linalg.inv(rotation)) for rotation, _ in found]
+    moves = [
+        _to_nearest((coords[image] - translation) @ inverse.T - coords)
+        for image, inverse, (_, translation) in zip(
+            images, inverses, found, strict=True
+        )
+    ]
+    return Sites(
+        coords + np.mean(moves, 0),
+        np.array(inverses, np.int8),
+        np.array(images, np.int8),
+    )
+
+
+def _to_nearest(coords: np.ndarray) -> np.ndarray:
+    """Differences of fractional coordinates, to the nearest image."""
+    return coords - np.round(coords)
 
 
 def symmetrise(task: tuple[Cell, float]) -> Symmetrised:

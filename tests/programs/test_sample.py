@@ -4,7 +4,7 @@ import shutil
 import jax.numpy as jnp
 import pytest
 import tiny
-from pymatgen.core import Structure
+from pymatgen.core import Lattice, Structure
 
 from chemeleon_jax.data.types import TrainState
 from chemeleon_jax.errors import UserError
@@ -203,6 +203,13 @@ def test_guided_by_the_decoder_crystals_have_the_composition(tmp_path):
             ["--condition", "gap=1", "--decoder_guidance=3"],
             "no elements to guide to",
         ),
+        (
+            "conditional",
+            ["--composition=NaCl", "--space_group=225", "--decoder_guidance=3"],
+            "have the elements asked for anyway",
+        ),
+        ("plain", ["--space_group=Fm3m3"], "international symbol"),
+        ("plain", ["--crystal_system=round"], "the systems are"),
         ("plain", ["--num_atoms=four"], "write it like"),
         ("plain", ["--num_steps=2000"], "1 .. 1000"),
         ("plain", ["--num_samples=0"], "num_samples=0"),
@@ -218,6 +225,35 @@ def test_errors_come_before_any_sampling(
     assert run(models / checkpoint, tmp_path / "out", *flags) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_crystals_have_the_symmetry_that_is_asked_for(models, tmp_path, capsys):
+    salt = Structure.from_spacegroup(
+        "Fm-3m", Lattice.cubic(5.6), ["Na", "Cl"], [[0, 0, 0], [0.5, 0.5, 0.5]]
+    ).get_primitive_structure()
+    other = Structure(Lattice.cubic(3), ["Cs", "I"], [[0, 0, 0], [0.5, 0.5, 0.5]])
+    rows = [f'{i},train,"{s.to(fmt="cif")}"' for i, s in enumerate([salt, other])]
+    data = tmp_path / "known.csv"
+    data.write_text("\n".join(["material_id,split,cif", *rows]))
+    flags = [f"--dataset={data}", "--space_group=225"]
+    plain, made = models / "plain", tmp_path / "made"
+    assert run(plain, made, *flags) == 0
+    for row in lines(made):
+        crystal = Structure.from_dict(row["structure"])
+        assert crystal.get_space_group_info(1e-3)[1] in (221, 225, 229)  # one element
+    symmetry = json.loads((made / "manifest.json").read_text())["settings"]["symmetry"]
+    assert symmetry == f"--space_group=225 of {data}"
+    asked = tmp_path / "asked"
+    flags += ["--composition=MgO"]
+    assert run(models / "conditional", asked, *flags) == 0
+    for row in lines(asked):
+        crystal = Structure.from_dict(row["structure"])
+        assert crystal.get_space_group_info(1e-3)[1] == 225
+        assert crystal.formula == "Mg1 O1"
+    again = load(models / "conditional").sample(
+        4, space_group=225, composition="MgO", dataset=str(data), sampling_steps=2
+    )
+    assert again.structures[0] == Structure.from_dict(lines(asked)[0]["structure"])
 
 
 def test_a_run_is_sampled_as_it_was_trained(models, tmp_path):
