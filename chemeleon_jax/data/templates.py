@@ -137,7 +137,7 @@ def _elements(seed: np.ndarray, types: np.ndarray, asked: AskedSymmetry) -> np.n
         old, old_amounts = np.unique(row[row > 0], return_counts=True)
         if asked.composition is not None:  # the rarest in the rarest's place
             old = old[np.argsort(old_amounts, kind="stable")]
-            mixed = sorted(mixed, key=amounts.get)
+            mixed = sorted(mixed, key=lambda number: amounts[number])
         for present, wanted in zip(old, mixed, strict=True):
             elements[i, row == present] = wanted
     return elements

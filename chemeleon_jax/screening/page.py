@@ -143,13 +143,21 @@ def _line(record: dict, judges: list[str]) -> str:
         f"{record['e_above_hull:mean']:.3f}",
         *(f"{record[f'e_above_hull:{name}']:.3f}" for name in judges),
         f"{sum(above) / len(above):+.3f}" if above else "–",
-        "–" if frequency is None else f"{frequency:.2f}",
+        "–" if frequency is None else f"{frequency:.2f}{_descent(record)}",
         moduli,
         known,
     ]
     return f"<tr><th scope=row>{record['rank']}</th>" + "".join(
         f"<td>{cell}</td>" for cell in cells
     )
+
+
+def _descent(record: dict) -> str:
+    """Of a crystal that came off a saddle: from which frequency, and how far."""
+    if not (descent := record.get("descent")):
+        return ""
+    drop = 1000 * descent["drop"]
+    return f"<small>from {descent['lowest_frequency']:.2f}, {drop:.1f} meV</small>"
 
 
 def protocol_section(protocol: dict) -> str:

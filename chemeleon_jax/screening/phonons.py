@@ -4,6 +4,8 @@ The force constants between an atom of the cell and all of the supercell give th
 dynamical matrix at every such wave vector, exactly. NumPy.
 """
 
+from collections.abc import Iterator
+
 import numpy as np
 from pymatgen.core import Element, Structure
 
@@ -59,23 +61,56 @@ def frequencies(
       [Q, 3 n] THz, ascending; below zero, imaginary. The first wave vector is Gamma;
       the three translations there, which cost nothing, are NaN, and come last.
     """
-    n = len(atom_types)
-    mass = np.repeat([float(Element.from_Z(int(z)).atomic_mass) for z in atom_types], 3)
-    weight = 1 / np.sqrt(mass[:, None] * mass)
-    cells = np.array(list(np.ndindex(*size)))
-    by_cell = constants.reshape(3 * n, len(cells), 3 * n)
-    translations = np.sqrt(mass)[:, None] * np.tile(np.eye(3), (n, 1))
-    translations = np.linalg.qr(translations)[0]
-    across = np.eye(3 * n) - translations @ translations.T
     found = []
-    for q in cells / np.array(size):
-        phase = np.exp(2j * np.pi * cells @ q)
-        matrix = np.einsum("irj,r->ij", by_cell, phase) * weight
-        if not q.any():
-            matrix = across @ matrix @ across
-        squares = np.linalg.eigvalsh((matrix + matrix.conj().T) / 2)
+    for q, matrix in _dynamical_matrices(constants, _masses(atom_types), size):
+        squares = np.linalg.eigvalsh(matrix)
         if not q.any():  # three zeros among them, but for rounding
             squares[np.argsort(np.abs(squares))[:3]] = np.nan
             squares = np.sort(squares)
         found.append(np.sign(squares) * np.sqrt(np.abs(squares)) * THZ)
     return np.array(found)
+
+
+def softest_mode(
+    constants: np.ndarray, atom_types, size: tuple[int, int, int]
+) -> tuple[np.ndarray, np.ndarray]:
+    """How atoms move in the mode with the lowest frequency; see `frequencies`.
+
+    Returns:
+      Its wave vector q [3], in reduced coordinates, and complex displacements u [n, 3]:
+      those in the cell R are the real parts of u exp(2 pi i q R). Their phase is the
+      one in which most of them is real.
+    """
+    mass = _masses(atom_types)
+    modes = []
+    for q, matrix in _dynamical_matrices(constants, mass, size):
+        squares, vectors = np.linalg.eigh(matrix)
+        modes.append((squares[0], q, vectors[:, 0]))
+    _, q, vector = min(modes, key=lambda mode: mode[0])
+    moves = vector / np.sqrt(mass)
+    moves = moves * np.exp(-0.5j * np.angle((moves**2).sum()))
+    return q, moves.reshape(-1, 3)
+
+
+def _masses(atom_types) -> np.ndarray:
+    """[3 n] atomic mass units."""
+    return np.repeat([float(Element.from_Z(int(z)).atomic_mass) for z in atom_types], 3)
+
+
+def _dynamical_matrices(
+    constants: np.ndarray, mass: np.ndarray, size: tuple[int, int, int]
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Each wave vector [3] that fits, and its Hermitian matrix [3 n, 3 n]."""
+    n = len(mass) // 3
+    cells = np.array(list(np.ndindex(*size)))
+    by_cell = constants.reshape(3 * n, len(cells), 3 * n)
+    translations = np.sqrt(mass)[:, None] * np.tile(np.eye(3), (n, 1))
+    translations = np.linalg.qr(translations)[0]
+    across = np.eye(3 * n) - translations @ translations.T
+    for q in cells / np.array(size):
+        phase = np.exp(2j * np.pi * cells @ q)
+        matrix = np.einsum("irj,r->ij", by_cell, phase)
+        matrix = matrix / np.sqrt(mass[:, None] * mass)
+        if not q.any():
+            matrix = across @ matrix @ across
+        yield q, (matrix + matrix.conj().T) / 2

@@ -71,6 +71,9 @@ def candidate_columns(record: dict, judges: list[str]) -> dict[str, Any]:
     for name in ("lowest_frequency", "lowest_at_gamma", "lowest_stiffness"):
         line[name] = stable.get(name)
     line |= {name: stable.get(name) for name in ("bulk_modulus", "shear_modulus")}
+    descent = record.get("descent") or {}
+    line["descent_from"] = descent.get("lowest_frequency")
+    line["descent_drop"] = descent.get("drop")
     size = stable.get("supercell")
     line["supercell"] = "x".join(map(str, size)) if size else ""
     return line

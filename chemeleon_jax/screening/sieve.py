@@ -47,6 +47,7 @@ LEFT = {
 }
 
 # GPa: molecular and layered crystals are as soft as a potential is wrong.
+MIN_DROP = 0.001  # eV/atom: less is within the error of a potential
 MIN_STIFFNESS = -1.0
 
 
@@ -120,11 +121,26 @@ def third_look(record: dict, limits: Limits) -> tuple[str, str]:
         return "", ""
     if "problem" in found:
         return "not_converged", found["problem"]
-    if found["lowest_frequency"] < limits.min_frequency:
-        return "dynamically_unstable", f"{found['lowest_frequency']:.2f} THz"
+    descent = record.get("descent")
+    if found["lowest_frequency"] < limits.min_frequency and not is_flat(descent):
+        detail = f"{found['lowest_frequency']:.2f} THz"
+        return "dynamically_unstable", detail + told_descent(descent)
     if found["lowest_stiffness"] < limits.min_stiffness:
         return "elastically_unstable", f"{found['lowest_stiffness']:.1f} GPa"
     return "", ""
+
+
+def is_flat(descent: dict | None) -> bool:
+    """Whether a soft mode led to an energy that cannot be told from the one before."""
+    return descent is not None and descent["converged"] and descent["drop"] < MIN_DROP
+
+
+def told_descent(descent: dict | None) -> str:
+    """Where a crystal that is dropped has come to rest, if it has."""
+    if descent is None or not descent["converged"] or descent["same"]:
+        return ""
+    drop = 1000 * descent["drop"]
+    return f"; becomes another crystal, {drop:.0f} meV/atom lower"
 
 
 def funnel(reasons: Sequence[str]) -> dict[str, int]:

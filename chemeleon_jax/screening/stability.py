@@ -1,9 +1,12 @@
 """Whether a crystal stands still: its vibrations and its stiffness, at a minimum.
 
-Both come from second derivatives of a supercell's energy, by a potential in JAX.
+Both come from second derivatives of a supercell's energy, by a potential in JAX. Where
+a vibration is unstable, the crystal is at a saddle, and `downhill` is a way off it.
 """
 
+import math
 from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 from pymatgen.core import Structure
@@ -11,12 +14,19 @@ from pymatgen.core import Structure
 from chemeleon_jax.evaluation.relaxation import relax_structures
 from chemeleon_jax.potentials.types import Potential
 from chemeleon_jax.screening.elasticity import stiffness
-from chemeleon_jax.screening.force_constants import force_constants
-from chemeleon_jax.screening.phonons import frequencies, supercell_size, with_sum_rule
+from chemeleon_jax.screening.force_constants import force_constants, repeat
+from chemeleon_jax.screening.phonons import (
+    frequencies,
+    softest_mode,
+    supercell_size,
+    with_sum_rule,
+)
 from chemeleon_jax.workers.calculators import RelaxedStructure
 
 MAX_FORCE = 0.005  # eV/Å, as in `potentials.relax`: a Hessian means little off it
 MAX_STEPS = 200
+PUSH = 0.2  # Å, of the atom that moves most along a soft mode
+NUDGE = 0.01  # Å, of all atoms: out of what symmetry is left
 
 
 @dataclass(frozen=True)
@@ -49,8 +59,48 @@ def refine(
     )
 
 
+class Settled(NamedTuple):
+    """A crystal where a potential's forces vanish."""
+
+    structure: Structure
+    energy: float  # eV/atom
+    record: dict[
+        str, Any
+    ]  # `Stability` as JSON values, or {"problem": why there is none}
+    downhill: Structure | None  # a supercell pushed along the softest mode
+
+
+def settle(
+    structures: list[Structure], potential: Potential, batch_size: int = 16
+) -> list[Settled]:
+    """Crystals at their minima or saddles, and how they stand there."""
+    settled = []
+    for result in refine(structures, potential, batch_size):
+        downhill = None
+        if not result.converged:
+            record = {"problem": f"by {potential.name}, after {result.steps} steps"}
+        else:
+            try:
+                found, downhill = look_around(result.structure, potential)
+                record = asdict(found)
+            except (ValueError, np.linalg.LinAlgError) as error:
+                record = {"problem": str(error)}
+        record["rmsd"] = float(np.nan_to_num(result.rmsd))
+        settled.append(Settled(result.structure, result.energy, record, downhill))
+    return settled
+
+
 def find_stability(structure: Structure, potential: Potential) -> Stability:
+    """Vibrations and stiffness of a crystal; see `look_around`."""
+    return look_around(structure, potential)[0]
+
+
+def look_around(
+    structure: Structure, potential: Potential
+) -> tuple[Stability, Structure]:
     """Vibrations and stiffness of a crystal at a minimum of a potential.
+
+    The second is the smallest supercell that its softest mode fits, pushed along it.
 
     Args:
       structure: a primitive cell.
@@ -69,7 +119,7 @@ def find_stability(structure: Structure, potential: Potential) -> Stability:
     )
     q = np.unravel_index(np.nanargmin(modes), modes.shape)[0]
     wave_vector = np.array(list(np.ndindex(*size)))[q] / np.array(size)
-    return Stability(
+    stability = Stability(
         supercell=size,
         lowest_frequency=float(np.nanmin(modes)),
         lowest_at_gamma=float(modes[0, 0]) if n > 1 else None,
@@ -82,11 +132,29 @@ def find_stability(structure: Structure, potential: Potential) -> Stability:
         bulk_modulus=elastic.bulk,
         shear_modulus=elastic.shear,
     )
+    softest = softest_mode(constants, structure.atomic_numbers, size)
+    return stability, push(structure, size, *softest)
 
 
-def stability_record(structure: Structure, potential: Potential) -> dict:
-    """`find_stability` as JSON values, or why there is none."""
-    try:
-        return asdict(find_stability(structure, potential))
-    except (ValueError, np.linalg.LinAlgError) as error:
-        return {"problem": str(error)}
+def push(
+    structure: Structure,
+    size: tuple[int, int, int],
+    wave_vector: np.ndarray,
+    moves: np.ndarray,
+) -> Structure:
+    """The smallest supercell that a mode fits, its atoms pushed along it by `PUSH`.
+
+    The mode is one of those that fit a supercell of `size`; see `softest_mode`. All
+    atoms are also moved by `NUDGE`, each its own way, always the same.
+    """
+    waves = np.rint(wave_vector * size).astype(int)
+    period = [s // math.gcd(int(w), s) for w, s in zip(waves, size, strict=True)]
+    other = repeat(structure, tuple(period))
+    cells = np.array(list(np.ndindex(*period)))
+    moved = np.real(np.exp(2j * np.pi * cells @ wave_vector)[:, None, None] * moves)
+    moved = moved.reshape(-1, 3)
+    moved *= PUSH / np.linalg.norm(moved, axis=1).max()
+    nudge = np.random.default_rng(0).normal(size=moved.shape)
+    nudge *= NUDGE / np.linalg.norm(nudge, axis=1, keepdims=True)
+    coords = other.cart_coords + moved + nudge
+    return Structure(other.lattice, other.species, coords, coords_are_cartesian=True)

@@ -25,6 +25,7 @@ from chemeleon_jax.evaluation.partial import in_chunks, prepare_partial
 from chemeleon_jax.evaluation.terms import TIME_LIMIT, load_judges, make_context
 from chemeleon_jax.potentials.types import Potential
 from chemeleon_jax.screening import sieve, stability
+from chemeleon_jax.screening.descent import descend
 from chemeleon_jax.screening.known import nearest_known
 from chemeleon_jax.screening.symmetry import symmetrise_all
 from chemeleon_jax.screening.terms import ScreeningTerms, load_stability
@@ -145,6 +146,7 @@ def examine(
         {
             "ranked": [row["index"] for row in ranked],
             "steadier": steadier and steadier.digest,
+            "min_frequency": limits.min_frequency,
         },
     )
     passed: list[Row] = []
@@ -153,7 +155,12 @@ def examine(
         in_chunks(
             folder / "examined",
             ranked,
-            partial(examine_some, context=context, steadier=steadier),
+            partial(
+                examine_some,
+                context=context,
+                steadier=steadier,
+                min_frequency=limits.min_frequency,
+            ),
             size=EXAMINED,
             title="symmetry, stability",
             enough=lambda records: (
@@ -173,21 +180,31 @@ def examine(
 
 
 def examine_some(
-    rows: list[Row], context: EvaluationContext, steadier: Potential | None
+    rows: list[Row],
+    context: EvaluationContext,
+    steadier: Potential | None,
+    min_frequency: float,
 ) -> list[dict]:
-    """Symmetry and, with a potential for it, stability of a few crystals."""
+    """Symmetry and, with a potential for it, stability of a few crystals.
+
+    Those with frequencies below `min_frequency`, in THz, come with their `descent`.
+    """
     structures = [read_structure(row["structure"]) for row in rows]
     records = symmetrise_all(structures, energies_of(context), context.pool)
     if steadier is None:
         return records
     primitives = [read_structure(record["primitive"]) for record in records]
-    refined = stability.refine(primitives, steadier, EXAMINED)
-    for record, result in zip(records, refined, strict=True):
-        if result.converged:
-            found = stability.stability_record(result.structure, steadier)
-        else:
-            found = {"problem": f"by {steadier.name}, after {result.steps} steps"}
-        record["stability"] = found | {"rmsd": float(np.nan_to_num(result.rmsd))}
+    settled = stability.settle(primitives, steadier, EXAMINED)
+    for record, found in zip(records, settled, strict=True):
+        record["stability"] = found.record
+    soft = {
+        i: found
+        for i, found in enumerate(settled)
+        if found.record.get("lowest_frequency", 0.0) < min_frequency
+    }
+    fallen = descend([*soft.values()], steadier, context.pool, EXAMINED)
+    for i, record in zip(soft, fallen, strict=True):
+        records[i] |= record
     return records
 
 

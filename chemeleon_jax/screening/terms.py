@@ -13,7 +13,7 @@ from chemeleon_jax.potentials.loading import load_potential
 from chemeleon_jax.potentials.types import Potential
 from chemeleon_jax.screening import stability
 from chemeleon_jax.screening.phonons import EDGE, MAX_ATOMS
-from chemeleon_jax.screening.sieve import Limits
+from chemeleon_jax.screening.sieve import MIN_DROP, Limits
 from chemeleon_jax.screening.symmetry import LOOSE, MAX_RISE, TIGHT
 
 POTENTIALS = "chgnet,sevennet-l3i5"  # that judge, the first relaxes
@@ -109,6 +109,8 @@ class ScreeningTerms:
                 "max_steps": stability.MAX_STEPS,
                 "supercell_edge": EDGE,
                 "supercell_atoms": MAX_ATOMS,
+                "push": stability.PUSH,
+                "min_drop": MIN_DROP,
             },
             "num_candidates": self.num_candidates,
         }

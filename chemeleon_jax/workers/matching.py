@@ -60,6 +60,11 @@ def fits(one: Cell, other: Cell, length_tol: float = LENGTH_TOL) -> bool:
     )
 
 
+def is_same(cells: tuple[Cell, Cell]) -> bool:
+    """Whether two crystals are one under `StructureMatcher`, reduced or not."""
+    return fits(*map(reduce_cell, cells))
+
+
 Fit = Callable[[Cell, Cell], bool]  # of two reduced cells of one formula
 
 

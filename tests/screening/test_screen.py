@@ -22,6 +22,10 @@ SALT = Structure(Lattice.cubic(4.2), ["Na", "Br"], CUBIC)
 SAMPLES = [NEW, CLASH, NACL, NEW, SALT, SODIUM]
 
 
+SOFT = {"lowest_frequency": -6.0, "lowest_stiffness": 2.0}
+FELL = {"converged": True, "drop": 0.013, "same": True}
+
+
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -187,6 +191,9 @@ def test_reasons_of_relaxed_crystals(change, reason):
         (None, ""),
         ({"lowest_frequency": -0.4, "lowest_stiffness": 2.0}, ""),
         ({"lowest_frequency": -0.6, "lowest_stiffness": 2.0}, "dynamically_unstable"),
+        (SOFT | {"descent": FELL | {"drop": 0.0009}}, ""),
+        (SOFT | {"descent": FELL}, "dynamically_unstable"),
+        (SOFT | {"descent": FELL | {"converged": False}}, "dynamically_unstable"),
         ({"lowest_frequency": 1.0, "lowest_stiffness": -0.9}, ""),
         ({"lowest_frequency": 1.0, "lowest_stiffness": -2.0}, "elastically_unstable"),
         ({"problem": "no graph"}, "not_converged"),
@@ -194,7 +201,14 @@ def test_reasons_of_relaxed_crystals(change, reason):
 )
 def test_reasons_of_examined_crystals(stability, reason):
     record = {} if stability is None else {"stability": stability}
+    record |= {"descent": (stability or {}).get("descent")}
     assert sieve.third_look(record, LIMITS)[0] == reason
+
+
+def test_a_crystal_that_becomes_another_says_so():
+    record = {"stability": SOFT, "descent": FELL | {"same": False}}
+    said = "-6.00 THz; becomes another crystal, 13 meV/atom lower"
+    assert sieve.third_look(record, LIMITS)[1] == said
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ from pymatgen.core import Lattice, Structure
 from springs import morse
 
 from chemeleon_jax.potentials.hessian import second_derivatives
+from chemeleon_jax.screening.descent import descend
 from chemeleon_jax.screening.elasticity import GPA, stiffness
 from chemeleon_jax.screening.force_constants import (
     find_sources,
@@ -16,10 +17,17 @@ from chemeleon_jax.screening.force_constants import (
 from chemeleon_jax.screening.phonons import (
     THZ,
     frequencies,
+    softest_mode,
     supercell_size,
     with_sum_rule,
 )
-from chemeleon_jax.screening.stability import find_stability
+from chemeleon_jax.screening.stability import (
+    NUDGE,
+    PUSH,
+    find_stability,
+    push,
+    settle,
+)
 
 MORSE = morse()
 FCC = Structure(Lattice([[0, 2, 2], [2, 0, 2], [2, 2, 0]]), ["Al"], [[0, 0, 0]])
@@ -44,6 +52,37 @@ def test_a_chain_of_springs():
     )
     np.testing.assert_allclose(found[1:, :2], 0, atol=1e-6)
     assert frequencies(-constants, [6], (4, 1, 1))[2, 0] == pytest.approx(-highest)
+
+
+def test_the_softest_mode_of_a_chain_and_the_push_along_it():
+    """Neighbours that repel: two kinds of atoms move apart, the lighter ones more."""
+    n, k = 2, -1.0
+    constants = np.zeros((n, 3, 2 * n, 3))
+    for i, j in ((0, 1), (1, 0), (0, 3), (1, 2)):  # along x: A B | A B
+        constants[i, 0, j, 0] = -k / 2
+        constants[i, 0, i, 0] += k / 2
+    q, moves = softest_mode(constants.reshape(3 * n, -1), [3, 11], (2, 1, 1))
+    np.testing.assert_array_equal(q, [0, 0, 0])
+    ratio = moves[0, 0] / moves[1, 0]
+    assert ratio == pytest.approx(-22.98977 / 6.94, rel=1e-3)
+    chain = Structure(Lattice.cubic(4), ["Li", "Na"], [[0, 0, 0], [0.5, 0, 0]])
+    pushed = push(chain, (2, 1, 1), q, moves)
+    assert len(pushed) == 2
+    away = pushed.cart_coords - chain.cart_coords
+    assert abs(away[0, 0]) == pytest.approx(PUSH, abs=NUDGE)
+    assert np.abs(away[:, 1:]).max() <= NUDGE
+    across = push(chain, (2, 4, 1), np.array([0.5, 0.25, 0]), moves)
+    assert across.lattice.abc == (8, 16, 4)
+
+
+def test_a_simple_cubic_lattice_goes_down_to_another(pool):
+    [saddle] = settle([at_minimum(SIMPLE)], MORSE)
+    [record] = descend([saddle], MORSE, pool, 1)
+    found = record["descent"]
+    assert found["converged"] and not found["same"]
+    assert found["lowest_frequency"] < -1
+    assert found["drop"] > 0.01
+    assert "stability" not in record  # it is dropped for what it was
 
 
 def test_one_electronvolt_per_square_angstrom_and_mass_unit_in_thz():

@@ -1,0 +1,73 @@
+"""Where a soft mode leads: crystals at a saddle go down to a minimum beside it.
+
+Many a crystal is relaxed into more symmetry than it has at rest, as cubic BaTiO3 is. It
+is no less stable for that: the same crystal, a little distorted, has less energy.
+"""
+
+import numpy as np
+from pymatgen.core import Structure
+
+from chemeleon_jax.data.crystals import read_structure
+from chemeleon_jax.potentials.types import Potential
+from chemeleon_jax.screening.sieve import MIN_DROP
+from chemeleon_jax.screening.stability import Settled, refine, settle
+from chemeleon_jax.screening.symmetry import symmetrise_all
+from chemeleon_jax.workers.matching import cell_of, is_same
+from chemeleon_jax.workers.outcome import Status
+from chemeleon_jax.workers.pool import Pool
+
+
+def descend(
+    saddles: list[Settled], potential: Potential, pool: Pool, batch_size: int
+) -> list[dict]:
+    """What becomes of crystals with a soft mode, once they are pushed along it.
+
+    Args:
+      saddles: crystals whose `downhill` is known.
+      potential: the one that they were settled by.
+      pool: worker processes.
+      batch_size: crystals at once.
+
+    Returns:
+      For each, JSON values: `descent`, with the `lowest_frequency` in THz and the
+      `wave_vector` that it started from, whether it has `converged`, the `drop` of
+      energy in eV/atom, and whether it is the `same` crystal by `StructureMatcher`. If
+      it is, and lower by `MIN_DROP`, also what `symmetrise_all` says of it, and its
+      `stability`: it takes the place of the crystal that it was.
+    """
+    rests = refine([s.downhill for s in saddles if s.downhill], potential, batch_size)
+    pairs = [
+        (cell_of(saddle.structure), cell_of(rest.structure))
+        for saddle, rest in zip(saddles, rests, strict=True)
+    ]
+    same = [o.status == Status.OK and bool(o.value) for o in pool.map(is_same, pairs)]
+    records = [
+        {
+            "descent": {
+                "lowest_frequency": saddle.record["lowest_frequency"],
+                "wave_vector": saddle.record["wave_vector"],
+                "converged": rest.converged,
+                "drop": saddle.energy - rest.energy,
+                "same": alike,
+            }
+        }
+        for saddle, rest, alike in zip(saddles, rests, same, strict=True)
+    ]
+
+    def energies(structures: list[Structure]) -> np.ndarray:
+        refined = refine(structures, potential, batch_size)
+        return np.array([result.initial_energy for result in refined])
+
+    taken = [
+        i
+        for i, record in enumerate(records)
+        if record["descent"]["converged"]
+        and record["descent"]["same"]
+        and record["descent"]["drop"] >= MIN_DROP
+    ]
+    symmetric = symmetrise_all([rests[i].structure for i in taken], energies, pool)
+    primitives = [read_structure(record["primitive"]) for record in symmetric]
+    settled = settle(primitives, potential, batch_size)
+    for i, record, found in zip(taken, symmetric, settled, strict=True):
+        records[i] |= record | {"stability": found.record}
+    return records
