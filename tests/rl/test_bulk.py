@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import tiny
 
+from chemeleon_jax.data.types import SymmetryTemplate
 from chemeleon_jax.devices.compilation import on_mesh
 from chemeleon_jax.devices.sharding import make_mesh, replicate, shard_params
 from chemeleon_jax.models.optimizer import make_optimizer
@@ -130,14 +131,38 @@ def test_any_number_of_crystals_is_sampled_in_batches_of_one_size():
     np.testing.assert_array_equal(found["key"], jax.random.key_data(prompts.keys))
 
 
-def generated(devices, batch_size):
+def generated(devices, batch_size, template=None):
     sampler, policy = tiny.sampler(4)
+    prompts = group_prompts(jax.random.key(5), NUM_ATOMS, None)
     return sample_in_bulk(
         policy,
-        group_prompts(jax.random.key(5), NUM_ATOMS, None),
+        prompts._replace(template=template),
         sample=compile_sampling(sampler, make_mesh(devices)),
         batch_size=even_batch_size(len(NUM_ATOMS), batch_size, devices),
     )
+
+
+def inverted():
+    """A centre of inversion at the origin, which takes the first atom to the last."""
+    atoms = np.arange(tiny.MAX_ATOMS)
+    images = np.stack([[atoms, n - 1 - atoms] for n in NUM_ATOMS])
+    images = np.where((images < 0) | (images >= NUM_ATOMS[:, None, None]), 0, images)
+    size = len(NUM_ATOMS)
+    return SymmetryTemplate(
+        np.zeros((size, tiny.MAX_ATOMS, 3), np.float32),
+        np.tile(np.array([np.eye(3), -np.eye(3)], np.int8), (size, 1, 1, 1)),
+        images.astype(np.int8),
+        np.zeros((size, tiny.MAX_ATOMS), int),
+    )
+
+
+def test_symmetric_crystals_do_not_depend_on_batches_or_devices_either():
+    one, four = generated(1, 3, inverted()), generated(4, 32, inverted())
+    chex.assert_trees_all_close(one, four, rtol=1e-4, atol=1e-4)
+    for row, types, n in zip(one.frac_coords, one.atom_types, NUM_ATOMS, strict=True):
+        np.testing.assert_allclose(row[:n], -row[:n][::-1], atol=1e-6)
+        np.testing.assert_array_equal(types[:n], types[:n][::-1])
+    assert np.abs(generated(1, 3).frac_coords - one.frac_coords).max() > 0.01
 
 
 def test_neither_batches_nor_buckets_nor_devices_change_a_crystal():
