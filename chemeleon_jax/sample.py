@@ -52,7 +52,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     add("--dataset", help="of atom counts and symmetries: mp_mini, mp_20 or a file")
     add("--composition", help="formula, such as LiMnO2")
     add("--chemical_system", help="elements, such as Li-Mn-O")
-    add("--space_group", help="symbol or number, such as Fm-3m or 225")
+    add("--space_group", help="such as Fm-3m, 225, or any")
     add("--crystal_system", help="such as cubic")
     add("--condition", action="append", default=[], metavar="NAME=VALUE")
     add("--cfg_scale", "--guidance_scale", type=float, help="of conditional sampling")

@@ -13,11 +13,16 @@ structures that one of their samples matches, and the mean over all of the small
 mean square displacement, in units of (volume / atom)^(1/3), or the tolerance of 0.5
 where none matches.
 
+With `--symmetric` each sample has the symmetry of some crystal of the training split
+that has the stoichiometry, and as many atoms; a composition without such a crystal has
+no samples.
+
 With `--relax_with=chgnet` the samples are also relaxed, and so are the real structures:
 the same again, and how the lowest of the samples lies to the real one in energy.
 """
 
 import argparse
+import contextlib
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -28,7 +33,10 @@ from pymatgen.core import Structure
 
 from chemeleon_jax.data.crystals import to_structures, validity
 from chemeleon_jax.data.dataset import MAX_ATOMS, load_dataset
+from chemeleon_jax.data.templates import ANY, AskedSymmetry, draw_templates
+from chemeleon_jax.data.types import SymmetryTemplate
 from chemeleon_jax.devices.sharding import make_mesh
+from chemeleon_jax.errors import UserError
 from chemeleon_jax.evaluation.relaxation import relax_structures
 from chemeleon_jax.interface.request import DEFAULTS
 from chemeleon_jax.models.generator import combine_checkpoints, make_generator
@@ -39,6 +47,7 @@ from chemeleon_jax.rl.prompts import condition_values, condition_vectors_from_cl
 from chemeleon_jax.rl.sampler import make_sampler
 
 BATCH = 10  # compositions at once
+MOST_OPERATIONS = 96  # of a cell in mp_mini: the same shapes for all
 TOLERANCE = 0.5  # of displacements, in units of (volume / atom)^(1/3)
 PREDICTION = StructureMatcher(ltol=0.3, stol=TOLERANCE, angle_tol=10)  # CDVAE's
 
@@ -76,6 +85,7 @@ def main() -> None:
         parser.add_argument(*names, type=float, default=default)
     kinds = ("composition", "chemical_system")
     parser.add_argument("--ask", choices=kinds, default="composition")
+    parser.add_argument("--symmetric", action="store_true")
     parser.add_argument("--relax_with", metavar="POTENTIAL")
     args = parser.parse_args()
     real = distinct_compositions(args.num_compositions)
@@ -84,7 +94,11 @@ def main() -> None:
         [s for s in some if s and getattr(s, args.ask) == getattr(structure, args.ask)]
         for structure, some in zip(real, samples, strict=True)
     ]
-    hits = [len(some) / args.num_samples for some in right]
+    hits = [
+        len(some) / len(all_of_it)
+        for some, all_of_it in zip(right, samples, strict=True)
+        if all_of_it
+    ]
     print(f"right in {np.mean(hits):.1%} of samples, {valid:.1%} valid")
     report("as sampled", compare_all(real, right))
     if args.relax_with:
@@ -101,12 +115,16 @@ def sample_for(real: list[Structure], args) -> tuple[list[list[Structure]], floa
         model,
         sampling_steps=args.sampling_steps,
         cfg_scale=args.cfg_scale,
-        decoder_guidance=args.decoder_guidance,
+        decoder_guidance=None if args.symmetric else args.decoder_guidance,
     )
     sample = compile_sampling(sampler, make_mesh(1))
-    samples, valid = [], []
-    for start in range(0, len(real), BATCH):
-        asked = real[start : start + BATCH]
+    templates = draw_all(real, args) if args.symmetric else None
+    found: dict[int, list[Structure]] = {}
+    valid = []
+    numbers = [*range(len(real))] if templates is None else [*templates]
+    for start in range(0, len(numbers), BATCH):
+        some = numbers[start : start + BATCH]
+        asked = [real[i] for i in some]
         prompts = group_prompts(
             jax.random.fold_in(jax.random.key(0), start),
             np.array([len(structure) for structure in asked]),
@@ -116,16 +134,39 @@ def sample_for(real: list[Structure], args) -> tuple[list[list[Structure]], floa
             ),
             args.num_samples,
         )
+        if templates is not None:
+            own = jax.tree.map(
+                lambda *x: np.concatenate(x), *(templates[i] for i in some)
+            )
+            prompts = prompts._replace(template=own)
         crystals = sample_in_bulk(
             policy, prompts, sample=sample, batch_size=BATCH * args.num_samples
         )
         valid.extend(validity(crystals) == 0)
-        found = to_structures(crystals)
-        samples += [
-            found[i * args.num_samples : (i + 1) * args.num_samples]
-            for i in range(len(asked))
-        ]
-    return samples, float(np.mean(valid))
+        structures = to_structures(crystals)
+        for j, i in enumerate(some):
+            found[i] = structures[j * args.num_samples : (j + 1) * args.num_samples]
+    return [found.get(i, []) for i in range(len(real))], float(np.mean(valid))
+
+
+def draw_all(real: list[Structure], args) -> dict[int, SymmetryTemplate]:
+    """Templates for the samples of each structure's composition, if there are any."""
+    train, found = load_dataset("mp_mini").select("train"), {}
+    for i, structure in enumerate(real):
+        elements = {args.ask: structure.formula.replace(" ", "")}
+        if args.ask == "chemical_system":
+            elements = {args.ask: structure.chemical_system}
+        asked = AskedSymmetry(space_group=ANY, **elements)
+        shares = (np.arange(1, MAX_ATOMS + 1) == len(structure)).astype(float)
+        with contextlib.suppress(UserError):  # no such crystal
+            key = jax.random.key(i)
+            _, own = draw_templates(key, args.num_samples, train, shares, asked)
+            missing = ((0, 0), (0, MOST_OPERATIONS - own.rotations.shape[1]))
+            found[i] = own.replace(
+                rotations=np.pad(own.rotations, (*missing, (0, 0), (0, 0))),
+                images=np.pad(own.images, (*missing, (0, 0))),
+            )
+    return found
 
 
 def compare_all(

@@ -29,11 +29,13 @@ from chemeleon_jax.workers.outcome import Status
 from chemeleon_jax.workers.pool import WorkerPool
 from chemeleon_jax.workers.symmetry import Sites, symmetric_sites
 
+ANY = "any"  # space group: that of any known crystal
+
 
 class AskedSymmetry(NamedTuple):
     """The symmetry that crystals should have, and of which elements; None for any."""
 
-    space_group: str | None = None  # international symbol, or number
+    space_group: str | None = None  # international symbol, number, or `ANY`
     crystal_system: str | None = None
     composition: str | None = None  # a formula
     chemical_system: str | None = None  # such as Li-Mn-O
@@ -93,7 +95,7 @@ def _fitting(dataset: Dataset, asked: AskedSymmetry) -> np.ndarray:
     """Whether each crystal of a data set may be a template, [M]."""
     group = system = None
     try:
-        if asked.space_group is not None:
+        if asked.space_group not in (None, ANY):
             group = read_space_group(asked.space_group)
         if asked.crystal_system is not None:
             system = read_crystal_system(asked.crystal_system)

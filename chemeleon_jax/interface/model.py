@@ -84,7 +84,7 @@ class Model:
           seed: the same seed gives the same crystals, whatever `batch_size` is.
           composition: a formula, such as "LiMnO2".
           chemical_system: elements, such as "Li-Mn-O".
-          space_group: "Fm-3m" or 225; see docs/sampling.md.
+          space_group: "Fm-3m", 225 or "any"; see docs/sampling.md.
           crystal_system: such as "cubic".
           conditions: of the model, by name, such as {"dft_band_gap": 3.0}.
           num_atoms: per crystal; of several, in equal shares.

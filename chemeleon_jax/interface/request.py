@@ -43,7 +43,7 @@ class Request:
     seed: int = 0
     composition: str | None = None  # a formula
     chemical_system: str | None = None  # such as Li-Mn-O
-    space_group: str | None = None  # international symbol or number
+    space_group: str | None = None  # international symbol, number, or "any"
     crystal_system: str | None = None  # such as cubic
     conditions: Mapping[str, Any] = field(default_factory=dict)  # by name
     num_atoms: Sequence[int] | None = None  # per crystal, in equal shares

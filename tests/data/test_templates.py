@@ -91,6 +91,14 @@ def test_a_composition_takes_the_places_of_its_stoichiometry(dataset):
     assert rows == {(19, 25, 9, 9, 9), (25, 19, 9, 9, 9)}
 
 
+def test_any_space_group_is_that_of_a_known_crystal_of_the_stoichiometry(dataset):
+    counts, template = draw(dataset, space_group="any", composition="SnO2")
+    assert counts.tolist() == [6] * 6
+    assert set(template.elements[0, :6].tolist()) == {8, 50}
+    counts, _ = draw(dataset, 60, space_group="any")
+    assert set(counts.tolist()) == {2, 5, 6}
+
+
 def test_a_chemical_system_takes_any_places_of_as_many_elements(dataset):
     _, template = draw(dataset, 20, crystal_system="tetragonal", chemical_system="S-Sn")
     assert {int(row[0]) for row in template.elements} == {16, 50}
