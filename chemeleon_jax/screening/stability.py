@@ -56,6 +56,7 @@ def refine(
         max_steps=MAX_STEPS,
         max_force=MAX_FORCE,
         batch_size=batch_size,
+        whole_batches=True,  # of any number: few shapes, each compiled for a minute
     )
 
 
