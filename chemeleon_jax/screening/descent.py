@@ -4,6 +4,8 @@ Many a crystal is relaxed into more symmetry than it has at rest, as cubic BaTiO
 is no less stable for that: the same crystal, a little distorted, has less energy.
 """
 
+from functools import partial
+
 import numpy as np
 from pymatgen.core import Structure
 
@@ -15,6 +17,8 @@ from chemeleon_jax.screening.symmetry import symmetrise_all
 from chemeleon_jax.workers.matching import cell_of, is_same
 from chemeleon_jax.workers.outcome import Status
 from chemeleon_jax.workers.pool import Pool
+
+ROUGH_FORCE = 0.02  # eV/Å: what takes a crystal's place is relaxed further
 
 
 def descend(
@@ -35,7 +39,10 @@ def descend(
       it is, and lower by `MIN_DROP`, also what `symmetrise_all` says of it, and its
       `stability`: it takes the place of the crystal that it was.
     """
-    rests = refine([s.downhill for s in saddles if s.downhill], potential, batch_size)
+    relax = partial(
+        refine, potential=potential, batch_size=batch_size, max_force=ROUGH_FORCE
+    )
+    rests = relax([s.downhill for s in saddles if s.downhill])
     pairs = [
         (cell_of(saddle.structure), cell_of(rest.structure))
         for saddle, rest in zip(saddles, rests, strict=True)
@@ -55,8 +62,7 @@ def descend(
     ]
 
     def energies(structures: list[Structure]) -> np.ndarray:
-        refined = refine(structures, potential, batch_size)
-        return np.array([result.initial_energy for result in refined])
+        return np.array([result.initial_energy for result in relax(structures)])
 
     taken = [
         i

@@ -47,14 +47,17 @@ class Stability:
 
 
 def refine(
-    structures: list[Structure], potential: Potential, batch_size: int = 16
+    structures: list[Structure],
+    potential: Potential,
+    batch_size: int = 16,
+    max_force: float = MAX_FORCE,
 ) -> list[RelaxedStructure]:
-    """Crystals relaxed to their minima, as far as `MAX_FORCE`."""
+    """Crystals relaxed to their minima, as far as `max_force`, in eV/Å."""
     return relax_structures(
         structures,
         potential=potential,
         max_steps=MAX_STEPS,
-        max_force=MAX_FORCE,
+        max_force=max_force,
         batch_size=batch_size,
         whole_batches=True,  # of any number: few shapes, each compiled for a minute
     )
