@@ -1,4 +1,4 @@
-"""Where a soft mode leads: crystals at a saddle go down to a minimum beside it.
+"""Where softness leads: crystals at a saddle go down to a minimum beside it.
 
 Many a crystal is relaxed into more symmetry than it has at rest, as cubic BaTiO3 is. It
 is no less stable for that: the same crystal, a little distorted, has less energy.
@@ -22,27 +22,33 @@ ROUGH_FORCE = 0.02  # eV/Å: what takes a crystal's place is relaxed further
 
 
 def descend(
-    saddles: list[Settled], potential: Potential, pool: Pool, batch_size: int
+    saddles: list[Settled],
+    ways: list[str],
+    potential: Potential,
+    pool: Pool,
+    batch_size: int,
 ) -> list[dict]:
-    """What becomes of crystals with a soft mode, once they are pushed along it.
+    """What becomes of crystals that a vibration or a strain makes lower in energy.
 
     Args:
-      saddles: crystals whose `downhill` is known.
+      saddles: crystals.
+      ways: what each is pushed along, "vibration" or "strain".
       potential: the one that they were settled by.
       pool: worker processes.
       batch_size: crystals at once.
 
     Returns:
-      For each, JSON values: `descent`, with the `lowest_frequency` in THz and the
-      `wave_vector` that it started from, whether it has `converged`, the `drop` of
-      energy in eV/atom, and whether it is the `same` crystal by `StructureMatcher`. If
-      it is, and lower by `MIN_DROP`, also what `symmetrise_all` says of it, and its
-      `stability`: it takes the place of the crystal that it was.
+      For each, JSON values: `descent`, with the way it went `along`, its
+      `lowest_frequency` in THz and `lowest_stiffness` in GPa before, whether it has
+      `converged`, the `drop` of energy in eV/atom, and whether it is the `same` crystal
+      by `StructureMatcher`. If it is, and lower by `MIN_DROP`, also what
+      `symmetrise_all` says of it, and its `stability`: it takes the place of the
+      crystal that it was.
     """
     relax = partial(
         refine, potential=potential, batch_size=batch_size, max_force=ROUGH_FORCE
     )
-    rests = relax([s.downhill for s in saddles if s.downhill])
+    rests = relax([s.pushed[way] for s, way in zip(saddles, ways, strict=True)])
     pairs = [
         (cell_of(saddle.structure), cell_of(rest.structure))
         for saddle, rest in zip(saddles, rests, strict=True)
@@ -51,14 +57,15 @@ def descend(
     records = [
         {
             "descent": {
+                "along": way,
                 "lowest_frequency": saddle.record["lowest_frequency"],
-                "wave_vector": saddle.record["wave_vector"],
+                "lowest_stiffness": saddle.record["lowest_stiffness"],
                 "converged": rest.converged,
                 "drop": saddle.energy - rest.energy,
                 "same": alike,
             }
         }
-        for saddle, rest, alike in zip(saddles, rests, same, strict=True)
+        for saddle, way, rest, alike in zip(saddles, ways, rests, same, strict=True)
     ]
 
     def energies(structures: list[Structure]) -> np.ndarray:

@@ -18,6 +18,7 @@ class Stiffness(NamedTuple):
 
     matrix: np.ndarray  # [6, 6] GPa, in Voigt's notation
     lowest: float  # GPa, the lowest eigenvalue of the tensor
+    softest: np.ndarray  # [6] its strain, in the basis `STRAINS`
     bulk: float  # GPa, Hill's mean of Voigt's and Reuss's
     shear: float  # GPa
 
@@ -43,9 +44,9 @@ def stiffness(
     coupling = modes[:, free].T @ atom_strain
     tensor = strain_strain - coupling.T @ (coupling / values[free, None])
     tensor = (tensor + tensor.T) / 2 / volume * GPA
-    lowest = float(np.linalg.eigvalsh(tensor)[0])
+    values, strains = np.linalg.eigh(tensor)
     matrix = tensor * _VOIGT[:, None] * _VOIGT
-    return Stiffness(matrix, lowest, *_hill(matrix))
+    return Stiffness(matrix, float(values[0]), strains[:, 0], *_hill(matrix))
 
 
 def _hill(c: np.ndarray) -> tuple[float, float]:

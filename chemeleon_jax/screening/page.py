@@ -153,11 +153,11 @@ def _line(record: dict, judges: list[str]) -> str:
 
 
 def _descent(record: dict) -> str:
-    """Of a crystal that came off a saddle: from which frequency, and how far."""
+    """Of a crystal that was pushed off a saddle: along what, and how far it fell."""
     if not (descent := record.get("descent")):
         return ""
     drop = 1000 * descent["drop"]
-    return f"<small>from {descent['lowest_frequency']:.2f}, {drop:.1f} meV</small>"
+    return f"<small>off a {descent['along']}, by {drop:.1f} meV/atom</small>"
 
 
 def protocol_section(protocol: dict) -> str:

@@ -72,7 +72,7 @@ def candidate_columns(record: dict, judges: list[str]) -> dict[str, Any]:
         line[name] = stable.get(name)
     line |= {name: stable.get(name) for name in ("bulk_modulus", "shear_modulus")}
     descent = record.get("descent") or {}
-    line["descent_from"] = descent.get("lowest_frequency")
+    line["descent_along"] = descent.get("along", "")
     line["descent_drop"] = descent.get("drop")
     size = stable.get("supercell")
     line["supercell"] = "x".join(map(str, size)) if size else ""

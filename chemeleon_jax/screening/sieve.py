@@ -122,17 +122,28 @@ def third_look(record: dict, limits: Limits) -> tuple[str, str]:
     if "problem" in found:
         return "not_converged", found["problem"]
     descent = record.get("descent")
-    if found["lowest_frequency"] < limits.min_frequency and not is_flat(descent):
-        detail = f"{found['lowest_frequency']:.2f} THz"
-        return "dynamically_unstable", detail + told_descent(descent)
-    if found["lowest_stiffness"] < limits.min_stiffness:
-        return "elastically_unstable", f"{found['lowest_stiffness']:.1f} GPa"
+    for way in weaknesses(found, limits):
+        if is_flat(descent, way):
+            continue
+        if way == "vibration":
+            reason, amount = (
+                "dynamically_unstable",
+                f"{found['lowest_frequency']:.2f} THz",
+            )
+        else:
+            reason, amount = (
+                "elastically_unstable",
+                f"{found['lowest_stiffness']:.1f} GPa",
+            )
+        return reason, amount + told_descent(descent)
     return "", ""
 
 
-def is_flat(descent: dict | None) -> bool:
-    """Whether a soft mode led to an energy that cannot be told from the one before."""
-    return descent is not None and descent["converged"] and descent["drop"] < MIN_DROP
+def is_flat(descent: dict | None, way: str) -> bool:
+    """Whether there is as good as nothing to gain along a way that seemed downhill."""
+    if descent is None or descent["along"] != way:
+        return False
+    return descent["converged"] and descent["drop"] < MIN_DROP
 
 
 def told_descent(descent: dict | None) -> str:
@@ -141,6 +152,18 @@ def told_descent(descent: dict | None) -> str:
         return ""
     drop = 1000 * descent["drop"]
     return f"; becomes another crystal, {drop:.0f} meV/atom lower"
+
+
+def weaknesses(stability: dict, limits: Limits) -> list[str]:
+    """Along what a crystal is not stable: a "vibration", a "strain"."""
+    return [
+        way
+        for way, value, limit in (
+            ("vibration", stability.get("lowest_frequency", 0.0), limits.min_frequency),
+            ("strain", stability.get("lowest_stiffness", 0.0), limits.min_stiffness),
+        )
+        if value < limit
+    ]
 
 
 def funnel(reasons: Sequence[str]) -> dict[str, int]:

@@ -1,7 +1,8 @@
 """Whether a crystal stands still: its vibrations and its stiffness, at a minimum.
 
 Both come from second derivatives of a supercell's energy, by a potential in JAX. Where
-a vibration is unstable, the crystal is at a saddle, and `downhill` is a way off it.
+a vibration or a strain costs less than nothing, the crystal is at a saddle: `pushed`
+along it, it is on its way off.
 """
 
 import math
@@ -9,9 +10,10 @@ from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
-from pymatgen.core import Structure
+from pymatgen.core import Lattice, Structure
 
 from chemeleon_jax.evaluation.relaxation import relax_structures
+from chemeleon_jax.potentials.stiffness import STRAINS
 from chemeleon_jax.potentials.types import Potential
 from chemeleon_jax.screening.elasticity import stiffness
 from chemeleon_jax.screening.force_constants import force_constants, repeat
@@ -26,6 +28,7 @@ from chemeleon_jax.workers.calculators import RelaxedStructure
 MAX_FORCE = 0.005  # eV/Å, as in `potentials.relax`: a Hessian means little off it
 MAX_STEPS = 200
 PUSH = 0.2  # Å, of the atom that moves most along a soft mode
+STRAIN = 0.03  # norm of the softest strain that a cell is pushed along
 NUDGE = 0.01  # Å, of all atoms: out of what symmetry is left
 
 
@@ -68,10 +71,8 @@ class Settled(NamedTuple):
 
     structure: Structure
     energy: float  # eV/atom
-    record: dict[
-        str, Any
-    ]  # `Stability` as JSON values, or {"problem": why there is none}
-    downhill: Structure | None  # a supercell pushed along the softest mode
+    record: dict[str, Any]  # `Stability` as JSON values; {"problem": why there is none}
+    pushed: dict[str, Structure]  # along the softest "vibration" and "strain"
 
 
 def settle(
@@ -80,17 +81,17 @@ def settle(
     """Crystals at their minima or saddles, and how they stand there."""
     settled = []
     for result in refine(structures, potential, batch_size):
-        downhill = None
+        pushed = {}
         if not result.converged:
             record = {"problem": f"by {potential.name}, after {result.steps} steps"}
         else:
             try:
-                found, downhill = look_around(result.structure, potential)
+                found, pushed = look_around(result.structure, potential)
                 record = asdict(found)
             except (ValueError, np.linalg.LinAlgError) as error:
                 record = {"problem": str(error)}
         record["rmsd"] = float(np.nan_to_num(result.rmsd))
-        settled.append(Settled(result.structure, result.energy, record, downhill))
+        settled.append(Settled(result.structure, result.energy, record, pushed))
     return settled
 
 
@@ -101,10 +102,11 @@ def find_stability(structure: Structure, potential: Potential) -> Stability:
 
 def look_around(
     structure: Structure, potential: Potential
-) -> tuple[Stability, Structure]:
+) -> tuple[Stability, dict[str, Structure]]:
     """Vibrations and stiffness of a crystal at a minimum of a potential.
 
-    The second is the smallest supercell that its softest mode fits, pushed along it.
+    Also the crystal pushed along its softest "vibration", in the smallest supercell
+    that this fits, and along its softest "strain".
 
     Args:
       structure: a primitive cell.
@@ -137,10 +139,29 @@ def look_around(
         shear_modulus=elastic.shear,
     )
     softest = softest_mode(constants, structure.atomic_numbers, size)
-    return stability, push(structure, size, *softest)
+    return stability, {
+        "vibration": push_atoms(structure, size, *softest),
+        "strain": push_cell(structure, elastic.softest),
+    }
 
 
-def push(
+def push_cell(structure: Structure, strain: np.ndarray) -> Structure:
+    """A crystal strained by `STRAIN` along a strain [6] in the basis `STRAINS`."""
+    change = np.eye(3) + STRAIN * np.einsum("k,kij->ij", strain, STRAINS)
+    frac, vectors = structure.frac_coords, structure.lattice.matrix @ change
+    return _nudged(Structure(Lattice(vectors), structure.species, frac))
+
+
+def _nudged(structure: Structure) -> Structure:
+    """All atoms moved by `NUDGE`, each its own way, always the same."""
+    nudge = np.random.default_rng(0).normal(size=(len(structure), 3))
+    nudge *= NUDGE / np.linalg.norm(nudge, axis=1, keepdims=True)
+    coords = structure.cart_coords + nudge
+    vectors, species = structure.lattice, structure.species
+    return Structure(vectors, species, coords, coords_are_cartesian=True)
+
+
+def push_atoms(
     structure: Structure,
     size: tuple[int, int, int],
     wave_vector: np.ndarray,
@@ -148,8 +169,7 @@ def push(
 ) -> Structure:
     """The smallest supercell that a mode fits, its atoms pushed along it by `PUSH`.
 
-    The mode is one of those that fit a supercell of `size`; see `softest_mode`. All
-    atoms are also moved by `NUDGE`, each its own way, always the same.
+    The mode is one of those that fit a supercell of `size`; see `softest_mode`.
     """
     waves = np.rint(wave_vector * size).astype(int)
     period = [s // math.gcd(int(w), s) for w, s in zip(waves, size, strict=True)]
@@ -158,7 +178,6 @@ def push(
     moved = np.real(np.exp(2j * np.pi * cells @ wave_vector)[:, None, None] * moves)
     moved = moved.reshape(-1, 3)
     moved *= PUSH / np.linalg.norm(moved, axis=1).max()
-    nudge = np.random.default_rng(0).normal(size=moved.shape)
-    nudge *= NUDGE / np.linalg.norm(nudge, axis=1, keepdims=True)
-    coords = other.cart_coords + moved + nudge
-    return Structure(other.lattice, other.species, coords, coords_are_cartesian=True)
+    coords = other.cart_coords + moved
+    vectors, species = other.lattice, other.species
+    return _nudged(Structure(vectors, species, coords, coords_are_cartesian=True))

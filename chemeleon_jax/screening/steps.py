@@ -146,7 +146,7 @@ def examine(
         {
             "ranked": [row["index"] for row in ranked],
             "steadier": steadier and steadier.digest,
-            "min_frequency": limits.min_frequency,
+            "softness": [limits.min_frequency, limits.min_stiffness],
         },
     )
     passed: list[Row] = []
@@ -159,7 +159,7 @@ def examine(
                 examine_some,
                 context=context,
                 steadier=steadier,
-                min_frequency=limits.min_frequency,
+                limits=limits,
             ),
             size=EXAMINED,
             title="symmetry, stability",
@@ -183,11 +183,11 @@ def examine_some(
     rows: list[Row],
     context: EvaluationContext,
     steadier: Potential | None,
-    min_frequency: float,
+    limits: sieve.Limits,
 ) -> list[dict]:
     """Symmetry and, with a potential for it, stability of a few crystals.
 
-    Those with frequencies below `min_frequency`, in THz, come with their `descent`.
+    Those that are not stable within the limits come with their `descent`.
     """
     structures = [read_structure(row["structure"]) for row in rows]
     records = symmetrise_all(structures, energies_of(context), context.pool)
@@ -197,13 +197,14 @@ def examine_some(
     settled = stability.settle(primitives, steadier, EXAMINED)
     for record, found in zip(records, settled, strict=True):
         record["stability"] = found.record
-    soft = {
-        i: found
+    weak = {
+        i: weaknesses[0]
         for i, found in enumerate(settled)
-        if found.record.get("lowest_frequency", 0.0) < min_frequency
+        if (weaknesses := sieve.weaknesses(found.record, limits))
     }
-    fallen = descend([*soft.values()], steadier, context.pool, EXAMINED)
-    for i, record in zip(soft, fallen, strict=True):
+    saddles = [settled[i] for i in weak]
+    fallen = descend(saddles, [*weak.values()], steadier, context.pool, EXAMINED)
+    for i, record in zip(weak, fallen, strict=True):
         records[i] |= record
     return records
 

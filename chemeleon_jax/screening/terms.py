@@ -110,6 +110,7 @@ class ScreeningTerms:
                 "supercell_edge": EDGE,
                 "supercell_atoms": MAX_ATOMS,
                 "push": stability.PUSH,
+                "strain": stability.STRAIN,
                 "min_drop": MIN_DROP,
             },
             "num_candidates": self.num_candidates,

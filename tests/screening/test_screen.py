@@ -23,7 +23,8 @@ SAMPLES = [NEW, CLASH, NACL, NEW, SALT, SODIUM]
 
 
 SOFT = {"lowest_frequency": -6.0, "lowest_stiffness": 2.0}
-FELL = {"converged": True, "drop": 0.013, "same": True}
+WEAK = {"lowest_frequency": 1.0, "lowest_stiffness": -2.0}
+FELL = {"along": "vibration", "converged": True, "drop": 0.013, "same": True}
 
 
 @pytest.fixture
@@ -196,6 +197,8 @@ def test_reasons_of_relaxed_crystals(change, reason):
         (SOFT | {"descent": FELL | {"converged": False}}, "dynamically_unstable"),
         ({"lowest_frequency": 1.0, "lowest_stiffness": -0.9}, ""),
         ({"lowest_frequency": 1.0, "lowest_stiffness": -2.0}, "elastically_unstable"),
+        (WEAK | {"descent": FELL | {"drop": 0.0}}, "elastically_unstable"),
+        (WEAK | {"descent": FELL | {"drop": 0.0, "along": "strain"}}, ""),
         ({"problem": "no graph"}, "not_converged"),
     ],
 )

@@ -24,8 +24,10 @@ from chemeleon_jax.screening.phonons import (
 from chemeleon_jax.screening.stability import (
     NUDGE,
     PUSH,
+    STRAIN,
     find_stability,
-    push,
+    push_atoms,
+    push_cell,
     settle,
 )
 
@@ -66,18 +68,24 @@ def test_the_softest_mode_of_a_chain_and_the_push_along_it():
     ratio = moves[0, 0] / moves[1, 0]
     assert ratio == pytest.approx(-22.98977 / 6.94, rel=1e-3)
     chain = Structure(Lattice.cubic(4), ["Li", "Na"], [[0, 0, 0], [0.5, 0, 0]])
-    pushed = push(chain, (2, 1, 1), q, moves)
+    pushed = push_atoms(chain, (2, 1, 1), q, moves)
     assert len(pushed) == 2
     away = pushed.cart_coords - chain.cart_coords
     assert abs(away[0, 0]) == pytest.approx(PUSH, abs=NUDGE)
     assert np.abs(away[:, 1:]).max() <= NUDGE
-    across = push(chain, (2, 4, 1), np.array([0.5, 0.25, 0]), moves)
+    across = push_atoms(chain, (2, 4, 1), np.array([0.5, 0.25, 0]), moves)
     assert across.lattice.abc == (8, 16, 4)
+
+
+def test_the_push_along_a_strain():
+    """Of the first in the basis, along x: by its norm."""
+    pushed = push_cell(SIMPLE, np.eye(6)[0])
+    np.testing.assert_allclose(pushed.lattice.abc, [2.8 * (1 + STRAIN), 2.8, 2.8])
 
 
 def test_a_simple_cubic_lattice_goes_down_to_another(pool):
     [saddle] = settle([at_minimum(SIMPLE)], MORSE)
-    [record] = descend([saddle], MORSE, pool, 1)
+    [record] = descend([saddle], ["vibration"], MORSE, pool, 1)
     found = record["descent"]
     assert found["converged"] and not found["same"]
     assert found["lowest_frequency"] < -1
