@@ -17,6 +17,7 @@ from chemeleon_jax.screening.symmetry import symmetrise_all
 from chemeleon_jax.workers.matching import cell_of, is_same
 from chemeleon_jax.workers.outcome import Status
 from chemeleon_jax.workers.pool import Pool
+from chemeleon_jax.workers.symmetry import space_group
 
 ROUGH_FORCE = 0.02  # eV/Å: what takes a crystal's place is relaxed further
 
@@ -41,7 +42,7 @@ def descend(
       For each, JSON values: `descent`, with the way it went `along`, its
       `lowest_frequency` in THz and `lowest_stiffness` in GPa before, whether it has
       `converged`, the `drop` of energy in eV/atom, and whether it is the `same` crystal
-      by `StructureMatcher`. If it is, and lower by `MIN_DROP`, also what
+      by `StructureMatcher`, and the `space_group` (None where spglib finds none). If it is the same, and lower by `MIN_DROP`, also what
       `symmetrise_all` says of it, and its `stability`: it takes the place of the
       crystal that it was.
     """
@@ -54,6 +55,7 @@ def descend(
         for saddle, rest in zip(saddles, rests, strict=True)
     ]
     same = [o.status == Status.OK and bool(o.value) for o in pool.map(is_same, pairs)]
+    groups = pool.map(space_group, [cell for _, cell in pairs])
     records = [
         {
             "descent": {
@@ -63,9 +65,12 @@ def descend(
                 "converged": rest.converged,
                 "drop": saddle.energy - rest.energy,
                 "same": alike,
+                "space_group": group.value,
             }
         }
-        for saddle, way, rest, alike in zip(saddles, ways, rests, same, strict=True)
+        for saddle, way, rest, alike, group in zip(
+            saddles, ways, rests, same, groups, strict=True
+        )
     ]
 
     def energies(structures: list[Structure]) -> np.ndarray:

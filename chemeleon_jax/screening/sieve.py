@@ -46,8 +46,8 @@ LEFT = {
     "ranked_lower": "candidates",
 }
 
-# GPa: molecular and layered crystals are as soft as a potential is wrong.
 MIN_DROP = 0.001  # eV/atom: less is within the error of a potential
+# GPa: molecular and layered crystals are as soft as a potential is wrong.
 MIN_STIFFNESS = -1.0
 
 
@@ -151,7 +151,8 @@ def told_descent(descent: dict | None) -> str:
     if descent is None or not descent["converged"] or descent["same"]:
         return ""
     drop = 1000 * descent["drop"]
-    return f"; becomes another crystal, {drop:.0f} meV/atom lower"
+    group = descent["space_group"] or "no space group"
+    return f"; becomes another crystal ({group}), {drop:.0f} meV/atom lower"
 
 
 def weaknesses(stability: dict, limits: Limits) -> list[str]:

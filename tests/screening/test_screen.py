@@ -209,8 +209,9 @@ def test_reasons_of_examined_crystals(stability, reason):
 
 
 def test_a_crystal_that_becomes_another_says_so():
-    record = {"stability": SOFT, "descent": FELL | {"same": False}}
-    said = "-6.00 THz; becomes another crystal, 13 meV/atom lower"
+    fell = FELL | {"same": False, "space_group": "R3m"}
+    record = {"stability": SOFT, "descent": fell}
+    said = "-6.00 THz; becomes another crystal (R3m), 13 meV/atom lower"
     assert sieve.third_look(record, LIMITS)[1] == said
 
 
