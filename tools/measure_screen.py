@@ -4,7 +4,7 @@
     python -m tools.measure_screen bar --number=100 --out=bar
 
 `vibrations`: crystals known to be unstable in their cubic form, and known to be stable,
-each relaxed from a cubic start and looked at.
+each relaxed from a cubic start and looked at, and where the unstable ones fall to.
 
 `bar`: known compounds on the hulls of both judges, and the same compounds spoilt,
 through the whole screening with --keep_known, the known ones first. What it should keep
@@ -32,9 +32,11 @@ from chemeleon_jax.data.crystals import formula_keys, take, to_structures
 from chemeleon_jax.data.dataset import load_dataset
 from chemeleon_jax.potentials.hull import composition_counts, load_hull
 from chemeleon_jax.potentials.loading import load_potential
-from chemeleon_jax.screening.sieve import MIN_STIFFNESS
-from chemeleon_jax.screening.stability import find_stability, refine
-from chemeleon_jax.screening.terms import MIN_FREQUENCY, STABILITY
+from chemeleon_jax.screening.descent import descend
+from chemeleon_jax.screening.sieve import weaknesses
+from chemeleon_jax.screening.stability import settle
+from chemeleon_jax.screening.terms import MIN_FREQUENCY, STABILITY, ScreeningTerms
+from chemeleon_jax.workers.pool import WorkerPool
 
 JUDGES = "chgnet,sevennet-l3i5"
 WAYS = ("stretched", "moved", "exchanged")
@@ -67,24 +69,43 @@ def vibrations(args) -> None:
         ).get_primitive_structure()
         for group, length, elements, sites, _ in CRYSTALS.values()
     ]
-    relaxed = refine(structures, potential)
-    for (name, (*_, stable)), result in zip(CRYSTALS.items(), relaxed, strict=True):
-        start = time.process_time()
-        found = find_stability(result.structure, potential)
-        said = found.lowest_frequency >= args.min_frequency
-        said &= found.lowest_stiffness >= MIN_STIFFNESS
-        gamma = found.lowest_at_gamma
+    settled = settle(structures, potential)
+    limits = ScreeningTerms(min_frequency=args.min_frequency).limits
+    weak = {i: weaknesses(found.record, limits) for i, found in enumerate(settled)}
+    ways = {i: found[0] for i, found in weak.items() if found}
+    with WorkerPool(1) as pool:
+        saddles = [settled[i] for i in ways]
+        fallen = descend(saddles, [*ways.values()], potential, pool, len(structures))
+    after = dict(zip(ways, fallen, strict=True))
+    for i, (name, (*_, stable)) in enumerate(CRYSTALS.items()):
+        found = settled[i].record
+        if "problem" in found:
+            print(f"{name:16}{found['problem']}")
+            continue
+        gamma = found["lowest_at_gamma"]
         print(
-            f"{name:16} {'as known' if said == stable else 'WRONG':9}"
-            f"lowest {found.lowest_frequency:6.2f} THz at {found.wave_vector}, "
+            f"{name:16}{'as known' if (i not in ways) == stable else 'WRONG':9}"
+            f"lowest {found['lowest_frequency']:6.2f} THz at {found['wave_vector']}, "
             f"at Gamma {'-' if gamma is None else f'{gamma:.2f}'}, "
-            f"highest {found.highest_frequency:.2f}; "
-            f"stiffness {found.lowest_stiffness:.0f}, bulk {found.bulk_modulus:.0f}, "
-            f"shear {found.shear_modulus:.0f} GPa; supercell {found.supercell}, "
-            f"{'converged' if result.converged else 'NOT CONVERGED'}, "
-            f"{time.process_time() - start:.0f} s",
+            f"highest {found['highest_frequency']:.2f}; "
+            f"stiffness {found['lowest_stiffness']:.0f}, "
+            f"bulk {found['bulk_modulus']:.0f}, shear {found['shear_modulus']:.0f} GPa; "
+            f"supercell {found['supercell']}{told(after.get(i))}",
             flush=True,
         )
+
+
+def told(record: dict | None) -> str:
+    """Where a crystal came to rest that was pushed off a saddle."""
+    if record is None:
+        return ""
+    found = record["descent"]
+    kind = "the same crystal" if found["same"] else "another crystal"
+    end = "" if found["converged"] else ", not at rest"
+    return (
+        f"; falls {1000 * found['drop']:.1f} meV/atom along a {found['along']} to "
+        f"{found['space_group']}, {kind}{end}"
+    )
 
 
 def known_compounds(number: int, max_atoms: int) -> list[Structure]:

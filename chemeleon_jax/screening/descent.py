@@ -41,10 +41,10 @@ def descend(
     Returns:
       For each, JSON values: `descent`, with the way it went `along`, its
       `lowest_frequency` in THz and `lowest_stiffness` in GPa before, whether it has
-      `converged`, the `drop` of energy in eV/atom, and whether it is the `same` crystal
-      by `StructureMatcher`, and the `space_group` (None where spglib finds none). If it is the same, and lower by `MIN_DROP`, also what
-      `symmetrise_all` says of it, and its `stability`: it takes the place of the
-      crystal that it was.
+      `converged`, the `drop` of energy in eV/atom, the `space_group` (None where spglib
+      finds none), and whether it is the `same` crystal by `StructureMatcher`. If it is,
+      and lower by `MIN_DROP`, also what `symmetrise_all` says of it, and its
+      `stability`: it takes the place of the crystal that it was.
     """
     relax = partial(
         refine, potential=potential, batch_size=batch_size, max_force=ROUGH_FORCE
