@@ -88,8 +88,8 @@ def vibrations(args) -> None:
             f"lowest {found['lowest_frequency']:6.2f} THz at {found['wave_vector']}, "
             f"at Gamma {'-' if gamma is None else f'{gamma:.2f}'}, "
             f"highest {found['highest_frequency']:.2f}; "
-            f"stiffness {found['lowest_stiffness']:.0f}, "
-            f"bulk {found['bulk_modulus']:.0f}, shear {found['shear_modulus']:.0f} GPa; "
+            f"stiffness {found['lowest_stiffness']:.0f}, bulk "
+            f"{found['bulk_modulus']:.0f}, shear {found['shear_modulus']:.0f} GPa; "
             f"supercell {found['supercell']}{told(after.get(i))}",
             flush=True,
         )

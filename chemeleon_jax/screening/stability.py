@@ -95,11 +95,6 @@ def settle(
     return settled
 
 
-def find_stability(structure: Structure, potential: Potential) -> Stability:
-    """Vibrations and stiffness of a crystal; see `look_around`."""
-    return look_around(structure, potential)[0]
-
-
 def look_around(
     structure: Structure, potential: Potential
 ) -> tuple[Stability, dict[str, Structure]]:

@@ -25,7 +25,7 @@ from chemeleon_jax.screening.stability import (
     NUDGE,
     PUSH,
     STRAIN,
-    find_stability,
+    look_around,
     push_atoms,
     push_cell,
     settle,
@@ -224,7 +224,7 @@ def test_a_supercell_keeps_only_symmetries_of_its_own():
 
 
 def test_close_packing_is_stable_and_a_simple_cubic_lattice_is_not(fcc):
-    found = find_stability(fcc, MORSE)
+    found, _ = look_around(fcc, MORSE)
     assert found.supercell == (4, 4, 4)
     assert 1 < found.lowest_frequency < found.highest_frequency < 20
     c = np.array(found.stiffness)
@@ -232,6 +232,6 @@ def test_close_packing_is_stable_and_a_simple_cubic_lattice_is_not(fcc):
     assert found.bulk_modulus == pytest.approx((c[0, 0] + 2 * c[0, 1]) / 3, rel=1e-3)
     assert found.lowest_stiffness > 0
 
-    unstable = find_stability(at_minimum(SIMPLE), MORSE)
+    unstable, _ = look_around(at_minimum(SIMPLE), MORSE)
     assert unstable.lowest_frequency < -1
     assert unstable.lowest_stiffness < 0
