@@ -18,10 +18,10 @@ from chemeleon_jax.models.vae import Decoded
 def symmetrise(decoded: Decoded, template: SymmetryTemplate) -> Decoded:
     """The decoder's heads under the symmetry of a template.
 
-    Coordinates become the template's sites, in the cells where the atoms are, and the
-    mean over its operations of how far they are from these; the lattice has the mean
-    metric tensor; atoms that the symmetry makes equal have their mean log-probabilities
-    of elements, or the element that is asked for.
+    Coordinates become the template's sites and the mean over its operations of how far
+    they are from these (nearest image); the lattice has the mean metric tensor; atoms
+    that the symmetry makes equal have their mean log-probabilities of elements, or the
+    element that is asked for.
 
     Args:
       decoded: of B crystals of N atoms.
@@ -34,9 +34,7 @@ def symmetrise(decoded: Decoded, template: SymmetryTemplate) -> Decoded:
     count = own.sum(-1)
 
     away = decoded.frac_coords - template.frac_coords
-    # Atoms stay in the cell that they are in: not every encoder is periodic.
-    cells = jnp.round(away)
-    away -= cells
+    away -= jnp.round(away)
     moved = jax.vmap(lambda x, image: x[image])(away, template.images)  # [B, K, N, 3]
     away = jnp.einsum("bkij,bknj->bni", rotations, moved) / count[:, None, None]
 
@@ -53,7 +51,7 @@ def symmetrise(decoded: Decoded, template: SymmetryTemplate) -> Decoded:
     lengths, angles = metric_parameters(metric / count[:, None, None])
     return Decoded(
         atom_logits=jnp.where(right, shared, -jnp.inf),
-        frac_coords=template.frac_coords + away + cells,
+        frac_coords=template.frac_coords + away,
         lengths_scaled=lengths,
         angles_radians=jnp.deg2rad(angles),
     )
