@@ -34,7 +34,7 @@ def symmetrise(decoded: Decoded, template: SymmetryTemplate) -> Decoded:
     count = own.sum(-1)
 
     away = decoded.frac_coords - template.frac_coords
-    away -= jnp.round(away)
+    away -= jnp.round(away)  # to the template's image: the one that encoders know
     moved = jax.vmap(lambda x, image: x[image])(away, template.images)  # [B, K, N, 3]
     away = jnp.einsum("bkij,bknj->bni", rotations, moved) / count[:, None, None]
 
