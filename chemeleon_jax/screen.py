@@ -13,6 +13,7 @@ docs/screening.md.
 import argparse
 import dataclasses
 
+from chemeleon_jax.cli import keep_compiled_programs
 from chemeleon_jax.errors import ProgramParser, exit_status, run_program
 from chemeleon_jax.evaluation.inputs import check_place, load_reference, read_set
 from chemeleon_jax.evaluation.partial import check_out
@@ -84,7 +85,13 @@ def screen(args: argparse.Namespace) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Runs the program; what the user can put right is one line and status 2."""
-    return exit_status(lambda: screen(parse(argv)))
+    return exit_status(_run, argv)
+
+
+def _run(argv: list[str] | None) -> None:
+    args = parse(argv)
+    keep_compiled_programs()  # second derivatives take minutes to compile
+    screen(args)
 
 
 if __name__ == "__main__":

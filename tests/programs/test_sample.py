@@ -245,10 +245,6 @@ def test_crystals_have_the_symmetry_that_is_asked_for(models, tmp_path):
         crystal = Structure.from_dict(row["structure"])
         assert crystal.get_space_group_info(1e-3)[1] == 225
         assert crystal.formula == "Mg1 O1"
-    again = load(models / "conditional").sample(
-        4, space_group=225, composition="MgO", dataset=str(data), sampling_steps=2
-    )
-    assert again.structures[0] == Structure.from_dict(lines(asked)[0]["structure"])
 
 
 def test_a_run_is_sampled_as_it_was_trained(models, tmp_path):
