@@ -16,7 +16,11 @@ from chemeleon_jax.runs.cached_arrays import cached_arrays
 from chemeleon_jax.workers.matching import cell_of
 from chemeleon_jax.workers.outcome import Status
 from chemeleon_jax.workers.pool import WorkerPool
-from chemeleon_jax.workers.symmetry import SYMMETRY_TOLERANCE, space_group_number
+from chemeleon_jax.workers.symmetry import (
+    SYMMETRY_TOLERANCE,
+    space_group_number,
+    whole_group_number,
+)
 
 # The last space group of each crystal system, by number.
 CRYSTAL_SYSTEMS = {
@@ -77,11 +81,13 @@ def with_symmetry_labels(
     return dataclasses.replace(dataset, labels=dataset.labels | found)
 
 
-def space_group_numbers(dataset: Dataset) -> np.ndarray:
+def space_group_numbers(dataset: Dataset, *, whole: bool = False) -> np.ndarray:
     """By spglib within 0.1 Å, in worker processes, and cached.
 
-    [M] from 1 to 230, float32; NaN where spglib finds none.
+    [M] from 1 to 230, float32; NaN where spglib finds none. If they are to be `whole`,
+    NaN also for supercells that some of the operations take to others.
     """
+    find = whole_group_number if whole else space_group_number
 
     def compute():
         print(
@@ -93,14 +99,14 @@ def space_group_numbers(dataset: Dataset) -> np.ndarray:
         usable = [i for i, s in enumerate(structures) if s is not None]
         with WorkerPool(time_limit=TIME_LIMIT) as pool:
             cells = [cell_of(structures[i]) for i in usable]
-            outcomes = pool.map(space_group_number, cells)
+            outcomes = pool.map(find, cells)
         numbers = np.full(len(structures), np.nan, np.float32)
         for i, outcome in zip(usable, outcomes, strict=True):
             if outcome.status == Status.OK:
                 numbers[i] = outcome.value
         return [numbers]
 
-    key = f"{SYMMETRY_TOLERANCE} {dataset.digest}"
+    key = f"{SYMMETRY_TOLERANCE} {dataset.digest}{' whole' if whole else ''}"
     return cached_arrays("space_groups", key, compute)[0]
 
 

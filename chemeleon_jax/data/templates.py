@@ -101,7 +101,7 @@ def _fitting(dataset: Dataset, asked: AskedSymmetry) -> np.ndarray:
             system = read_crystal_system(asked.crystal_system)
     except ValueError as error:
         raise UserError(f"{asked}: {error}") from error
-    numbers = space_group_numbers(dataset)
+    numbers = space_group_numbers(dataset, whole=True)
     fits = np.isfinite(numbers)
     if group is not None:
         fits &= numbers == group

@@ -51,14 +51,30 @@ def symmetry_degree(cell: Cell, tolerance: float = SYMMETRY_TOLERANCE) -> float:
 
     From 0, of P1, to 1, of the cubic groups with m-3m. A tolerance in Å.
     """
+    return math.log(_order(cell, tolerance)) / math.log(MAX_ORDER)
+
+
+def whole_group_number(cell: Cell) -> int:
+    """`space_group_number` of a cell that all of the group's rotations leave as it is.
+
+    Raises:
+      ValueError: it is a supercell, and some of them take it to another one.
+    """
+    found = {r.tobytes() for r, _ in operations(cell, SYMMETRY_TOLERANCE)}
+    if len(found) < _order(cell, SYMMETRY_TOLERANCE):
+        raise ValueError("a supercell that has not all of the crystal's symmetry")
+    return space_group_number(cell)
+
+
+def _order(cell: Cell, tolerance: float) -> int:
+    """Rotations in the point group of a crystal."""
     with without_c_messages():
         found = SpacegroupAnalyzer(to_structure(cell), tolerance).get_symmetry_dataset()
     # Of the conventional cell: the given one may be a supercell that not all of them
     # leave as it is.
     operations = spglib.get_symmetry_from_database(found.hall_number)
     assert operations is not None, "of a Hall number that spglib itself gave"
-    rotations = {rotation.tobytes() for rotation in operations["rotations"]}
-    return math.log(len(rotations)) / math.log(MAX_ORDER)
+    return len({rotation.tobytes() for rotation in operations["rotations"]})
 
 
 def operations(cell: Cell, tolerance: float) -> list[tuple[np.ndarray, np.ndarray]]:

@@ -75,6 +75,15 @@ def test_templates_are_of_what_is_asked_for(dataset):
     assert set(counts.tolist()) == {2, 5}
 
 
+def test_supercells_without_all_of_the_symmetry_are_no_templates():
+    double = SALT.copy()
+    double.make_supercell([2, 1, 1])
+    crystals = from_structures([double, PEROVSKITE])
+    both = Dataset(crystals, {}, np.array(list("ab")), np.zeros(2, np.int8))
+    counts, _ = draw(both, crystal_system="cubic")
+    assert counts.tolist() == [5] * 6
+
+
 def test_each_depends_on_the_key_and_its_number_alone(dataset):
     few, many = (
         draw(dataset, n, crystal_system="cubic", composition=None) for n in (3, 9)
