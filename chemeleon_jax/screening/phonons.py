@@ -76,6 +76,8 @@ def softest_mode(
 ) -> tuple[np.ndarray, np.ndarray]:
     """How atoms move in the mode with the lowest frequency; see `frequencies`.
 
+    Translations count, as zero: of a crystal that is stable they are the softest.
+
     Returns:
       Its wave vector q [3], in reduced coordinates, and complex displacements u [n, 3]:
       those in the cell R are the real parts of u exp(2 pi i q R). Their phase is the

@@ -150,6 +150,8 @@ def told_descent(descent: dict | None) -> str:
     """Where a crystal that is dropped has come to rest, if it has."""
     if descent is None or not descent["converged"] or descent["same"]:
         return ""
+    if descent["drop"] < MIN_DROP:
+        return ""
     drop = 1000 * descent["drop"]
     group = descent["space_group"] or "no space group"
     return f"; becomes another crystal ({group}), {drop:.0f} meV/atom lower"

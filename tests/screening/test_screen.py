@@ -213,6 +213,8 @@ def test_a_crystal_that_becomes_another_says_so():
     record = {"stability": SOFT, "descent": fell}
     said = "-6.00 THz; becomes another crystal (R3m), 13 meV/atom lower"
     assert sieve.third_look(record, LIMITS)[1] == said
+    record = {"stability": WEAK, "descent": fell | {"drop": 0.0}}
+    assert sieve.third_look(record, LIMITS)[1] == "-2.0 GPa"
 
 
 @pytest.mark.parametrize(
