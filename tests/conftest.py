@@ -27,6 +27,15 @@ buckets.WIDTH_STEP = 12
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
+# Of minutes each. They come first: what is last one process does, the other waiting.
+_LONGEST = ("test_kill_and_resume.py", "test_train_end_to_end.py", "test_pretrain.py")
+
+
+def pytest_collection_modifyitems(items):
+    """The longest files first, the others as they were."""
+    items.sort(key=lambda item: item.path.name not in _LONGEST)
+
+
 @pytest.fixture(scope="module")
 def pool():
     """Two worker processes."""
