@@ -32,8 +32,8 @@ from chemeleon_jax.data.crystals import formula_keys, take, to_structures
 from chemeleon_jax.data.dataset import load_dataset
 from chemeleon_jax.potentials.hull import composition_counts, load_hull
 from chemeleon_jax.potentials.loading import load_potential
-from chemeleon_jax.screening.descent import descend
-from chemeleon_jax.screening.sieve import weaknesses
+from chemeleon_jax.screening.descent import descend_all
+from chemeleon_jax.screening.sieve import total_drop, weaknesses
 from chemeleon_jax.screening.stability import settle
 from chemeleon_jax.screening.terms import MIN_FREQUENCY, STABILITY, ScreeningTerms
 from chemeleon_jax.workers.pool import WorkerPool
@@ -71,40 +71,39 @@ def vibrations(args) -> None:
     ]
     settled = settle(structures, potential)
     limits = ScreeningTerms(min_frequency=args.min_frequency).limits
-    weak = {i: weaknesses(found.record, limits) for i, found in enumerate(settled)}
-    ways = {i: found[0] for i, found in weak.items() if found}
     with WorkerPool(1) as pool:
-        saddles = [settled[i] for i in ways]
-        fallen = descend(saddles, [*ways.values()], potential, pool, len(structures))
-    after = dict(zip(ways, fallen, strict=True))
-    for i, (name, (*_, stable)) in enumerate(CRYSTALS.items()):
-        found = settled[i].record
+        fallen = descend_all(settled, limits, potential, pool, len(structures))
+    for (name, (*_, stable)), crystal, after in zip(
+        CRYSTALS.items(), settled, fallen, strict=True
+    ):
+        found = crystal.record
         if "problem" in found:
             print(f"{name:16}{found['problem']}")
             continue
         gamma = found["lowest_at_gamma"]
+        is_right = stable == (not weaknesses(found, [], limits))
         print(
-            f"{name:16}{'as known' if (i not in ways) == stable else 'WRONG':9}"
+            f"{name:16}{'as known' if is_right else 'WRONG':9}"
             f"lowest {found['lowest_frequency']:6.2f} THz at {found['wave_vector']}, "
             f"at Gamma {'-' if gamma is None else f'{gamma:.2f}'}, "
             f"highest {found['highest_frequency']:.2f}; "
             f"stiffness {found['lowest_stiffness']:.0f}, bulk "
             f"{found['bulk_modulus']:.0f}, shear {found['shear_modulus']:.0f} GPa; "
-            f"supercell {found['supercell']}{told(after.get(i))}",
+            f"supercell {found['supercell']}{told(after['descents'])}",
             flush=True,
         )
 
 
-def told(record: dict | None) -> str:
+def told(descents: list[dict]) -> str:
     """Where a crystal came to rest that was pushed off a saddle."""
-    if record is None:
+    if not descents:
         return ""
-    found = record["descent"]
-    kind = "the same crystal" if found["same"] else "another crystal"
-    end = "" if found["converged"] else ", not at rest"
+    ways, last = ", ".join(d["along"] for d in descents), descents[-1]
+    kind = "the same crystal" if last["same"] else "another crystal"
+    end = "" if last["converged"] else ", not at rest"
     return (
-        f"; falls {1000 * found['drop']:.1f} meV/atom along a {found['along']} to "
-        f"{found['space_group']}, {kind}{end}"
+        f"; falls {1000 * total_drop(descents):.1f} meV/atom along a {ways} to "
+        f"{last['space_group']}, {kind}{end}"
     )
 
 

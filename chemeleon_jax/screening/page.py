@@ -17,7 +17,7 @@ from chemeleon_jax.report.parts import (
     section,
 )
 from chemeleon_jax.screening.results import known_group
-from chemeleon_jax.screening.sieve import REASONS
+from chemeleon_jax.screening.sieve import REASONS, total_drop
 
 SET = "candidates"
 BALANCE = {True: "balanced", False: "unbalanced", None: "–"}
@@ -154,10 +154,10 @@ def _line(record: dict, judges: list[str]) -> str:
 
 def _descent(record: dict) -> str:
     """Of a crystal that was pushed off a saddle: along what, and how far it fell."""
-    if not (descent := record.get("descent")):
+    if not (descents := record.get("descents")):
         return ""
-    drop = 1000 * descent["drop"]
-    return f"<small>off a {descent['along']}, by {drop:.1f} meV/atom</small>"
+    ways = ", ".join(descent["along"] for descent in descents)
+    return f"<small>off a {ways}, by {1000 * total_drop(descents):.1f} meV/atom</small>"
 
 
 def protocol_section(protocol: dict) -> str:

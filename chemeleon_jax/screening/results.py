@@ -18,6 +18,7 @@ from pymatgen.io.vasp.sets import MPRelaxSet, MPScanRelaxSet
 
 from chemeleon_jax.data.crystals import read_structure
 from chemeleon_jax.runs.files import replacing, write_json
+from chemeleon_jax.screening.sieve import total_drop
 from chemeleon_jax.screening.symmetry import LOOSE
 from chemeleon_jax.workers.calculators import to_atoms
 
@@ -71,9 +72,9 @@ def candidate_columns(record: dict, judges: list[str]) -> dict[str, Any]:
     for name in ("lowest_frequency", "lowest_at_gamma", "lowest_stiffness"):
         line[name] = stable.get(name)
     line |= {name: stable.get(name) for name in ("bulk_modulus", "shear_modulus")}
-    descent = record.get("descent") or {}
-    line["descent_along"] = descent.get("along", "")
-    line["descent_drop"] = descent.get("drop")
+    descents = record.get("descents", [])
+    line["descent_along"] = ", ".join(descent["along"] for descent in descents)
+    line["descent_drop"] = total_drop(descents) if descents else None
     size = stable.get("supercell")
     line["supercell"] = "x".join(map(str, size)) if size else ""
     return line

@@ -121,51 +121,59 @@ def third_look(record: dict, limits: Limits) -> tuple[str, str]:
         return "", ""
     if "problem" in found:
         return "not_converged", found["problem"]
-    descent = record.get("descent")
-    for way in weaknesses(found, limits):
-        if is_flat(descent, way):
-            continue
-        if way == "vibration":
-            reason, amount = (
-                "dynamically_unstable",
-                f"{found['lowest_frequency']:.2f} THz",
-            )
-        else:
-            reason, amount = (
-                "elastically_unstable",
-                f"{found['lowest_stiffness']:.1f} GPa",
-            )
-        return reason, amount + told_descent(descent)
-    return "", ""
+    descents = record.get("descents", [])
+    soft = weaknesses(found, descents, limits)
+    if not soft:
+        return "", ""
+    if soft[0] == "vibration":
+        reason, amount = (
+            "dynamically_unstable",
+            f"{found['lowest_frequency']:.2f} THz",
+        )
+    else:
+        reason, amount = (
+            "elastically_unstable",
+            f"{found['lowest_stiffness']:.1f} GPa",
+        )
+    return reason, amount + told_descent(descents)
 
 
-def is_flat(descent: dict | None, way: str) -> bool:
-    """Whether there is as good as nothing to gain along a way that seemed downhill."""
-    if descent is None or descent["along"] != way:
-        return False
+def is_flat(descent: dict) -> bool:
+    """Whether there was as good as nothing to gain along a way that seemed downhill."""
     return descent["converged"] and descent["drop"] < MIN_DROP
 
 
-def told_descent(descent: dict | None) -> str:
-    """Where a crystal that is dropped has come to rest, if it has."""
-    if descent is None or not descent["converged"] or descent["same"]:
+def told_descent(descents: Sequence[dict]) -> str:
+    """Where a crystal that is dropped has come to rest, if as another one."""
+    if not descents:
         return ""
-    if descent["drop"] < MIN_DROP:
+    last = descents[-1]
+    if not last["converged"] or last["same"] or is_flat(last):
         return ""
-    drop = 1000 * descent["drop"]
-    group = descent["space_group"] or "no space group"
+    drop, group = 1000 * total_drop(descents), last["space_group"] or "no space group"
     return f"; becomes another crystal ({group}), {drop:.0f} meV/atom lower"
 
 
-def weaknesses(stability: dict, limits: Limits) -> list[str]:
-    """Along what a crystal is not stable: a "vibration", a "strain"."""
+def total_drop(descents: Sequence[dict]) -> float:
+    """How far a crystal has fallen, eV/atom; what is flat does not count."""
+    return sum(d["drop"] for d in descents if not is_flat(d))
+
+
+def weaknesses(stability: dict, descents: Sequence[dict], limits: Limits) -> list[str]:
+    """Along what a crystal is not stable: a "vibration", a "strain".
+
+    Not those along which it has nothing to gain, as its last `descents` have shown.
+    """
+    flat = set()
+    for descent in descents:
+        flat = flat | {descent["along"]} if is_flat(descent) else set()
     return [
         way
         for way, value, limit in (
             ("vibration", stability.get("lowest_frequency", 0.0), limits.min_frequency),
             ("strain", stability.get("lowest_stiffness", 0.0), limits.min_stiffness),
         )
-        if value < limit
+        if value < limit and way not in flat
     ]
 
 

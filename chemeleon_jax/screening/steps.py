@@ -25,7 +25,7 @@ from chemeleon_jax.evaluation.partial import in_chunks, prepare_partial
 from chemeleon_jax.evaluation.terms import TIME_LIMIT, load_judges, make_context
 from chemeleon_jax.potentials.types import Potential
 from chemeleon_jax.screening import sieve, stability
-from chemeleon_jax.screening.descent import descend
+from chemeleon_jax.screening.descent import MAX_DESCENTS, descend_all
 from chemeleon_jax.screening.known import nearest_known
 from chemeleon_jax.screening.symmetry import symmetrise_all
 from chemeleon_jax.screening.terms import ScreeningTerms, load_stability
@@ -147,6 +147,7 @@ def examine(
             "ranked": [row["index"] for row in ranked],
             "steadier": steadier and steadier.digest,
             "softness": [limits.min_frequency, limits.min_stiffness],
+            "descents": MAX_DESCENTS,
         },
     )
     passed: list[Row] = []
@@ -187,7 +188,7 @@ def examine_some(
 ) -> list[dict]:
     """Symmetry and, with a potential for it, stability of a few crystals.
 
-    Those that are not stable within the limits come with their `descent`.
+    Those that are not stable within the limits come with their `descents`.
     """
     structures = [read_structure(row["structure"]) for row in rows]
     records = symmetrise_all(structures, energies_of(context), context.pool)
@@ -197,15 +198,9 @@ def examine_some(
     settled = stability.settle(primitives, steadier, EXAMINED)
     for record, found in zip(records, settled, strict=True):
         record["stability"] = found.record
-    weak = {
-        i: weaknesses[0]
-        for i, found in enumerate(settled)
-        if (weaknesses := sieve.weaknesses(found.record, limits))
-    }
-    saddles = [settled[i] for i in weak]
-    fallen = descend(saddles, [*weak.values()], steadier, context.pool, EXAMINED)
-    for i, record in zip(weak, fallen, strict=True):
-        records[i] |= record
+    fallen = descend_all(settled, limits, steadier, context.pool, EXAMINED)
+    for record, found in zip(records, fallen, strict=True):
+        record |= found
     return records
 
 

@@ -192,28 +192,28 @@ def test_reasons_of_relaxed_crystals(change, reason):
         (None, ""),
         ({"lowest_frequency": -0.4, "lowest_stiffness": 2.0}, ""),
         ({"lowest_frequency": -0.6, "lowest_stiffness": 2.0}, "dynamically_unstable"),
-        (SOFT | {"descent": FELL | {"drop": 0.0009}}, ""),
-        (SOFT | {"descent": FELL}, "dynamically_unstable"),
-        (SOFT | {"descent": FELL | {"converged": False}}, "dynamically_unstable"),
+        (SOFT | {"descents": [FELL | {"drop": 0.0009}]}, ""),
+        (SOFT | {"descents": [FELL]}, "dynamically_unstable"),
+        (SOFT | {"descents": [FELL | {"converged": False}]}, "dynamically_unstable"),
         ({"lowest_frequency": 1.0, "lowest_stiffness": -0.9}, ""),
         ({"lowest_frequency": 1.0, "lowest_stiffness": -2.0}, "elastically_unstable"),
-        (WEAK | {"descent": FELL | {"drop": 0.0}}, "elastically_unstable"),
-        (WEAK | {"descent": FELL | {"drop": 0.0, "along": "strain"}}, ""),
+        (WEAK | {"descents": [FELL | {"drop": 0.0}]}, "elastically_unstable"),
+        (WEAK | {"descents": [FELL | {"drop": 0.0, "along": "strain"}]}, ""),
         ({"problem": "no graph"}, "not_converged"),
     ],
 )
 def test_reasons_of_examined_crystals(stability, reason):
     record = {} if stability is None else {"stability": stability}
-    record |= {"descent": (stability or {}).get("descent")}
+    record |= {"descents": (stability or {}).get("descents", [])}
     assert sieve.third_look(record, LIMITS)[0] == reason
 
 
 def test_a_crystal_that_becomes_another_says_so():
     fell = FELL | {"same": False, "space_group": "R3m"}
-    record = {"stability": SOFT, "descent": fell}
-    said = "-6.00 THz; becomes another crystal (R3m), 13 meV/atom lower"
+    record = {"stability": SOFT, "descents": [fell | {"same": True}, fell]}
+    said = "-6.00 THz; becomes another crystal (R3m), 26 meV/atom lower"
     assert sieve.third_look(record, LIMITS)[1] == said
-    record = {"stability": WEAK, "descent": fell | {"drop": 0.0}}
+    record = {"stability": WEAK, "descents": [fell | {"drop": 0.0}]}
     assert sieve.third_look(record, LIMITS)[1] == "-2.0 GPa"
 
 

@@ -6,7 +6,8 @@ from pymatgen.core import Lattice, Structure
 from springs import morse
 
 from chemeleon_jax.potentials.hessian import second_derivatives
-from chemeleon_jax.screening.descent import descend
+from chemeleon_jax.screening import descent
+from chemeleon_jax.screening.descent import MAX_DESCENTS, descend_all
 from chemeleon_jax.screening.elasticity import GPA, stiffness
 from chemeleon_jax.screening.force_constants import (
     find_sources,
@@ -21,17 +22,21 @@ from chemeleon_jax.screening.phonons import (
     supercell_size,
     with_sum_rule,
 )
+from chemeleon_jax.screening.sieve import third_look
 from chemeleon_jax.screening.stability import (
     NUDGE,
     PUSH,
     STRAIN,
+    Settled,
     look_around,
     push_atoms,
     push_cell,
     settle,
 )
+from chemeleon_jax.screening.terms import ScreeningTerms
 
 MORSE = morse()
+LIMITS = ScreeningTerms().limits
 FCC = Structure(Lattice([[0, 2, 2], [2, 0, 2], [2, 2, 0]]), ["Al"], [[0, 0, 0]])
 SIMPLE = Structure(Lattice.cubic(2.8), ["Al"], [[0, 0, 0]])
 
@@ -85,12 +90,54 @@ def test_the_push_along_a_strain():
 
 def test_a_simple_cubic_lattice_goes_down_to_another(pool):
     [saddle] = settle([at_minimum(SIMPLE)], MORSE)
-    [record] = descend([saddle], ["vibration"], MORSE, pool, 1)
-    found = record["descent"]
+    [record] = descend_all([saddle], LIMITS, MORSE, pool, 1)
+    [found] = record["descents"]
+    assert found["along"] == "vibration"
     assert found["converged"] and not found["same"]
     assert found["lowest_frequency"] < -1
     assert found["drop"] > 0.01
     assert "stability" not in record  # it is dropped for what it was
+
+
+def test_a_crystal_goes_down_until_it_is_stable(monkeypatch):
+    """One step after another; along a strain where a vibration gains nothing."""
+
+    def settled(name, frequency, stiffness=9.0):
+        record = {"lowest_frequency": frequency, "lowest_stiffness": stiffness}
+        return Settled(name, 0.0, record, {})
+
+    def step(rest, drop=0.01, same=True):
+        fell = {"converged": True, "drop": drop, "same": same, "space_group": "P1"}
+        return fell, rest
+
+    goes = {  # from, along: how far, and where to
+        ("a", "vibration"): step(settled("b", -2.0)),
+        ("b", "vibration"): step(settled("c", 1.0)),
+        ("flat", "vibration"): step(None, drop=0.0),
+        ("flat", "strain"): step(None, drop=0.0),
+        ("other", "vibration"): step(None, same=False),
+        ("deep", "vibration"): step(settled("deep", -2.0)),
+    }
+
+    def descend(saddles, ways, *_):
+        for saddle, way in zip(saddles, ways, strict=True):
+            fell, rest = goes[saddle.structure, way]
+            record = {"descent": fell | {"along": way}}
+            yield record | ({"stability": rest.record} if rest else {}), rest
+
+    monkeypatch.setattr(descent, "descend", descend)
+    crystals = [settled("a", -3.0), settled("flat", -1.0, -2.0)]
+    crystals += [settled("other", -1.0), settled("deep", -1.0), settled("still", 1.0)]
+    found = descend_all(crystals, LIMITS, MORSE, None, 1)
+    ways = [[d["along"] for d in record["descents"]] for record in found]
+    assert ways[:2] == [["vibration", "vibration"], ["vibration", "strain"]]
+    assert ways[2:] == [["vibration"], ["vibration"] * MAX_DESCENTS, []]
+    assert found[0]["stability"]["lowest_frequency"] == 1.0
+    reasons = [
+        third_look({"stability": crystal.record} | record, LIMITS)[0]
+        for crystal, record in zip(crystals, found, strict=True)
+    ]
+    assert reasons == ["", "", "dynamically_unstable", "dynamically_unstable", ""]
 
 
 def test_one_electronvolt_per_square_angstrom_and_mass_unit_in_thz():
