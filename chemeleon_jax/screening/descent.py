@@ -1,7 +1,7 @@
 """Where softness leads: crystals at a saddle go down to a minimum beside it.
 
 Many a crystal is relaxed into more symmetry than it has at rest, as cubic BaTiO3 is. It
-is no less stable for that: the same crystal, a little distorted, has less energy.
+is no less stable for that: a little distorted it has less energy.
 """
 
 from functools import partial
@@ -34,7 +34,7 @@ def descend_all(
 
     Each is pushed along its softest vibration or, with none below the limits or nothing
     to gain by it, strain; from where it came to rest again, up to `MAX_DESCENTS` times,
-    until it is stable or has become another crystal.
+    until it is stable.
 
     Args:
       crystals: as they settled by the potential.
@@ -44,9 +44,9 @@ def descend_all(
       batch_size: crystals at once.
 
     Returns:
-      For each, JSON values: its `descents`, see `descend`. If one led to the same
-      crystal, lower by `MIN_DROP`, also what `symmetrise_all` says of that, and its
-      `stability`: it takes the place of the crystal that it was.
+      For each, JSON values: its `descents`, see `descend`. If one led lower, also what
+      `symmetrise_all` says of where it has come to rest, and its `stability`: it takes
+      the place of the crystal that it was.
     """
     records: list[dict] = [{"descents": []} for _ in crystals]
     here = dict(enumerate(crystals))
@@ -80,13 +80,12 @@ def descend(
     """Where crystals come to rest that are pushed along a "vibration" or a "strain".
 
     Returns:
-      For each, JSON values, and the crystal that takes its place, if any: the same by
-      `StructureMatcher`, and lower by `MIN_DROP`. The values are its `descent`: the way
-      it went `along`, its `lowest_frequency` in THz and `lowest_stiffness` in GPa
-      before, whether it has `converged`, the `drop` of energy in eV/atom, the
-      `space_group` (None where spglib finds none), and whether it is the `same`
-      crystal. Of those that take a place also what `symmetrise_all` says, and the
-      `stability`.
+      For each, JSON values, and the crystal that takes its place, if it is lower by
+      `MIN_DROP`. The values are its `descent`: the way it went `along`, its
+      `lowest_frequency` in THz and `lowest_stiffness` in GPa before, whether it has
+      `converged`, the `drop` of energy in eV/atom, the `space_group` (None where spglib
+      finds none), and whether it is the `same` crystal by `StructureMatcher`. Of those
+      that take a place also what `symmetrise_all` says, and the `stability`.
     """
     relax = partial(
         refine, potential=potential, batch_size=batch_size, max_force=ROUGH_FORCE
@@ -121,17 +120,14 @@ def descend(
     def energies(structures: list[Structure]) -> np.ndarray:
         return np.array([result.initial_energy for result in relax(structures)])
 
-    taken = [i for i, (record, _) in enumerate(found) if _leads(record["descent"])]
+    taken = [
+        i
+        for i, (record, _) in enumerate(found)
+        if record["descent"]["converged"] and not sieve.is_flat(record["descent"])
+    ]
     symmetric = symmetrise_all([rests[i].structure for i in taken], energies, pool)
     primitives = [read_structure(record["primitive"]) for record in symmetric]
     settled = settle(primitives, potential, batch_size)
     for i, record, rest in zip(taken, symmetric, settled, strict=True):
         found[i] = found[i][0] | record | {"stability": rest.record}, rest
     return found
-
-
-def _leads(descent: dict) -> bool:
-    """Whether what came to rest takes the place of what was pushed."""
-    return (
-        descent["converged"] and descent["same"] and descent["drop"] >= sieve.MIN_DROP
-    )

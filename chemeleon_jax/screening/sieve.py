@@ -6,11 +6,18 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from chemeleon_jax.data.crystals import VALIDITY_REASONS, from_structures, validity
+from chemeleon_jax.data.crystals import (
+    VALIDITY_REASONS,
+    formula_key,
+    from_structures,
+    read_structure,
+    validity,
+)
 from chemeleon_jax.data.readers.item import Item
 from chemeleon_jax.evaluation.judge import Row
 from chemeleon_jax.rewards.matches import References, match_crystals, to_cells
 from chemeleon_jax.rewards.stability import FAR_BELOW
+from chemeleon_jax.workers.matching import cell_of, is_same
 from chemeleon_jax.workers.outcome import Status
 from chemeleon_jax.workers.pool import Pool
 
@@ -123,6 +130,8 @@ def third_look(record: dict, limits: Limits) -> tuple[str, str]:
         return "not_converged", found["problem"]
     descents = record.get("descents", [])
     soft = weaknesses(found, descents, limits)
+    if not (soft or record.get("new_at_rest", True) or limits.keep_known):
+        return "known", told_descents(descents)
     if not soft:
         return "", ""
     if soft[0] == "vibration":
@@ -135,7 +144,30 @@ def third_look(record: dict, limits: Limits) -> tuple[str, str]:
             "elastically_unstable",
             f"{found['lowest_stiffness']:.1f} GPa",
         )
-    return reason, amount + told_descent(descents)
+    return reason, f"{amount}; {told_descents(descents)}" if descents else amount
+
+
+def last_look(
+    records: Sequence[dict], limits: Limits, pool: Pool
+) -> list[tuple[str, str]]:
+    """Reasons and details of examined crystals, best first, as `third_look`.
+
+    Of two that have come to be one off a saddle, the second is a duplicate.
+    """
+    found = [third_look(record, limits) for record in records]
+    cells = [cell_of(read_structure(record["primitive"])) for record in records]
+    formulas = [formula_key(cell.atom_types) for cell in cells]
+    moved = [is_another(record.get("descents", [])) for record in records]
+    for i in range(len(records)):
+        earlier = [
+            (cells[j], cells[i])
+            for j in range(i)
+            if formulas[i] == formulas[j] and (moved[i] or moved[j]) and not found[j][0]
+        ]
+        alike = pool.map(is_same, earlier)
+        if not found[i][0] and any(o.status == Status.OK and o.value for o in alike):
+            found[i] = "duplicate", "at rest"
+    return found
 
 
 def is_flat(descent: dict) -> bool:
@@ -143,15 +175,17 @@ def is_flat(descent: dict) -> bool:
     return descent["converged"] and descent["drop"] < MIN_DROP
 
 
-def told_descent(descents: Sequence[dict]) -> str:
-    """Where a crystal that is dropped has come to rest, if as another one."""
-    if not descents:
-        return ""
-    last = descents[-1]
-    if not last["converged"] or last["same"] or is_flat(last):
-        return ""
-    drop, group = 1000 * total_drop(descents), last["space_group"] or "no space group"
-    return f"; becomes another crystal ({group}), {drop:.0f} meV/atom lower"
+def told_descents(descents: Sequence[dict]) -> str:
+    """Where a crystal that is dropped has gone from the saddle that it stood on."""
+    last, drop = descents[-1], 1000 * total_drop(descents)
+    group = last["space_group"] or "no space group"
+    end = "" if last["converged"] else ", not at rest"
+    return f"off a saddle by {drop:.1f} meV/atom, to {group}{end}"
+
+
+def is_another(descents: Sequence[dict]) -> bool:
+    """Whether a crystal has become another one, by `StructureMatcher`."""
+    return not all(d["same"] or is_flat(d) for d in descents)
 
 
 def total_drop(descents: Sequence[dict]) -> float:

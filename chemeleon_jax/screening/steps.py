@@ -24,14 +24,18 @@ from chemeleon_jax.evaluation.judge import (
 from chemeleon_jax.evaluation.partial import in_chunks, prepare_partial
 from chemeleon_jax.evaluation.terms import TIME_LIMIT, load_judges, make_context
 from chemeleon_jax.potentials.types import Potential
+from chemeleon_jax.rewards.matches import match_references
 from chemeleon_jax.screening import sieve, stability
 from chemeleon_jax.screening.descent import MAX_DESCENTS, descend_all
 from chemeleon_jax.screening.known import nearest_known
 from chemeleon_jax.screening.symmetry import symmetrise_all
 from chemeleon_jax.screening.terms import ScreeningTerms, load_stability
+from chemeleon_jax.workers.matching import cell_of
+from chemeleon_jax.workers.outcome import Outcome, Status
 from chemeleon_jax.workers.pool import WorkerPool
 
 CHUNK = 64  # crystals of up to 20 atoms judged, and kept on disk, at once
+NEW = Outcome(Status.OK, False)  # matches no known crystal
 EXAMINED = 8  # crystals whose stability is looked at, likewise
 
 
@@ -150,28 +154,19 @@ def examine(
             "descents": MAX_DESCENTS,
         },
     )
-    passed: list[Row] = []
-    for row, record in zip(
+    look = partial(sieve.last_look, limits=limits, pool=context.pool)
+    records = in_chunks(
+        folder / "examined",
         ranked,
-        in_chunks(
-            folder / "examined",
-            ranked,
-            partial(
-                examine_some,
-                context=context,
-                steadier=steadier,
-                limits=limits,
-            ),
-            size=EXAMINED,
-            title="symmetry, stability",
-            enough=lambda records: (
-                sum(not sieve.third_look(r, limits)[0] for r in records) >= wanted
-            ),
-        ),
-        strict=False,
-    ):
+        partial(examine_some, context=context, steadier=steadier, limits=limits),
+        size=EXAMINED,
+        title="symmetry, stability",
+        enough=lambda records: sum(not reason for reason, _ in look(records)) >= wanted,
+    )
+    passed: list[Row] = []
+    for row, record, found in zip(ranked, records, look(records), strict=False):
         row |= record | {"stage": "examined"}
-        row["reason"], row["detail"] = sieve.third_look(record, limits)
+        row["reason"], row["detail"] = found
         if not row["reason"] and len(passed) < wanted:
             passed.append(row)
     for row in ranked:
@@ -188,7 +183,8 @@ def examine_some(
 ) -> list[dict]:
     """Symmetry and, with a potential for it, stability of a few crystals.
 
-    Those that are not stable within the limits come with their `descents`.
+    Those that are not stable within the limits come with their `descents`, and those
+    that became another crystal on the way with whether this is `new_at_rest`.
     """
     structures = [read_structure(row["structure"]) for row in rows]
     records = symmetrise_all(structures, energies_of(context), context.pool)
@@ -201,6 +197,12 @@ def examine_some(
     fallen = descend_all(settled, limits, steadier, context.pool, EXAMINED)
     for record, found in zip(records, fallen, strict=True):
         record |= found
+    others = [r for r in records if sieve.is_another(r["descents"])]
+    cells = [cell_of(read_structure(record["primitive"])) for record in others]
+    valid = np.ones(len(cells), bool)
+    known = match_references(cells, valid, context.references, context.pool).known
+    for i, record in enumerate(others):
+        record["new_at_rest"] = known.get(i, NEW) == NEW
     return records
 
 

@@ -1,6 +1,7 @@
 """The program on a few crystals, whole and cut off; and each reason to drop one."""
 
 import json
+from dataclasses import replace
 
 import ase.db
 import ase.io
@@ -25,6 +26,7 @@ SAMPLES = [NEW, CLASH, NACL, NEW, SALT, SODIUM]
 SOFT = {"lowest_frequency": -6.0, "lowest_stiffness": 2.0}
 WEAK = {"lowest_frequency": 1.0, "lowest_stiffness": -2.0}
 FELL = {"along": "vibration", "converged": True, "drop": 0.013, "same": True}
+FELL |= {"space_group": "R3m"}
 
 
 @pytest.fixture
@@ -208,13 +210,29 @@ def test_reasons_of_examined_crystals(stability, reason):
     assert sieve.third_look(record, LIMITS)[0] == reason
 
 
-def test_a_crystal_that_becomes_another_says_so():
+def test_what_came_to_rest_is_judged_like_any_other(pool):
+    """Known, or the likeness of a better one: also once it has left a saddle."""
     fell = FELL | {"same": False, "space_group": "R3m"}
     record = {"stability": SOFT, "descents": [fell | {"same": True}, fell]}
-    said = "-6.00 THz; becomes another crystal (R3m), 26 meV/atom lower"
-    assert sieve.third_look(record, LIMITS)[1] == said
-    record = {"stability": WEAK, "descents": [fell | {"drop": 0.0}]}
-    assert sieve.third_look(record, LIMITS)[1] == "-2.0 GPa"
+    said = "-6.00 THz; off a saddle by 26.0 meV/atom, to R3m"
+    assert sieve.third_look(record, LIMITS) == ("dynamically_unstable", said)
+    stable = {"stability": {"lowest_frequency": 1.0}, "descents": [fell]}
+    known = stable | {"new_at_rest": False}
+    said = "off a saddle by 13.0 meV/atom, to R3m"
+    assert sieve.third_look(known, LIMITS) == ("known", said)
+    keep = replace(LIMITS, keep_known=True)
+    assert sieve.third_look(known, keep) == ("", "")
+
+    crystals = [NACL, CSCL_TYPE, NACL, CSCL_TYPE]
+    still = {"stability": {"lowest_frequency": 1.0}, "descents": []}
+    records = [
+        record | {"primitive": structure.as_dict()}
+        for record, structure in zip(
+            [still, still, stable | {"new_at_rest": True}, still], crystals, strict=True
+        )
+    ]
+    found = sieve.last_look(records, LIMITS, pool)
+    assert [reason for reason, _ in found] == ["", "", "duplicate", ""]
 
 
 @pytest.mark.parametrize(

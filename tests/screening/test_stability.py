@@ -22,7 +22,7 @@ from chemeleon_jax.screening.phonons import (
     supercell_size,
     with_sum_rule,
 )
-from chemeleon_jax.screening.sieve import third_look
+from chemeleon_jax.screening.sieve import is_another, third_look
 from chemeleon_jax.screening.stability import (
     NUDGE,
     PUSH,
@@ -96,7 +96,7 @@ def test_a_simple_cubic_lattice_goes_down_to_another(pool):
     assert found["converged"] and not found["same"]
     assert found["lowest_frequency"] < -1
     assert found["drop"] > 0.01
-    assert "stability" not in record  # it is dropped for what it was
+    assert record["stability"]["lowest_frequency"] > 0  # of what it has become
 
 
 def test_a_crystal_goes_down_until_it_is_stable(monkeypatch):
@@ -108,36 +108,42 @@ def test_a_crystal_goes_down_until_it_is_stable(monkeypatch):
 
     def step(rest, drop=0.01, same=True):
         fell = {"converged": True, "drop": drop, "same": same, "space_group": "P1"}
-        return fell, rest
+        return fell | {"rest": rest}
 
     goes = {  # from, along: how far, and where to
         ("a", "vibration"): step(settled("b", -2.0)),
         ("b", "vibration"): step(settled("c", 1.0)),
         ("flat", "vibration"): step(None, drop=0.0),
         ("flat", "strain"): step(None, drop=0.0),
-        ("other", "vibration"): step(None, same=False),
+        ("other", "vibration"): step(settled("hcp", 1.0), same=False),
+        ("falls", "vibration"): step(None, drop=-9.0) | {"converged": False},
         ("deep", "vibration"): step(settled("deep", -2.0)),
     }
 
     def descend(saddles, ways, *_):
         for saddle, way in zip(saddles, ways, strict=True):
-            fell, rest = goes[saddle.structure, way]
+            fell = dict(goes[saddle.structure, way])
+            rest = fell.pop("rest")
             record = {"descent": fell | {"along": way}}
             yield record | ({"stability": rest.record} if rest else {}), rest
 
     monkeypatch.setattr(descent, "descend", descend)
     crystals = [settled("a", -3.0), settled("flat", -1.0, -2.0)]
     crystals += [settled("other", -1.0), settled("deep", -1.0), settled("still", 1.0)]
+    crystals += [settled("falls", -1.0)]
     found = descend_all(crystals, LIMITS, MORSE, None, 1)
     ways = [[d["along"] for d in record["descents"]] for record in found]
     assert ways[:2] == [["vibration", "vibration"], ["vibration", "strain"]]
-    assert ways[2:] == [["vibration"], ["vibration"] * MAX_DESCENTS, []]
+    assert ways[2:5] == [["vibration"], ["vibration"] * MAX_DESCENTS, []]
+    assert ways[5] == ["vibration"]
     assert found[0]["stability"]["lowest_frequency"] == 1.0
     reasons = [
         third_look({"stability": crystal.record} | record, LIMITS)[0]
         for crystal, record in zip(crystals, found, strict=True)
     ]
-    assert reasons == ["", "", "dynamically_unstable", "dynamically_unstable", ""]
+    unstable = "dynamically_unstable"
+    assert reasons == ["", "", "", unstable, "", unstable]
+    assert [is_another(record["descents"]) for record in found].index(True) == 2
 
 
 def test_one_electronvolt_per_square_angstrom_and_mass_unit_in_thz():
