@@ -19,10 +19,10 @@ from chemeleon_jax.data.crystals import wrap
 from chemeleon_jax.data.lattice import inverse
 from chemeleon_jax.potentials.batches import PADDING_CELL, GraphPotential
 from chemeleon_jax.potentials.graph import next_chunk
+from chemeleon_jax.potentials.single import smallest_layout
 from chemeleon_jax.potentials.stiffness import STRAINS
-from chemeleon_jax.potentials.types import Potential, Status
+from chemeleon_jax.potentials.types import Potential
 
-SCALES = (1 / 16, 0.25, 0.5, 1.0, 2.0, 4.0)  # of the default graph: few compilations
 DIRECTIONS = 3  # at once: of one atom; more are not faster, and take memory
 
 
@@ -77,20 +77,16 @@ def second_derivatives(
 
 def _single_graph(model: GraphPotential, structure: Structure):
     """The graph of one crystal, in the smallest of a few sizes, and its atoms."""
-    arrays = (
+    layout = smallest_layout(model, structure)
+    graph, _, _ = next_chunk(
+        0,
         np.array(structure.atomic_numbers)[None],
         wrap(structure.frac_coords)[None].astype(float),
         np.array(structure.lattice.matrix, order="C")[None],
+        np.ones((1, len(structure)), bool),
+        capacity=layout,
     )
-    status = Status.TOO_DENSE
-    for scale in SCALES:
-        layout = model.capacity.for_one(scale)
-        status, _, sizes = layout.find(*(x[0] for x in arrays))
-        if status == Status.OK and (np.array(sizes) < layout.sizes).all():
-            mask = np.ones((1, len(structure)), bool)
-            graph, _, _ = next_chunk(0, *arrays, mask, capacity=layout)
-            return graph, layout.sizes[0]
-    raise ValueError(f"no graph: {Status(status).name.lower()}")
+    return graph, layout.sizes[0]
 
 
 @partial(jax.jit, static_argnums=0)

@@ -13,6 +13,7 @@ import numpy as np
 from pymatgen.core import Lattice, Structure
 
 from chemeleon_jax.evaluation.relaxation import relax_structures
+from chemeleon_jax.potentials.single import for_one
 from chemeleon_jax.potentials.stiffness import STRAINS
 from chemeleon_jax.potentials.types import Potential
 from chemeleon_jax.screening.elasticity import stiffness
@@ -55,15 +56,25 @@ def refine(
     batch_size: int = 16,
     max_force: float = MAX_FORCE,
 ) -> list[RelaxedStructure]:
-    """Crystals relaxed to their minima, as far as `max_force`, in eV/Å."""
-    return relax_structures(
-        structures,
-        potential=potential,
-        max_steps=MAX_STEPS,
-        max_force=max_force,
-        batch_size=batch_size,
-        whole_batches=True,  # of any number: few shapes, each compiled for a minute
-    )
+    """Crystals relaxed to their minima, as far as `max_force`, in eV/Å.
+
+    Each on graphs of its own size: they are few, and some take long when most are done.
+    """
+    of_size: dict[Potential, list[int]] = {}
+    for i, structure in enumerate(structures):
+        of_size.setdefault(for_one(potential, structure), []).append(i)
+    relaxed: dict[int, RelaxedStructure] = {}
+    for sized, rows in of_size.items():
+        found = relax_structures(
+            [structures[i] for i in rows],
+            potential=sized,
+            max_steps=MAX_STEPS,
+            max_force=max_force,
+            batch_size=batch_size,
+            whole_batches=True,  # of any number: few shapes, each compiled for a minute
+        )
+        relaxed |= dict(zip(rows, found, strict=True))
+    return [relaxed[i] for i in range(len(structures))]
 
 
 class Settled(NamedTuple):
