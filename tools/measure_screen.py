@@ -33,7 +33,7 @@ from chemeleon_jax.data.dataset import load_dataset
 from chemeleon_jax.potentials.hull import composition_counts, load_hull
 from chemeleon_jax.potentials.loading import load_potential
 from chemeleon_jax.screening.descent import descend_all
-from chemeleon_jax.screening.sieve import total_drop, weaknesses
+from chemeleon_jax.screening.sieve import is_another, total_drop, weaknesses
 from chemeleon_jax.screening.stability import settle
 from chemeleon_jax.screening.terms import MIN_FREQUENCY, STABILITY, ScreeningTerms
 from chemeleon_jax.workers.pool import WorkerPool
@@ -99,7 +99,7 @@ def told(descents: list[dict]) -> str:
     if not descents:
         return ""
     ways, last = ", ".join(d["along"] for d in descents), descents[-1]
-    kind = "the same crystal" if last["same"] else "another crystal"
+    kind = "another crystal" if is_another(descents) else "the same crystal"
     end = "" if last["converged"] else ", not at rest"
     return (
         f"; falls {1000 * total_drop(descents):.1f} meV/atom along a {ways} to "

@@ -44,9 +44,9 @@ def smallest_layout(
 def for_one(potential: Potential, structure: Structure) -> Potential:
     """The potential, on graphs for one crystal of this size each.
 
-    Without corrections, which are constants of a composition. A crystal that no size
-    holds has no energy by it; a potential that is no network in JAX is returned as it
-    is.
+    Without corrections: its energies compare crystals of one composition. A crystal
+    that no size holds has no energy by it; a potential that is no network in JAX is
+    returned as it is.
     """
     if potential.network is None:
         return potential

@@ -155,9 +155,11 @@ def last_look(
     Of two that have come to be one off a saddle, the second is a duplicate.
     """
     found = [third_look(record, limits) for record in records]
+    moved = [is_another(record.get("descents", [])) for record in records]
+    if not any(moved):
+        return found
     cells = [cell_of(read_structure(record["primitive"])) for record in records]
     formulas = [formula_key(cell.atom_types) for cell in cells]
-    moved = [is_another(record.get("descents", [])) for record in records]
     for i in range(len(records)):
         earlier = [
             (cells[j], cells[i])
@@ -184,8 +186,8 @@ def told_descents(descents: Sequence[dict]) -> str:
 
 
 def is_another(descents: Sequence[dict]) -> bool:
-    """Whether a crystal has become another one, by `StructureMatcher`."""
-    return not all(d["same"] or is_flat(d) for d in descents)
+    """Whether a crystal has come to rest as another one, by `StructureMatcher`."""
+    return any(d["converged"] and not (d["same"] or is_flat(d)) for d in descents)
 
 
 def total_drop(descents: Sequence[dict]) -> float:
