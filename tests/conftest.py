@@ -10,9 +10,13 @@ os.environ["XLA_FLAGS"] = (
     + " --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 )
 
-# What the package keeps for later runs, it keeps for these tests only.
-_CACHE = tempfile.TemporaryDirectory(prefix="chemeleon_jax-")
-os.environ["XDG_CACHE_HOME"] = _CACHE.name
+# What the package keeps for later runs, it keeps for these tests only, and so does JAX
+# what it compiles: many tests have the same programs. Both processes use one folder.
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    _CACHE = tempfile.TemporaryDirectory(prefix="chemeleon_jax-")
+    os.environ["XDG_CACHE_HOME"] = _CACHE.name
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = f"{_CACHE.name}/chemeleon_jax/compiled"
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
 
 import jax  # noqa: E402
 import pytest  # noqa: E402
@@ -20,8 +24,9 @@ import pytest  # noqa: E402
 from chemeleon_jax.models import buckets  # noqa: E402
 from chemeleon_jax.workers.pool import WorkerPool  # noqa: E402
 
-# Two widths, 12 and 20, where a run has five: each is compiled.
-buckets.WIDTH_STEP = 12
+# One width where a run has five: each is traced, lowered and compiled. The tests of
+# widths set their own.
+buckets.WIDTH_STEP = 20
 
 # A forgotten axis is an error, not a silent outer product.
 jax.config.update("jax_numpy_rank_promotion", "raise")

@@ -105,7 +105,7 @@ def judge_chunk(
     cells = {i: cell for i, cell in cells.items() if valid[i]}
     _find_space_groups(cells, rows, context)
     _find_known(cells, shares_formula, rows, context)
-    _find_energies(crystals, valid, rows, context)
+    find_energies(crystals, valid, rows, context)
     _encode(crystals, valid, rows, context)
     if context.protocol:
         context.protocol.judge(rows, structures, context)
@@ -197,9 +197,18 @@ def _find_known(cells, shares_formula, rows, context: EvaluationContext) -> None
             note(rows[i], f"matching: {Status(outcome.status).name.lower()}")
 
 
-def _find_energies(crystals, valid, rows, context: EvaluationContext) -> None:
-    """Energies by the first potential; of several, also by each under its name."""
-    valid = np.append(valid, np.zeros(context.chunk - len(valid), bool))
+def find_energies(
+    crystals: CrystalBatch,
+    valid: np.ndarray,
+    rows: list[Row],
+    context: EvaluationContext,
+) -> None:
+    """Adds to rows energies and distances from the hull, eV/atom; None: there is none.
+
+    By the first potential; of several, also by each under its name. The batch may be
+    longer than the rows and `valid`, which says whose energies are wanted.
+    """
+    valid = np.append(valid, np.zeros(len(crystals.mask) - len(valid), bool))
     judged = crystals.replace(mask=crystals.mask & valid[:, None])  # no work on others
     for name, (_, hull) in context.judges.items():
         energy, status = jax.device_get(context.energies[name](judged))

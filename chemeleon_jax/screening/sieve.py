@@ -94,9 +94,6 @@ def first_look(items: Sequence[Item], pool: Pool) -> list[dict[str, str]]:
 
 def second_look(row: Row, judges: Sequence[str], limits: Limits) -> tuple[str, str]:
     """Reason and detail of a relaxed crystal that was judged."""
-    distances = np.array(
-        [np.nan if (x := row.get(f"e_above_hull:{n}")) is None else x for n in judges]
-    )
     if not row["valid"]:
         return "invalid", f"relaxed: {row['relaxed_reason']}"
     if "matching" in row["status"]:  # it would count as known, and as a duplicate
@@ -107,8 +104,19 @@ def second_look(row: Row, judges: Sequence[str], limits: Limits) -> tuple[str, s
         return "known", ""
     if limits.charge_balanced and row["smact_valid"] is False:
         return "unbalanced", ""
+    reason, detail = off_the_hull(row, judges, limits)
+    if not (reason or row["relaxed"]):
+        return "not_converged", f"after {row['relax_steps']} steps"
+    return reason, detail
+
+
+def off_the_hull(row: Row, judges: Sequence[str], limits: Limits) -> tuple[str, str]:
+    """Reason and detail of a crystal whose distances from the hull will not do."""
+    distances = np.array(
+        [np.nan if (x := row.get(f"e_above_hull:{n}")) is None else x for n in judges]
+    )
     if not np.isfinite(distances).all():
-        return "no_energy", row["status"]
+        return "no_energy", row.get("status", "")
     if np.ptp(distances) > limits.max_spread:
         return "disputed", f"by {np.ptp(distances):.3f} eV/atom"
     if distances.max() > limits.max_e_above_hull:
@@ -116,12 +124,10 @@ def second_look(row: Row, judges: Sequence[str], limits: Limits) -> tuple[str, s
         return "unstable", f"{distances.max():.3f} eV/atom by {worst}"
     if distances.min() < limits.far_below:
         return "far_below_hull", f"{distances.min():.3f} eV/atom"
-    if not row["relaxed"]:
-        return "not_converged", f"after {row['relax_steps']} steps"
     return "", ""
 
 
-def third_look(record: dict, limits: Limits) -> tuple[str, str]:
+def third_look(record: dict, judges: Sequence[str], limits: Limits) -> tuple[str, str]:
     """Reason and detail of a crystal whose stability was looked at, if it was."""
     found = record.get("stability")
     if found is None:
@@ -132,6 +138,9 @@ def third_look(record: dict, limits: Limits) -> tuple[str, str]:
     soft = weaknesses(found, descents, limits)
     if not (soft or record.get("new_at_rest", True) or limits.keep_known):
         return "known", told_descents(descents)
+    if not soft and total_drop(descents) > 0:
+        reason, detail = off_the_hull(record, judges, limits)
+        return reason, f"{detail}, {told_descents(descents)}" if reason else ""
     if not soft:
         return "", ""
     if soft[0] == "vibration":
@@ -148,13 +157,13 @@ def third_look(record: dict, limits: Limits) -> tuple[str, str]:
 
 
 def last_look(
-    records: Sequence[dict], limits: Limits, pool: Pool
+    records: Sequence[dict], judges: Sequence[str], limits: Limits, pool: Pool
 ) -> list[tuple[str, str]]:
     """Reasons and details of examined crystals, best first, as `third_look`.
 
     Of two that have come to be one off a saddle, the second is a duplicate.
     """
-    found = [third_look(record, limits) for record in records]
+    found = [third_look(record, judges, limits) for record in records]
     moved = [is_another(record.get("descents", [])) for record in records]
     if not any(moved):
         return found

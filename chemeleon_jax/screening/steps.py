@@ -18,6 +18,7 @@ from chemeleon_jax.evaluation import opinions
 from chemeleon_jax.evaluation.judge import (
     EvaluationContext,
     Row,
+    find_energies,
     judge_chunk,
     judge_set,
 )
@@ -125,14 +126,19 @@ def judge(
         title="relaxation, energies",
     )
     judge_set(found, context.pool)
-    if len(judges) == 1:
-        for row in found:
-            for what in ("energy", "e_above_hull"):
-                row[f"{what}:{judges[0]}"] = row.get(what)
-    opinions.add_opinions(found, judges)
+    add_opinions(found, judges)
     for row, result in zip(left, found, strict=True):
         row |= {k: v for k, v in result.items() if k != "reason"}
         row |= {"stage": "relaxed", "relaxed_reason": result["reason"]}
+
+
+def add_opinions(rows: list[Row], judges: list[str]) -> None:
+    """As `opinions.add_opinions`, of a single potential too."""
+    if len(judges) == 1:
+        for row in rows:
+            for what in ("energy", "e_above_hull"):
+                row[f"{what}:{judges[0]}"] = row.get(what)
+    opinions.add_opinions(rows, judges)
 
 
 def examine(
@@ -154,7 +160,9 @@ def examine(
             "descents": MAX_DESCENTS,
         },
     )
-    look = partial(sieve.last_look, limits=limits, pool=context.pool)
+    look = partial(
+        sieve.last_look, judges=list(context.judges), limits=limits, pool=context.pool
+    )
     records = in_chunks(
         folder / "examined",
         ranked,
@@ -169,6 +177,7 @@ def examine(
         row["reason"], row["detail"] = found
         if not row["reason"] and len(passed) < wanted:
             passed.append(row)
+    passed.sort(key=lambda row: row["e_above_hull:mean"])  # some have come lower
     for row in ranked:
         if not row["reason"] and all(row is not other for other in passed):
             row["reason"], row["detail"] = "ranked_lower", ""
@@ -183,8 +192,9 @@ def examine_some(
 ) -> list[dict]:
     """Symmetry and, with a potential for it, stability of a few crystals.
 
-    Those that are not stable within the limits come with their `descents`, and those
-    that became another crystal on the way with whether this is `new_at_rest`.
+    Those that are not stable within the limits come with their `descents`. Those of
+    them that came to rest lower come with what the potentials say of them there, and
+    those that became another crystal on the way with whether this is `new_at_rest`.
     """
     structures = [read_structure(row["structure"]) for row in rows]
     records = symmetrise_all(structures, energies_of(context), context.pool)
@@ -197,6 +207,7 @@ def examine_some(
     fallen = descend_all(settled, limits, steadier, context.pool, EXAMINED)
     for record, found in zip(records, fallen, strict=True):
         record |= found
+    judge_at_rest(rows, records, context)
     others = [r for r in records if sieve.is_another(r["descents"])]
     cells = [cell_of(read_structure(record["primitive"])) for record in others]
     valid = np.ones(len(cells), bool)
@@ -204,6 +215,26 @@ def examine_some(
     for i, record in enumerate(others):
         record["new_at_rest"] = known.get(i, NEW) == NEW
     return records
+
+
+def judge_at_rest(
+    rows: list[Row], records: list[dict], context: EvaluationContext
+) -> None:
+    """Adds the potentials' opinions of crystals that came to rest lower than before."""
+    lower = [i for i, r in enumerate(records) if sieve.total_drop(r["descents"]) > 0]
+    if not lower:
+        return
+    structures = [read_structure(records[i]["primitive"]) for i in lower]
+    # Few shapes, each compiled for a minute: a cell may have doubled on the way.
+    width = context.width * -(-max(map(len, structures)) // context.width)
+    crystals = from_structures(structures, width, context.chunk)
+    flags = ("unique", "novel", "diluted")
+    found = [{flag: rows[i][flag] for flag in flags} | {"status": ""} for i in lower]
+    find_energies(crystals, np.ones(len(lower), bool), found, context)
+    add_opinions(found, list(context.judges))
+    for i, opinion in zip(lower, found, strict=True):
+        problem = opinion.pop("status")
+        records[i] |= opinion | ({"status": f"at rest: {problem}"} if problem else {})
 
 
 def energies_of(context: EvaluationContext) -> Callable[[list[Structure]], np.ndarray]:

@@ -13,7 +13,7 @@ import tiny
 from pymatgen.core import Structure
 
 from chemeleon_jax.errors import UserError
-from chemeleon_jax.models import store
+from chemeleon_jax.models import buckets, store
 from chemeleon_jax.models.loading import load_checkpoint
 from chemeleon_jax.models.optimizer import moving_average
 from chemeleon_jax.potentials import loading
@@ -68,7 +68,7 @@ def said():
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory, models, compiled, said):
-    """A finished run of the main job."""
+    """A finished run of the main job, its crystals at two widths, 12 and 20."""
     workdir = tmp_path_factory.mktemp("dng")
 
     def listen(event, _, **about):
@@ -77,7 +77,12 @@ def run(tmp_path_factory, models, compiled, said):
 
     jax.monitoring.register_event_duration_secs_listener(listen)
     try:
-        with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+        with (
+            pytest.MonkeyPatch.context() as patch,
+            contextlib.redirect_stdout(said),
+            contextlib.redirect_stderr(said),
+        ):
+            patch.setattr(buckets, "WIDTH_STEP", 12)
             train(config("rl_dng", models), str(workdir))
     finally:
         jax.monitoring.unregister_event_duration_listener(listen)

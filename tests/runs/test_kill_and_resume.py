@@ -14,9 +14,9 @@ from kill_and_resume import (
 
 
 def test_a_killed_run_ends_like_one_left_alone(tmp_path):
-    program = prepare(tmp_path, "train", iterations=16)
+    program = prepare(tmp_path, "train", iterations=9)
     pace = finish(program, "whole")
-    assert kill_and_finish(program, "killed", kills=3, pace=pace, seed=0)[0] == 3
+    assert kill_and_finish(program, "killed", kills=2, pace=pace, seed=0)[0] == 2
     assert compare(program, "whole", "killed") == []
     # Ctrl-C, of a run that would go on: no process outlives it.
     program.options["config.num_iterations"] = 1000

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import ase.db
 import ase.io
+import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 import pytest
@@ -15,7 +16,11 @@ from pymatgen.core import Lattice, Structure
 from chemeleon_jax import screen
 from chemeleon_jax.data.readers.files import read_crystals
 from chemeleon_jax.errors import UserError
+from chemeleon_jax.evaluation.judge import EvaluationContext
 from chemeleon_jax.interface import screen as screen_structures
+from chemeleon_jax.potentials.hull import Hull
+from chemeleon_jax.potentials.types import Potential, Status
+from chemeleon_jax.rewards.matches import References
 from chemeleon_jax.screening import sieve, steps
 
 QUICK = "ase:ase.calculators.lj:LennardJones"  # any elements, and quick
@@ -207,7 +212,7 @@ def test_reasons_of_relaxed_crystals(change, reason):
 def test_reasons_of_examined_crystals(stability, reason):
     record = {} if stability is None else {"stability": stability}
     record |= {"descents": (stability or {}).get("descents", [])}
-    assert sieve.third_look(record, LIMITS)[0] == reason
+    assert sieve.third_look(record, [], LIMITS)[0] == reason
 
 
 def test_what_came_to_rest_is_judged_like_any_other(pool):
@@ -215,13 +220,17 @@ def test_what_came_to_rest_is_judged_like_any_other(pool):
     fell = FELL | {"same": False, "space_group": "R3m"}
     record = {"stability": SOFT, "descents": [fell | {"same": True}, fell]}
     said = "-6.00 THz; off a saddle by 26.0 meV/atom, to R3m"
-    assert sieve.third_look(record, LIMITS) == ("dynamically_unstable", said)
+    assert sieve.third_look(record, [], LIMITS) == ("dynamically_unstable", said)
     stable = {"stability": {"lowest_frequency": 1.0}, "descents": [fell]}
+    stable["e_above_hull:a"] = 0.05
     known = stable | {"new_at_rest": False}
     said = "off a saddle by 13.0 meV/atom, to R3m"
-    assert sieve.third_look(known, LIMITS) == ("known", said)
+    assert sieve.third_look(known, [], LIMITS) == ("known", said)
     keep = replace(LIMITS, keep_known=True)
-    assert sieve.third_look(known, keep) == ("", "")
+    far = known | {"e_above_hull:a": 0.05, "e_above_hull:b": 0.12}
+    assert sieve.third_look(far, ["a"], keep) == ("", "")
+    said = "0.120 eV/atom by b, " + said
+    assert sieve.third_look(far, ["a", "b"], keep) == ("unstable", said)
 
     crystals = [NACL, CSCL_TYPE, NACL, CSCL_TYPE]
     still = {"stability": {"lowest_frequency": 1.0}, "descents": []}
@@ -231,8 +240,48 @@ def test_what_came_to_rest_is_judged_like_any_other(pool):
             [still, still, stable | {"new_at_rest": True}, still], crystals, strict=True
         )
     ]
-    found = sieve.last_look(records, LIMITS, pool)
+    found = sieve.last_look(records, ["a"], LIMITS, pool)
     assert [reason for reason, _ in found] == ["", "", "duplicate", ""]
+
+
+def test_energies_are_of_where_a_crystal_came_to_rest():
+    """By each potential, and in a cell larger than any sample's; of no other crystal.
+
+    Here by the mean of the cell's lengths, 17.1, 17.1 and 11.4, and by twice that.
+    """
+
+    def context(second_status):
+        def judge(name, factor, status):
+            def energies(crystals):
+                count = len(crystals.mask)
+                return factor * crystals.lengths.mean(-1), jnp.full(count, status)
+
+            return Potential(name, name, energies), elements
+
+        elements = Hull(np.eye(118, dtype=int), np.zeros(118))
+        judges = {"a": judge("a", 1, 0), "b": judge("b", 2, second_status)}
+        parts = {"references": References({}, {}), "pool": None, "vae": None}
+        size = {"width": 20, "chunk": 2}
+        return EvaluationContext(
+            **parts, judges=judges, relax=None, relaxer="a", **size
+        )
+
+    row = GOOD | {"diluted": False}
+    large = Structure(Lattice.cubic(5.7), ["Na", "Cl"], CUBIC)
+    large.make_supercell((3, 3, 2))
+    record = {"primitive": large.as_dict(), "descents": [FELL]}
+    flat = {"primitive": large.as_dict(), "descents": [FELL | {"drop": 0.0}]}
+    records = [dict(flat), dict(record)]
+    steps.judge_at_rest([row, row], records, context(0))
+    assert records[0] == flat
+    assert records[1]["e_above_hull:a"] == pytest.approx(15.2)
+    assert records[1]["energy:b"] == pytest.approx(30.4)
+    assert records[1]["e_above_hull:mean"] == pytest.approx(22.8)
+    assert not records[1]["metastable:all"]
+    steps.judge_at_rest([row], [record], context(Status.TOO_DENSE))
+    stable = record | {"stability": {"lowest_frequency": 1.0}}
+    reason, detail = sieve.third_look(stable, ["a", "b"], LIMITS)
+    assert reason == "no_energy" and "at rest: energy by b: too_dense" in detail
 
 
 @pytest.mark.parametrize(
