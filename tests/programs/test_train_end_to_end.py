@@ -152,11 +152,9 @@ def test_a_run_holds_what_it_was_and_what_it_made(run):
 
 
 def test_the_main_job_relaxes_and_asks_two_potentials(models, tmp_path):
-    """With few steps; it stops and goes on as if it had not."""
+    """With few steps of relaxation."""
     steps = {"components": {"energy": {"relax_steps": 2}}, "workers": 1}
     small = config("rl_dng", models, "mini", reward=steps, validate_every=0)
-    small.num_iterations = 1
-    train(small, str(tmp_path))
     small.num_iterations = 2
     train(small, str(tmp_path))
     curves = read_scalars(tmp_path)
