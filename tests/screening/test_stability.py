@@ -137,8 +137,9 @@ def test_a_crystal_goes_down_until_it_is_stable(monkeypatch):
     assert ways[2:5] == [["vibration"], ["vibration"] * MAX_DESCENTS, []]
     assert ways[5] == ["vibration"]
     assert found[0]["stability"]["lowest_frequency"] == 1.0
+    near = {"e_above_hull:a": 0.0}
     reasons = [
-        third_look({"stability": crystal.record} | record, [], LIMITS)[0]
+        third_look({"stability": crystal.record} | record | near, ["a"], LIMITS)[0]
         for crystal, record in zip(crystals, found, strict=True)
     ]
     unstable = "dynamically_unstable"
