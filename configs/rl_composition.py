@@ -16,7 +16,8 @@ def get_config():
     config = rl_config("mini")
     config.ldm_ckpt_path = "mini:ldm_conditional"
     config.sampling.decoder_guidance = 6.0
-    # Learns from crystals, however they were guided; docs/objectives.md
+    # Learns from crystals, however they were guided; docs/objectives.md. The one run so
+    # far was worse after some 60 iterations, see docs/notebook/objectives.md.
     config.rl.objective = "awm"
     config.rl.kl_target = "reference"
     config.rl.kl_weight = 0.1
