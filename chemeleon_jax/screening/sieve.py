@@ -138,11 +138,11 @@ def third_look(record: dict, judges: Sequence[str], limits: Limits) -> tuple[str
     soft = weaknesses(found, descents, limits)
     if not (soft or record.get("new_at_rest", True) or limits.keep_known):
         return "known", told_descents(descents)
-    if not soft and total_drop(descents) > 0:
+    if not soft and total_drop(descents) == 0:
+        return "", ""
+    if not soft:
         reason, detail = off_the_hull(record, judges, limits)
         return reason, f"{detail}, {told_descents(descents)}" if reason else ""
-    if not soft:
-        return "", ""
     if soft[0] == "vibration":
         reason, amount = (
             "dynamically_unstable",

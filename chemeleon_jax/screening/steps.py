@@ -227,7 +227,7 @@ def judge_at_rest(
     structures = [read_structure(records[i]["primitive"]) for i in lower]
     # Few shapes, each compiled for a minute: a cell may have doubled on the way.
     width = context.width * -(-max(map(len, structures)) // context.width)
-    crystals = from_structures(structures, width, context.chunk)
+    crystals = from_structures(structures, width, max(context.chunk, EXAMINED))
     flags = ("unique", "novel", "diluted")
     found = [{flag: rows[i][flag] for flag in flags} | {"status": ""} for i in lower]
     find_energies(crystals, np.ones(len(lower), bool), found, context)
