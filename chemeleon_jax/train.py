@@ -52,7 +52,7 @@ from chemeleon_jax.rl.config import alarm_limits, describe
 from chemeleon_jax.rl.learner import init_state
 from chemeleon_jax.rl.programs import make_programs
 from chemeleon_jax.rl.prompts import asked_fractions, make_prompts
-from chemeleon_jax.rl.replay import gather_latents, load_replay
+from chemeleon_jax.rl.replay import asked_arrays, gather_latents, load_replay
 from chemeleon_jax.rl.scorer import Scorer
 from chemeleon_jax.rl.timesteps import select_timesteps, stochastic_at
 from chemeleon_jax.runs import memory
@@ -106,7 +106,7 @@ def train(config, workdir: str) -> None:
             rl.replay,
             start,
             shape=(MAX_ATOMS, model.dit.latent_channels),
-            conditional=model.condition is not None,
+            condition=draw(jax.random.key(0), 1)[1],
         )
         executor = stack.enter_context(background())
 
@@ -188,7 +188,7 @@ def train(config, workdir: str) -> None:
             log_iteration(tracker, iteration, metrics, seconds)
             if replay:
                 latents = gather_latents(trajectory, grpo.num_inner_batch, mesh)
-                kept |= {"latents": latents}
+                kept |= {"latents": latents} | asked_arrays(prompts.condition)
                 replay.add(vars(crystals) | vars(rewards) | kept)
             save_iteration(folder, iteration, vars(crystals), vars(rewards), **kept)
 

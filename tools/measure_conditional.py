@@ -17,6 +17,9 @@ With `--symmetric` each sample has the symmetry of some crystal of the training 
 that has the stoichiometry, and as many atoms; a composition without such a crystal has
 no samples.
 
+With `--list=FILE` it only writes these compositions, one in a line, which is what
+`config.data.compositions` of `rl_composition` takes.
+
 With `--relax_with=chgnet` the samples are also relaxed, and so are the real structures:
 the same again, and how the lowest of the samples lies to the real one in energy.
 """
@@ -24,6 +27,7 @@ the same again, and how the lowest of the samples lies to the real one in energy
 import argparse
 import contextlib
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import jax
@@ -87,8 +91,13 @@ def main() -> None:
     parser.add_argument("--ask", choices=kinds, default="composition")
     parser.add_argument("--symmetric", action="store_true")
     parser.add_argument("--relax_with", metavar="POTENTIAL")
+    parser.add_argument("--list", metavar="FILE", type=Path)
     args = parser.parse_args()
     real = distinct_compositions(args.num_compositions)
+    if args.list:
+        formulas = [structure.formula.replace(" ", "") for structure in real]
+        args.list.write_text("\n".join(formulas) + "\n")
+        return
     samples, valid = sample_for(real, args)
     right = [
         [s for s in some if s and getattr(s, args.ask) == getattr(structure, args.ask)]

@@ -110,7 +110,7 @@ def _paper(models: str) -> ConfigDict:
     config.rl.timestep_mean, config.rl.timestep_std = -0.6, 1.0
     # So many of the best crystals of so many last iterations are trained on again in
     # each (awm and nft; 0: none): of each iteration the best share by reward, of one
-    # formula so many.
+    # formula the best so many of all.
     config.rl.replay = ConfigDict()
     config.rl.replay.crystals = 0
     config.rl.replay.iterations = 50

@@ -14,12 +14,12 @@ from jax.sharding import PartitionSpec as P
 from chemeleon_jax.data.crystals import formula_keys
 from chemeleon_jax.data.types import Trajectory
 from chemeleon_jax.devices.sharding import CRYSTALS, device_order, over_devices
-from chemeleon_jax.errors import UserError
-from chemeleon_jax.rl.sampler import crystal_keys
+from chemeleon_jax.rl.sampler import Condition, crystal_keys
 from chemeleon_jax.runs.iteration_files import read_last
 
 # What of an iteration's file it needs.
 FIELDS = ("latents", "mask", "atom_types", "total", "advantage", "valid", "unique")
+_ASKED = "asked_"
 
 
 class Replayed(NamedTuple):
@@ -29,40 +29,60 @@ class Replayed(NamedTuple):
     mask: jax.Array  # [R, N]
     advantage: jax.Array  # [R]
     index: jax.Array  # [R]  numbers of the crystals, which their noise depends on
+    condition: Condition = None  # {name: [R, in]}  what they were asked for
 
 
 class Replay:
     """The best crystals of a run's last iterations, on the host.
 
     Of each iteration those that are valid, unique and better than their group, a share
-    of all at most, by their total reward; of one formula the newest few. They are kept
-    as the latents that were decoded: the encoder's of the same crystals are others, and
-    to train on those costs what a model knows of geometry.
+    of all at most, by their total reward; of one formula the best few, of equal ones
+    the newest. They are kept as the latents that were decoded: the encoder's of the
+    same crystals are others, and to train on those costs what a model knows of
+    geometry.
     """
 
     def __init__(
         self,
         shape: tuple[int, int],
+        condition: Condition = None,
         *,
         crystals: int,
         iterations: int,
         share: float,
         per_formula: int,
     ):
-        """Of nothing yet; `shape`: of latents, [N, L]; the rest: `config.rl.replay`."""
-        self._shape = shape
+        """Of nothing yet; the rest: `config.rl.replay`.
+
+        Args:
+          shape: of latents, [N, L].
+          condition: {name: [any, in]}, of which the shapes count.
+          crystals: R.
+          iterations: that are looked back.
+          share: of an iteration's crystals.
+          per_formula: of all that are kept.
+        """
         self._count, self._share, self._per_formula = crystals, share, per_formula
         self._kept: deque[dict[str, np.ndarray]] = deque(maxlen=iterations)
+        asked = {
+            k: x[:1].repeat(crystals, 0) for k, x in asked_arrays(condition).items()
+        }
+        self.fields = (*FIELDS, *asked)  # of an iteration's file, that it needs
+        self._nothing = asked | {
+            "latents": np.zeros((crystals, *shape), np.float32),
+            "mask": np.ones((crystals, shape[0]), bool),
+            "advantage": np.zeros(crystals, np.float32),
+        }
 
     def add(self, arrays: Mapping[str, np.ndarray]) -> None:
         """Adds an iteration's best, and forgets the oldest.
 
-        `arrays` has `FIELDS`, [B, ...]: what `read_iteration` gives.
+        `arrays` has `FIELDS` and `asked_arrays`, [B, ...]: what `read_iteration` gives.
         """
         good = arrays["valid"] & arrays["unique"] & (arrays["advantage"] > 0)
         best = np.argsort(-arrays["total"], kind="stable")
         best = best[good[best]][: round(self._share * len(good))]
-        self._kept.append({name: arrays[name][best] for name in FIELDS})
+        self._kept.append({name: arrays[name][best] for name in self.fields})
 
     def draw(self, key: jax.Array) -> Replayed:
         """Some of them, each at most once as long as there are enough; NumPy.
@@ -70,32 +90,39 @@ class Replay:
         Which ones depends on the key and on what is kept. Where nothing is, rows
         without an advantage fill.
         """
-        index, rows = np.arange(self._count), self._allowed()
-        if not len(rows):
-            latents = np.zeros((self._count, *self._shape), np.float32)
-            mask, advantage = np.ones(latents.shape[:2], bool), latents[:, 0, 0]
-            return Replayed(latents, mask, advantage, index)
-        rng = np.random.default_rng(np.asarray(jax.random.key_data(key)))
-        picked = np.resize(rng.permutation(rows), self._count)
-        newest_first = [*reversed(self._kept)]
-        latents, mask, advantage = (
-            np.concatenate([kept[name] for kept in newest_first])[picked]
-            for name in ("latents", "mask", "advantage")
-        )
-        return Replayed(latents, mask, advantage, index)
+        arrays, rows = self._nothing, self._allowed()
+        if len(rows):
+            rng = np.random.default_rng(np.asarray(jax.random.key_data(key)))
+            picked = np.resize(rng.permutation(rows), self._count)
+            newest_first = [*reversed(self._kept)]
+            arrays = {
+                name: np.concatenate([kept[name] for kept in newest_first])[picked]
+                for name in arrays
+            }
+        asked = {k.removeprefix(_ASKED): x for k, x in arrays.items() if _ASKED in k}
+        latents, mask, advantage = (arrays[k] for k in ("latents", "mask", "advantage"))
+        index = np.arange(self._count)
+        return Replayed(latents, mask, advantage, index, asked or None)
 
     def _allowed(self) -> np.ndarray:
-        """Rows of all that is kept, newest first, of one formula the first few."""
-        seen: Counter = Counter()
-        rows, start = [], 0
+        """Rows of all that is kept, newest first: of one formula the best few."""
+        formulas, totals = [], []
         for kept in reversed(self._kept):
             types = np.where(kept["mask"], kept["atom_types"], 0)
-            for i, formula in enumerate(formula_keys(types)):
-                seen[formula] += 1
-                if seen[formula] <= self._per_formula:
-                    rows.append(start + i)
-            start += len(types)
+            formulas.extend(formula_keys(types))
+            totals.extend(kept["total"])
+        seen: Counter = Counter()
+        rows = []
+        for row in np.argsort(-np.array(totals), kind="stable"):
+            seen[formulas[row]] += 1
+            if seen[formulas[row]] <= self._per_formula:
+                rows.append(row)
         return np.array(rows, int)
+
+
+def asked_arrays(condition: Condition) -> dict[str, np.ndarray]:
+    """What crystals were asked for, as arrays of an iteration's file."""
+    return {_ASKED + name: np.asarray(x) for name, x in (condition or {}).items()}
 
 
 def load_replay(
@@ -104,7 +131,7 @@ def load_replay(
     start: int,
     *,
     shape: tuple[int, int],
-    conditional: bool,
+    condition: Condition,
 ) -> Replay | None:
     """What a run that continues at iteration `start` had kept, from its `crystals/`.
 
@@ -113,32 +140,25 @@ def load_replay(
       settings: `config.rl.replay`; None is returned where it asks for no crystal.
       start: 0 for a run that begins.
       shape: of latents, [N, L].
-      conditional: the model takes conditions, and what a crystal was asked for is not
-        in these files.
+      condition: what crystals are asked for, {name: [any, in]}.
 
     Raises:
-      UserError: a file that counts is missing, or cannot be read; the model is
-        conditional.
+      UserError: a file that counts is missing, or cannot be read.
     """
     if not settings.crystals:
         return None
     asked = f"rl.replay.crystals = {settings.crystals}"
-    if conditional:
-        raise UserError(
-            f"config.{asked}: must be 0 where the model of config.ldm_ckpt_path takes "
-            "conditions"
-        )
-    replay = Replay(shape, **settings)
-    for arrays in read_last(workdir, start, settings.iterations, FIELDS, asked):
+    replay = Replay(shape, condition, **settings)
+    for arrays in read_last(workdir, start, settings.iterations, replay.fields, asked):
         replay.add(arrays)
     return replay
 
 
 def to_trajectory(replayed: Replayed, key: jax.Array) -> Trajectory:
-    """As if a policy without conditions had just made them, without their steps."""
+    """As if a policy had just made them, without their steps."""
     latents = replayed.latents * replayed.mask[..., None]
     keys = crystal_keys(key, replayed.index)
-    return Trajectory(None, replayed.mask, latents=latents, keys=keys)
+    return Trajectory(None, replayed.mask, replayed.condition, latents, keys)
 
 
 def join_minibatches(first: Any, second: Any, num_minibatches: int) -> Any:

@@ -27,7 +27,10 @@ SHAPE = (tiny.MAX_ATOMS, 4)
 
 
 def iteration(number, total, advantage, unique=(True,) * 4, seed=None):
-    """An iteration's arrays; latents of its crystals: 10 `number` + 0, 1, 2, 3."""
+    """An iteration's arrays; latents of its crystals: 10 `number` + 0, 1, 2, 3.
+
+    What they were asked for is minus that.
+    """
     crystals = tiny.crystals((2, 3, 4, 5), seed=number if seed is None else seed)
     names = 10 * number + np.arange(4, dtype=np.float32)
     return jax.tree.map(np.asarray, vars(crystals)) | {
@@ -36,11 +39,12 @@ def iteration(number, total, advantage, unique=(True,) * 4, seed=None):
         "advantage": np.asarray(advantage, np.float32),
         "valid": np.ones(4, bool),
         "unique": np.asarray(unique),
+        "asked_gap": -names[:, None],
     }
 
 
-def kept(*iterations):
-    replay = Replay(SHAPE, **SETTINGS)
+def kept(*iterations, condition=None):
+    replay = Replay(SHAPE, condition, **SETTINGS)
     for arrays in iterations:
         replay.add(arrays)
     return replay.draw(KEY)
@@ -63,14 +67,16 @@ def test_the_best_unique_of_the_last_iterations_are_kept():
     assert atoms == {20: 2, 22: 4, 31: 3, 33: 5}
 
 
-def test_of_one_formula_the_newest_few_are_kept():
-    same = {"total": [4, 3, 2, 1], "advantage": [1, 1, 1, 1], "seed": 0}
-    assert names(kept(iteration(2, **same), iteration(3, **same))) == [30, 31]
+def test_of_one_formula_the_best_few_are_kept_and_of_equal_ones_the_newest():
+    same = {"advantage": [1, 1, 1, 1], "seed": 0}
+    earlier = iteration(2, [5, 3, 2, 1], **same)
+    assert names(kept(earlier, iteration(3, [4, 3, 2, 1], **same))) == [20, 31]
 
 
 def test_before_there_are_any_rows_fill_that_count_for_nothing():
-    drawn = kept()
+    drawn = kept(condition={"gap": np.ones((2, 1))})
     assert drawn.latents.shape == (4, *SHAPE) and not drawn.advantage.any()
+    assert drawn.condition["gap"].shape == (4, 1) and kept().condition is None
 
 
 def test_a_run_that_continues_has_kept_the_same(tmp_path):
@@ -78,15 +84,19 @@ def test_a_run_that_continues_has_kept_the_same(tmp_path):
     for i, arrays in enumerate(history):
         saved = arrays | {"components": {}, "novel": None, "e_above_hull": None}
         crystals = {name: arrays[name] for name in CRYSTALS}
-        save_iteration(tmp_path, i, crystals, saved, latents=arrays["latents"])
+        more = {name: arrays[name] for name in ("latents", "asked_gap")}
+        save_iteration(tmp_path, i, crystals, saved, **more)
     load = partial(load_replay, tmp_path, SETTINGS, 3, shape=SHAPE)
-    found = load(conditional=False).draw(KEY)
-    jax.tree.map(np.testing.assert_array_equal, found, kept(*history))
+    for condition in (None, {"gap": jnp.zeros((1, 1))}):
+        found = load(condition=condition).draw(KEY)
+        expected = kept(*history, condition=condition)
+        jax.tree.map(np.testing.assert_array_equal, found, expected)
+    assert (
+        names(found) and (found.condition["gap"][:, 0] == -found.latents[:, 0, 0]).all()
+    )
     (tmp_path / "crystals" / "iteration_000002.npz").unlink()
     with pytest.raises(UserError, match="iteration_000002.*replay.crystals = 4"):
-        load(conditional=False)
-    with pytest.raises(UserError, match="replay.crystals = 4.*conditions"):
-        load(conditional=True)
+        load(condition=None)
 
 
 def test_each_minibatch_gets_its_share():
