@@ -18,8 +18,8 @@ def get_config():
     config.ldm_ckpt_path = "mini:ldm_conditional"
     config.sampling.decoder_guidance = 6.0
     config.sampling.sampling_steps = 10
-    # Learns from crystals, however they were guided, and, unlike awm, is not pushed away
-    # from the worse ones without a bound; docs/objectives.md, docs/notebook/objectives.md.
+    # Learns from crystals, however they were guided, and unlike awm is not pushed away
+    # from the worse ones without a bound: docs/notebook/objectives.md.
     config.rl.objective = "nft"
     config.rl.kl_target = "reference"
     config.rl.kl_weight = 0.1
