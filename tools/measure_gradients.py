@@ -3,10 +3,11 @@
     python -m tools.measure_gradients --config=rl_dng --iterations=40
 
 Samples and scores so many iterations' crystals without training on them, and takes the
-gradient of each iteration for each objective, at the same crystals and rewards. What
-the gradients of any two iterations have in common is signal, the rest is noise; each
-parameter is divided by the root of its mean square first, as Adam does. Their ratio, of
-squared norms, says after how many iterations the one has become as large as the other.
+gradient of each iteration for each objective, at the same crystals and rewards;
+`awm:16` is `awm` with 16 copies of each crystal. What the gradients of any two
+iterations have in common is signal, the rest is noise; each parameter is divided by the
+root of its mean square first, as Adam does. Their ratio, of squared norms, says after
+how many iterations the one has become as large as the other.
 """
 
 import argparse
@@ -41,7 +42,7 @@ def main() -> None:
     )
     parser.add_argument("--config", default="rl_dng")
     parser.add_argument("--iterations", type=int, default=40)
-    parser.add_argument("--objectives", default="grpo,awm,nft")
+    parser.add_argument("--objectives", default="grpo,awm:4,awm:16,nft:4")
     args, flags = parser.parse_known_args()
     config, _ = parse(["", f"--config={args.config}", *flags], "train")
     objectives = args.objectives.split(",")
@@ -83,9 +84,12 @@ def measure(config: Any, objectives: list[str], iterations: int) -> dict[str, li
     return found
 
 
-def make_gradient(policy: Any, programs: Programs, objective: str) -> Callable:
+def make_gradient(policy: Any, programs: Programs, asked: str) -> Callable:
     """(trajectory, advantage) -> the gradient of an iteration at the first update."""
+    objective, _, copies = asked.partition(":")
     rl = dataclasses.replace(programs.grpo, objective=objective, num_inner_batch=1)
+    if copies:
+        rl = dataclasses.replace(rl, timesteps_per_crystal=int(copies))
 
     @jax.jit
     def gradient(trajectory, advantage):

@@ -95,7 +95,6 @@ def reward_config() -> ConfigDict:
             "weight": 0.0,
             "normalize_fn": "none",
             "recent_iterations": placeholder(int),  # none: reward.recent_iterations
-            "tolerance": 0.0,  # nats of that divergence that cost nothing
         },
         # how many operations the point group has, 0 (P1) to 1 (m-3m), within so many Å
         "symmetry": {"weight": 0.0, "normalize_fn": "none", "tolerance": 0.1},
@@ -130,12 +129,7 @@ def active_components(config: Any) -> dict[str, dict]:
     return {name: c for name, c in components.items() if c["weight"] != 0}
 
 
-_NOT_NEGATIVE = (
-    "creativity.max_amd",
-    "energy.decay",
-    "energy.min_hull_entries",
-    "element_kl.tolerance",
-)
+_NOT_NEGATIVE = ("creativity.max_amd", "energy.decay", "energy.min_hull_entries")
 _NUMBERS = (
     "energy.min_e_above_hull",
     "predictor.target",

@@ -90,7 +90,7 @@ def element_marginals(counts: np.ndarray) -> np.ndarray:
 
 
 def element_kl_component(
-    context: Context, *, recent_iterations: int | None = None, tolerance: float = 0.0
+    context: Context, *, recent_iterations: int | None = None
 ) -> Component:
     """`element_kl` of the reference data set.
 
@@ -114,7 +114,7 @@ def element_kl_component(
             rows = len(recent.mask) // context.recent_iterations  # of an iteration
             oldest = len(recent.mask) - recent_iterations * rows
             recent = take(recent, slice(max(oldest, 0), None))
-        return element_kl(batch.crystals, batch.valid, known, recent, tolerance)
+        return element_kl(batch.crystals, batch.valid, known, recent)
 
     return Component(evaluate, of_batch=True)
 
@@ -124,7 +124,6 @@ def element_kl(
     valid: np.ndarray,
     known: np.ndarray,
     recent: CrystalBatch | None = None,
-    tolerance: float = 0.0,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Minus what each crystal adds to the divergence of elements from known ones.
 
@@ -139,17 +138,12 @@ def element_kl(
     a marginal's KL. Without recent crystals the mean over the batch is -KL(q || p), but
     for the 1e-3.
 
-    With a tolerance t the values are times 1 - t / KL, and 0 below it: the gradient is
-    that of KL - t - t log(KL / t). Elements change freely up to there, and are held the
-    more the further they go.
-
     Args:
       crystals: B crystals, NumPy.
       valid: [B] bool; others are left out of q and have no value.
       known: p, `element_marginals` of the reference crystals.
       recent: of earlier batches, which count in q as those of this one do; of a batch
         of 200 alone, q is noisy. Rows without an atom count for nothing.
-      tolerance: of the KL, nats.
 
     Returns:
       [B] values, 0 where the status is not OK; [B] status.
@@ -162,10 +156,7 @@ def element_kl(
         seen = np.concatenate([seen, earlier[earlier.any(1)]])
     if not len(seen):
         return np.zeros(len(counts)), status
-    shares = element_marginals(seen)
-    excess = np.log((shares + SMOOTHING) / (known + SMOOTHING))
-    if tolerance:
-        excess *= max(0.0, 1 - tolerance / max(shares @ excess, tolerance))
+    excess = np.log((element_marginals(seen) + SMOOTHING) / (known + SMOOTHING))
     contains = (counts > 0).astype(np.float64)
     values = -(contains @ excess) / np.maximum(contains.sum(1), 1)
     return np.where(valid, values, 0.0), status

@@ -137,26 +137,6 @@ def test_values_are_the_gradient_of_the_divergence():
     np.testing.assert_allclose(values - values.mean(), slope.mean() - slope, atol=5e-3)
 
 
-def test_what_is_tolerated_costs_nothing():
-    """Beyond the tolerance t the values are times 1 - t / KL."""
-    batch, valid = crystals_of_types([NA, CL], [NA, CL], [NA, OX]), np.ones(3, bool)
-    known = element_marginals(counts_of([NA, CL], [NA, OX], [LI, OX]))
-    full, _ = element_kl(batch, valid, known)
-    # q is 1/2 Na, 1/3 Cl, 1/6 O; p is 1/3 Na, 1/6 Cl, 1/3 O, 1/6 Li.
-    kl = sum(
-        q * np.log((q + 1e-3) / (p + 1e-3))
-        for q, p in ((1 / 2, 1 / 3), (1 / 3, 1 / 6), (1 / 6, 1 / 3))
-    )
-    assert -full.mean() == pytest.approx(kl)
-    half, _ = element_kl(batch, valid, known, tolerance=kl / 2)
-    np.testing.assert_allclose(half, full / 2)
-    within, _ = element_kl(batch, valid, known, tolerance=1.01 * kl)
-    assert not within.any()
-    # The gradient of KL - t - t log(KL / t), t = KL / 2, is half of KL's.
-    slope = [k - np.log(k / (kl / 2)) * kl / 2 for k in (kl - 1e-6, kl + 1e-6)]
-    assert np.diff(slope) / 2e-6 == pytest.approx(0.5)
-
-
 def test_invalid_crystals_have_no_value_and_recent_ones_count():
     batch = crystals_of_types([NA, CL], [H], [NA, LI])
     valid, known = np.array([True, False, True]), np.full(118, 1 / 118)
