@@ -24,6 +24,7 @@ def get_config():
     config.rl.kl_target = "reference"
     config.rl.kl_weight = 0.1
     config.rl.ema_decay = 0.9
+    config.rl.timesteps_per_crystal = 16
     config.rl.replay.crystals = 64
     config.rl.replay.iterations = 1000
     config.rl.replay.share = 1.0
