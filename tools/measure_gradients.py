@@ -4,10 +4,12 @@
 
 Samples and scores so many iterations' crystals without training on them, and takes the
 gradient of each iteration for each objective, at the same crystals and rewards;
-`awm:16` is `awm` with 16 copies of each crystal. What the gradients of any two
-iterations have in common is signal, the rest is noise; each parameter is divided by the
-root of its mean square first, as Adam does. Their ratio, of squared norms, says after
-how many iterations the one has become as large as the other.
+`awm:16` is `awm` with 16 copies of each crystal, `own:16` that with an advantage of 1:
+pretraining on its own crystals, of which a model had nothing to learn, were they as its
+denoiser has it. What the gradients of any two iterations have in common is signal, the
+rest is noise; each parameter is divided by the root of its mean square first, as Adam
+does. Their ratio, of squared norms, says after how many iterations the one has become
+as large as the other.
 """
 
 import argparse
@@ -87,6 +89,8 @@ def measure(config: Any, objectives: list[str], iterations: int) -> dict[str, li
 def make_gradient(policy: Any, programs: Programs, asked: str) -> Callable:
     """(trajectory, advantage) -> the gradient of an iteration at the first update."""
     objective, _, copies = asked.partition(":")
+    own = objective == "own"
+    objective = "awm" if own else objective
     rl = dataclasses.replace(programs.grpo, objective=objective, num_inner_batch=1)
     if copies:
         rl = dataclasses.replace(rl, timesteps_per_crystal=int(copies))
@@ -97,7 +101,7 @@ def make_gradient(policy: Any, programs: Programs, asked: str) -> Callable:
         gradient, _ = trajectory_gradient(
             policy,
             trajectory if grpo else noise_latents(trajectory, rl),
-            advantage,
+            jnp.ones_like(advantage) if own else advantage,
             sampler=programs.sampler,
             config=rl,
             old_params=None if grpo else policy,
