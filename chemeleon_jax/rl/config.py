@@ -103,7 +103,8 @@ def _paper(models: str) -> ConfigDict:
     config.rl.num_inner_batch = 2  # optimiser steps per iteration
     # What is learnt from: grpo, the steps of each trajectory; awm or nft, so many
     # noised copies of each crystal, at timesteps of a density (uniform; logit_normal,
-    # with mean and std of the logit). docs/objectives.md
+    # with mean and std of the logit). These two want sampling.sampling_steps=50, see
+    # docs/objectives.md.
     config.rl.objective = "grpo"
     config.rl.timesteps_per_crystal = 4
     config.rl.timesteps = "logit_normal"
