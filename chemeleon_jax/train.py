@@ -101,13 +101,6 @@ def train(config, workdir: str) -> None:
         alarms = Alarms(alarm_limits(config.alarms))
         audit = Audit(config, reward, mesh, workdir)
         scorer = Scorer(config, reward, model, mesh, folder, start)
-        replay = load_replay(
-            folder,
-            rl.replay,
-            start,
-            shape=(MAX_ATOMS, model.dit.latent_channels),
-            condition=draw(jax.random.key(0), 1)[1],
-        )
         executor = stack.enter_context(background())
 
         # ------------------------------------------------ what is compiled, and watched
@@ -124,6 +117,13 @@ def train(config, workdir: str) -> None:
         looks_back = window_iterations(scorer.num_scored, rl.ema_decay)
         base = draw_prompts(
             draw, jax.random.key(config.seed + 2), looks_back * scorer.num_scored
+        )
+        replay = load_replay(
+            folder,
+            rl.replay,
+            start,
+            shape=(MAX_ATOMS, model.dit.latent_channels),
+            condition=base.condition,
         )
 
         def validate(params):

@@ -99,7 +99,11 @@ class Replay:
                 name: np.concatenate([kept[name] for kept in newest_first])[picked]
                 for name in arrays
             }
-        asked = {k.removeprefix(_ASKED): x for k, x in arrays.items() if _ASKED in k}
+        asked = {
+            name.removeprefix(_ASKED): array
+            for name, array in arrays.items()
+            if name.startswith(_ASKED)
+        }
         latents, mask, advantage = (arrays[k] for k in ("latents", "mask", "advantage"))
         index = np.arange(self._count)
         return Replayed(latents, mask, advantage, index, asked or None)
