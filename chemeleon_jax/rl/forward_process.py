@@ -120,16 +120,18 @@ def awm_loss(
     own, old = (
         denoising_errors(
             output, copy.z, copy.noise, copy.timestep, mask, schedule=schedule
-        )["loss"]
+        )
         for output in outputs[:2]
     )
-    ratio = jnp.exp(old - own)
+    ratio = jnp.exp(old["loss"] - own["loss"])
     clipped = jnp.clip(ratio, 1 - config.clip_ratio, 1 + config.clip_ratio)
-    surrogate = jnp.minimum(ratio * advantage, clipped * advantage)
+    held = _held(advantage, old["mse"])
+    surrogate = jnp.minimum(ratio * held, clipped * held)
     distance = _distance(outputs[0], outputs[-1], mask)
-    metrics = _metrics(own, old, ratio, clipped, distance)
+    metrics = _metrics(own["loss"], old["loss"], ratio, clipped, distance)
+    metrics |= {"surrogate": surrogate.mean()} | _held_share(advantage, held)
     loss = -surrogate + config.kl_weight * distance
-    return loss.mean(), metrics | {"surrogate": surrogate.mean()}
+    return loss.mean(), metrics
 
 
 def nft_loss(
@@ -176,11 +178,13 @@ def nft_loss(
         square = coordinate_mean((prediction - copy.noise) ** 2, mask)
         return square / lax.stop_gradient(jnp.maximum(far, 1e-5))
 
-    good = 0.5 + 0.5 * jnp.clip(advantage / config.advantage_clip, -1, 1)
+    held = _held(advantage, old["mse"])
+    good = 0.5 + 0.5 * jnp.clip(held / config.advantage_clip, -1, 1)
     errors = good * error(eps_old + move) + (1 - good) * error(eps_old - move)
     distance = _distance(outputs[0], outputs[-1], mask)
     ratio = jnp.exp(old["loss"] - own["loss"])
     metrics = _metrics(own["loss"], old["loss"], ratio, ratio, distance)
+    metrics |= _held_share(advantage, held)
     loss = config.advantage_clip / config.nft_beta * errors + good * own["vb"]
     loss += config.kl_weight * distance
     return loss.mean(), metrics
@@ -206,6 +210,19 @@ def _predictions(copy, mask, sampler, condition, params, old, on_policy, referen
     if reference is not None:
         outputs = *outputs, predict(reference)
     return schedule, outputs
+
+
+def _held(advantage: jax.Array, error: jax.Array) -> jax.Array:
+    """Advantages, but 0 for bad copies whose noise is predicted worse than by 0.
+
+    Nothing else bounds the error of a bad crystal: a few that lie far from all others
+    are pushed on in every iteration, until the policy makes no other.
+    """
+    return jnp.where((advantage < 0) & (error > 1), 0.0, advantage)
+
+
+def _held_share(advantage: jax.Array, held: jax.Array) -> dict[str, jax.Array]:
+    return {"held_fraction": (advantage != held).mean()}
 
 
 def _distance(output, other, mask) -> jax.Array:
