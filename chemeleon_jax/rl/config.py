@@ -121,6 +121,9 @@ def _paper(models: str) -> ConfigDict:
     # which on a crystal is as good as can be
     config.rl.nft_beta = 1.0
     config.rl.advantage_clip = 5.0
+    # awm, nft: a copy of a bad crystal whose noise is predicted with a mean square
+    # error above this is not pushed further. 1: that of predicting none.
+    config.rl.error_limit = 1.0
     # Parts of one optimiser step: less memory, less padding, same result. 0: as few as
     # fit into memory_budget, GB per device (and on a CPU at least one per 32 crystals).
     config.rl.grad_accum = 0
@@ -240,6 +243,7 @@ class GRPOConfig:
     timestep_std: float = 1.0
     nft_beta: float = 1.0  # b of nft
     advantage_clip: float = 5.0  # c of nft
+    error_limit: float = 1.0  # of bad copies of awm and nft
 
     def __post_init__(self):
         """Checks every value."""
@@ -257,6 +261,7 @@ class GRPOConfig:
             ("timesteps", DENSITIES.__contains__, f"one of {DENSITIES}"),
             ("timestep_std", lambda x: x > 0, "above 0"),
             ("nft_beta", lambda x: x > 0, "above 0"),
+            ("error_limit", lambda x: x > 0, "above 0"),
             ("advantage_clip", lambda x: x > 0, "above 0"),
         ):
             require({"rl": vars(self)}, f"rl.{field}", holds, rule)

@@ -125,7 +125,7 @@ def awm_loss(
     )
     ratio = jnp.exp(old["loss"] - own["loss"])
     clipped = jnp.clip(ratio, 1 - config.clip_ratio, 1 + config.clip_ratio)
-    held = _held(advantage, old["mse"])
+    held = _held(advantage, old["mse"], config)
     surrogate = jnp.minimum(ratio * held, clipped * held)
     distance = _distance(outputs[0], outputs[-1], mask)
     metrics = _metrics(own["loss"], old["loss"], ratio, clipped, distance)
@@ -178,7 +178,7 @@ def nft_loss(
         square = coordinate_mean((prediction - copy.noise) ** 2, mask)
         return square / lax.stop_gradient(jnp.maximum(far, 1e-5))
 
-    held = _held(advantage, old["mse"])
+    held = _held(advantage, old["mse"], config)
     good = 0.5 + 0.5 * jnp.clip(held / config.advantage_clip, -1, 1)
     errors = good * error(eps_old + move) + (1 - good) * error(eps_old - move)
     distance = _distance(outputs[0], outputs[-1], mask)
@@ -212,13 +212,14 @@ def _predictions(copy, mask, sampler, condition, params, old, on_policy, referen
     return schedule, outputs
 
 
-def _held(advantage: jax.Array, error: jax.Array) -> jax.Array:
-    """Advantages, but 0 for bad copies whose noise is predicted worse than by 0.
+def _held(advantage: jax.Array, error: jax.Array, config: GRPOConfig) -> jax.Array:
+    """Advantages, but 0 for bad copies whose error is above `config.error_limit`.
 
     Nothing else bounds the error of a bad crystal: a few that lie far from all others
     are pushed on in every iteration, until the policy makes no other.
     """
-    return jnp.where((advantage < 0) & (error > 1), 0.0, advantage)
+    bad = (advantage < 0) & (error > config.error_limit)
+    return jnp.where(bad, 0.0, advantage)
 
 
 def _held_share(advantage: jax.Array, held: jax.Array) -> dict[str, jax.Array]:

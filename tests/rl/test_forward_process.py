@@ -1,5 +1,6 @@
 """Objectives of noised copies: AWM and DiffusionNFT."""
 
+from dataclasses import replace
 from functools import cache, partial
 
 import jax
@@ -20,7 +21,10 @@ from chemeleon_jax.rl.learner import init_state, train_step
 from configs.rl_dng import get_config
 
 ADVANTAGE = jnp.array([1.0, -0.5, 2.0, -1.0])
-CONFIG = GRPOConfig(objective="awm", kl_weight=0.0, clip_ratio=0.1)
+# Without a limit, as the formulas are: untrained, all errors are near 1.
+CONFIG = GRPOConfig(
+    objective="awm", kl_weight=0.0, clip_ratio=0.1, error_limit=float("inf")
+)
 LOSSES = {"awm": awm_loss, "nft": nft_loss}
 
 
@@ -42,7 +46,7 @@ def first_copy(learn_sigma=False) -> NoisyLatents:
 
 
 @cache
-def compiled(name, on_policy, learn_sigma):
+def compiled(name, on_policy, learn_sigma, config=CONFIG):
     sampler, _, trajectory = rolled_out(learn_sigma)
     copy = first_copy(learn_sigma)
 
@@ -53,7 +57,7 @@ def compiled(name, on_policy, learn_sigma):
             advantage,
             trajectory.mask,
             sampler=sampler,
-            config=CONFIG,
+            config=config,
             old_params=old_params,
             on_policy=on_policy,
         )
@@ -161,6 +165,21 @@ def test_nft_pulls_towards_good_crystals_and_away_from_bad_ones():
     good, _ = gradient("nft", jnp.ones(4))
     bad, _ = gradient("nft", -jnp.ones(4))
     assert_close(good, jax.tree.map(jnp.negative, bad))
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_bad_crystals_are_pushed_no_further_than_the_limit(name):
+    """Good ones are still learnt, however far they are."""
+    _, policy, _ = rolled_out()
+    errors = np.asarray(jax.jit(training_loss)(policy))
+    advantage = jnp.array([-1.0, -1.0, -1.0, 1.0])
+    limit = float(errors[:3].mean())
+    assert 0 < (held := errors[:3] > limit).sum() < 3
+    compute = compiled(name, True, False, replace(CONFIG, error_limit=limit))
+    found, metrics = compute(policy, policy, advantage)
+    free = advantage.at[:3].set(jnp.where(held, 0.0, -1.0))
+    assert_close(found, gradient(name, free)[0])
+    np.testing.assert_allclose(metrics["held_fraction"], held.sum() / 4)
 
 
 def test_copies_depend_on_the_crystal_alone_and_cover_the_density():
