@@ -137,6 +137,16 @@ def test_the_paper_s_setting():
     assert predictor["clip_max"] is None
 
 
+def test_nft_is_the_preset_by_another_objective_in_a_third_of_the_crystals():
+    mini, nft = (parsed(config=f"configs/rl_dng.py{x}") for x in ("", ":nft"))
+    check_rl(nft, num_devices=1)
+    assert (mini.rl.objective, nft.rl.objective) == ("grpo", "nft")
+    crystals = [x.data.batch_size * x.rl.num_group_samples for x in (mini, nft)]
+    assert 3 * nft.num_iterations * crystals[1] < mini.num_iterations * crystals[0]
+    assert active_components(nft).keys() == active_components(mini).keys()
+    assert nft.reward.components.energy.new_only
+
+
 def test_compat_is_the_paper_s_setting_without_guards():
     guarded, compat = (
         parsed(config=f"configs/rl_dng.py:{preset}").to_dict()
