@@ -6,8 +6,8 @@
 
 The paper's multi-objective reward, of crystals as they relax, judged by two potentials,
 with guards against the easy ways to it. The first command takes the embedded mini
-model, without network; `nft` is the same in about a third of the scored crystals and
-of the time, with fewer stable crystals (docs/objectives.md). `mp_20` and `alex_mp_20`
+model, without network; `nft` is the same in 0.3 of the scored crystals and 0.4 of
+the time, with fewer stable crystals (docs/objectives.md). `mp_20` and `alex_mp_20`
 take the released models. `unrelaxed` is `mini` by unrelaxed energies of one potential,
 which fools itself; `compat` is `mp_20` with the paper's own reward, without guards.
 
