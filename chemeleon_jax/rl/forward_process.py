@@ -105,14 +105,16 @@ def awm_loss(
       advantage: [B].
       mask: [B, N].
       sampler: whose model it is. Guidance plays no part.
-      config: clip ratio, and the weight of the distance.
+      config: clip ratio, weight of the distance, and the error up to which a bad copy
+        is pushed.
       old_params: of the policy that sampled.
       on_policy: [] that one is `params`, and need not be asked.
       condition: preprocessed conditions of each crystal, {name: [B, in]}.
       reference_params: of the original policy, if the distance is to that.
 
     Returns:
-      The loss, [], and means over the batch of ratio, distance and the clipped share.
+      The loss, [], and means over the batch of ratio, distance and the shares of copies
+      that are clipped and that are not pushed further.
     """
     schedule, outputs = _predictions(
         copy, mask, sampler, condition, params, old_params, on_policy, reference_params
@@ -128,10 +130,10 @@ def awm_loss(
     held = _held(advantage, old["mse"], config)
     surrogate = jnp.minimum(ratio * held, clipped * held)
     distance = _distance(outputs[0], outputs[-1], mask)
-    metrics = _metrics(own["loss"], old["loss"], ratio, clipped, distance)
-    metrics |= {"surrogate": surrogate.mean()} | _held_share(advantage, held)
+    is_held = advantage != held
+    metrics = _metrics(own["loss"], old["loss"], ratio, clipped, distance, is_held)
     loss = -surrogate + config.kl_weight * distance
-    return loss.mean(), metrics
+    return loss.mean(), metrics | {"surrogate": surrogate.mean()}
 
 
 def nft_loss(
@@ -159,7 +161,7 @@ def nft_loss(
     gradient here. c is `config.advantage_clip`, b `config.nft_beta`. A variance that is
     learned follows the good crystals, by r times its term of the training loss.
 
-    Arguments and results as in `awm_loss`; nothing is clipped but A / c.
+    Arguments and results as in `awm_loss`; no ratio is clipped, A / c is.
     """
     schedule, outputs = _predictions(
         copy, mask, sampler, condition, params, old_params, on_policy, reference_params
@@ -183,8 +185,8 @@ def nft_loss(
     errors = good * error(eps_old + move) + (1 - good) * error(eps_old - move)
     distance = _distance(outputs[0], outputs[-1], mask)
     ratio = jnp.exp(old["loss"] - own["loss"])
-    metrics = _metrics(own["loss"], old["loss"], ratio, ratio, distance)
-    metrics |= _held_share(advantage, held)
+    is_held = advantage != held
+    metrics = _metrics(own["loss"], old["loss"], ratio, ratio, distance, is_held)
     loss = config.advantage_clip / config.nft_beta * errors + good * own["vb"]
     loss += config.kl_weight * distance
     return loss.mean(), metrics
@@ -222,17 +224,13 @@ def _held(advantage: jax.Array, error: jax.Array, config: GRPOConfig) -> jax.Arr
     return jnp.where(bad, 0.0, advantage)
 
 
-def _held_share(advantage: jax.Array, held: jax.Array) -> dict[str, jax.Array]:
-    return {"held_fraction": (advantage != held).mean()}
-
-
 def _distance(output, other, mask) -> jax.Array:
     """Mean squared difference of two noise predictions, [B]."""
     first, second = (split_output(x, mask.shape[1])[0] for x in (output, other))
     return coordinate_mean((first - second) ** 2, mask)
 
 
-def _metrics(own, old, ratio, clipped, distance) -> dict[str, jax.Array]:
+def _metrics(own, old, ratio, clipped, distance, is_held) -> dict[str, jax.Array]:
     return {
         "ratio": ratio.mean(),
         "log_ratio": (old - own).mean(),
@@ -241,4 +239,5 @@ def _metrics(own, old, ratio, clipped, distance) -> dict[str, jax.Array]:
         "clip_fraction": (ratio != clipped).mean(),
         "denoising_error": own.mean(),
         "distance": distance.mean(),
+        "held_fraction": is_held.mean(),
     }
