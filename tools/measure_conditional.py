@@ -17,8 +17,8 @@ With `--symmetric` each sample has the symmetry of some crystal of the training 
 that has the stoichiometry, and as many atoms; a composition without such a crystal has
 no samples.
 
-With `--list=FILE` it only writes these compositions, one in a line, which is what
-`config.data.compositions` of `rl_composition` takes.
+With `--list=FILE` it only writes these compositions, one in a line with its atom count,
+which is what `config.data.compositions` of `rl_composition` takes.
 
 With `--relax_with=chgnet` the samples are also relaxed, and so are the real structures:
 the same again, and how the lowest of the samples lies to the real one in energy.
@@ -95,8 +95,8 @@ def main() -> None:
     args = parser.parse_args()
     real = distinct_compositions(args.num_compositions)
     if args.list:
-        formulas = [structure.formula.replace(" ", "") for structure in real]
-        args.list.write_text("\n".join(formulas) + "\n")
+        lines = [f"{s.formula.replace(' ', '')} {len(s)}" for s in real]
+        args.list.write_text("\n".join(lines) + "\n")
         return
     samples, valid = sample_for(real, args)
     right = [

@@ -178,7 +178,8 @@ def _paper(models: str) -> ConfigDict:
     # 'mp_20' (its histogram of atom counts), or the path of a CSV or npz file.
     config.data.dataset = "mp_20"
     # What a conditional model is asked for, one of them for each group: formulas with
-    # commas between, or a file with one in each line. Empty: those of the data set.
+    # commas between, or a file with one in each line, each with the atom counts that it
+    # may have, if not any: 'LiMnO2,CaTiO3 5 10'. Empty: those of the data set.
     config.data.compositions = ""
     config.data.batch_size = 5  # G, groups
     # Larger crystals are not trained on. Validation has all.

@@ -84,11 +84,13 @@ def make_prompts(
     return draw
 
 
-def read_formulas(compositions: str) -> list[str]:
+def read_formulas(compositions: str) -> list[tuple[str, list[int]]]:
     """Formulas with commas between, or the lines of a file.
 
+    Each with its atom counts, if any follow it: "CaTiO3 5 10".
+
     Raises:
-      UserError: there are none, or the file cannot be read.
+      UserError: there are none, or the file or a number cannot be read.
     """
     field, found = "config.data.compositions", compositions
     if Path(compositions).suffix[1:].isalpha():  # .txt; not the .5 of Li0.5MnO2
@@ -96,19 +98,28 @@ def read_formulas(compositions: str) -> list[str]:
             found = user_path(compositions).read_text().replace("\n", ",")
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"{field} = {compositions}: {error}") from error
-    formulas = [formula for item in found.split(",") if (formula := item.strip())]
-    if not formulas:
+    items = [words for item in found.split(",") if (words := item.split())]
+    if not items:
         raise UserError(f"{field} = {compositions}: holds no formula")
-    return formulas
+    try:
+        return [(formula, [int(n) for n in counts]) for formula, *counts in items]
+    except ValueError as error:
+        raise UserError(
+            f"{field} = {compositions}: what follows a formula is its atom counts, as "
+            f"in 'CaTiO3 5 10' ({error})"
+        ) from error
 
 
 def prompts_of_formulas(
-    specs: Sequence[Mapping[str, Any]], formulas: Sequence[str], shares: np.ndarray
+    specs: Sequence[Mapping[str, Any]],
+    formulas: Sequence[tuple[str, list[int]]],
+    shares: np.ndarray,
 ) -> Callable:
     """What a conditional model is asked for: each group one of the formulas.
 
-    A formula is as likely as any other. Its atom counts are those that it allows, in
-    the shares [N] of 1, 2, ..., N atoms, see `restrict_atom_counts`.
+    A formula is as likely as any other, and comes again only when all have come. Its
+    atom counts are those that are named with it, or that it allows, in the shares [N]
+    of 1, 2, ..., N atoms, see `restrict_atom_counts`.
 
     Raises:
       UserError: a formula cannot be read, has too many atoms, or the model does not
@@ -120,15 +131,18 @@ def prompts_of_formulas(
             "take a composition"
         )
     asked = []
-    for formula in formulas:
+    for formula, counts in formulas:
         by_kind, _ = condition_values(formula, None, {})
-        allowed = restrict_atom_counts(shares, None, formula, None)
+        allowed = restrict_atom_counts(shares, counts, formula, None)
         asked.append((condition_vectors_from_cli(specs, by_kind, {}), allowed))
     conditions = jax.tree.map(lambda *x: jnp.concatenate(x), *(c for c, _ in asked))
     logits = jnp.log(jnp.asarray(np.stack([allowed for _, allowed in asked])))
 
     def draw(key: jax.Array, groups: int):
-        picked = jax.random.randint(key, (groups,), 0, len(asked))
+        rounds = -(-groups // len(asked))
+        keys = jax.random.split(key, rounds)
+        order = jax.vmap(lambda key: jax.random.permutation(key, len(asked)))(keys)
+        picked = order.ravel()[:groups]
         counts = jax.random.categorical(jax.random.fold_in(key, 0), logits[picked])
         return counts + 1, jax.tree.map(lambda x: x[picked], conditions)
 

@@ -176,6 +176,19 @@ def test_groups_of_compositions_that_a_user_lists(tmp_path):
     assert not (np.asarray(one) % 3).any()
 
 
+def test_atom_counts_may_follow_a_formula_and_all_formulas_come_equally_often():
+    specs = [{"name": "composition", "kind": "composition"}]
+    model = SimpleNamespace(condition=SimpleNamespace(specs=specs))
+    draw = make_prompts(model, "mp_mini", 20, "Li2O 3,CaTiO3 5 10,NaCl 8")
+    for seed in range(3):
+        num_atoms, condition = draw(jax.random.key(seed), 8)
+        counts, fractions = np.asarray(num_atoms), np.asarray(condition["composition"])
+        some = [counts[fractions[:, i] > 0] for i in (3, 20, 11)]  # Li, Ca, Na
+        assert sorted(len(x) for x in some) == [2, 3, 3]
+        allowed = {3}, {5, 10}, {8}
+        assert all({*x.tolist()} <= own for x, own in zip(some, allowed, strict=True))
+
+
 @pytest.mark.parametrize(
     "compositions, said",
     [
@@ -183,6 +196,8 @@ def test_groups_of_compositions_that_a_user_lists(tmp_path):
         ("Ca12Ti12O36", "has more than 20 atoms"),
         (",", "holds no formula"),
         ("missing.txt", "compositions = missing.txt"),
+        ("CaTiO3 five", "CaTiO3 5 10"),
+        ("CaTiO3 7", "cannot have --num_atoms=7"),
     ],
 )
 def test_compositions_that_cannot_be_asked_for_are_named(compositions, said):
