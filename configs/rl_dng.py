@@ -22,7 +22,7 @@ def get_config(preset: str = "mini"):
     """Presets: mini (the default), nft, unrelaxed, mp_20, alex_mp_20, compat."""
     if preset == "nft":
         return _by_nft(get_config("mini"))
-    config = rl_config(preset)
+    config = rl_config(preset, "nft")
     components = config.reward.components
     components.creativity.weight = 1.0
     components.energy.weight = 1.0

@@ -19,17 +19,19 @@ PRESETS = ("mini", "unrelaxed", "mp_20", "alex_mp_20", "compat")
 RELAXED = ("mini", "mp_20", "alex_mp_20")  # that judge crystals as they relax
 
 
-def rl_config(preset: str) -> ConfigDict:
+def rl_config(preset: str, *own: str) -> ConfigDict:
     """The config of an RL run without a reward: no component is on.
 
     Args:
       preset: one of `PRESETS`.
+      own: presets that the config file makes of these, to be named with them.
 
     Raises:
       UserError: it is none of them.
     """
     if preset not in PRESETS:
-        raise UserError(f"no preset '{preset}': there are {', '.join(PRESETS)}")
+        names = ", ".join((*PRESETS, *own))
+        raise UserError(f"no preset '{preset}': there are {names}")
     models = {"compat": "mp_20", "unrelaxed": "mini"}.get(preset, preset)
     config = _paper(models) if models != "mini" else _mini()
     config.reward = reward_config()
