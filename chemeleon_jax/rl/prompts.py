@@ -90,7 +90,7 @@ def read_formulas(compositions: str) -> list[tuple[str, list[int]]]:
     Each with its atom counts, if any follow it: "CaTiO3 5 10".
 
     Raises:
-      UserError: there are none, or the file or a number cannot be read.
+      UserError: there are none, or the file cannot be read.
     """
     field, found = "config.data.compositions", compositions
     if Path(compositions).suffix[1:].isalpha():  # .txt; not the .5 of Li0.5MnO2
@@ -98,16 +98,18 @@ def read_formulas(compositions: str) -> list[tuple[str, list[int]]]:
             found = user_path(compositions).read_text().replace("\n", ",")
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"{field} = {compositions}: {error}") from error
-    items = [words for item in found.split(",") if (words := item.split())]
-    if not items:
+    formulas = []
+    for words in map(str.split, found.split(",")):
+        if formula := "".join(word for word in words if not word.isdecimal()):
+            formulas.append((formula, [int(n) for n in words if n.isdecimal()]))
+        elif words:
+            raise UserError(
+                f"{field} = {compositions}: '{' '.join(words)}' has no formula; atom "
+                "counts follow theirs without a comma: CaTiO3 5 10"
+            )
+    if not formulas:
         raise UserError(f"{field} = {compositions}: holds no formula")
-    try:
-        return [(formula, [int(n) for n in counts]) for formula, *counts in items]
-    except ValueError as error:
-        raise UserError(
-            f"{field} = {compositions}: what follows a formula is its atom counts, as "
-            f"in 'CaTiO3 5 10' ({error})"
-        ) from error
+    return formulas
 
 
 def prompts_of_formulas(
@@ -117,9 +119,9 @@ def prompts_of_formulas(
 ) -> Callable:
     """What a conditional model is asked for: each group one of the formulas.
 
-    A formula is as likely as any other, and comes again only when all have come. Its
-    atom counts are those that are named with it, or that it allows, in the shares [N]
-    of 1, 2, ..., N atoms, see `restrict_atom_counts`.
+    A formula is as likely as any other; none comes again before all have come. Its atom
+    counts are those that are named with it, or that it allows, in the shares [N] of 1,
+    2, ..., N atoms, see `restrict_atom_counts`.
 
     Raises:
       UserError: a formula cannot be read, has too many atoms, or the model does not
@@ -143,7 +145,8 @@ def prompts_of_formulas(
         keys = jax.random.split(key, rounds)
         order = jax.vmap(lambda key: jax.random.permutation(key, len(asked)))(keys)
         picked = order.ravel()[:groups]
-        counts = jax.random.categorical(jax.random.fold_in(key, 0), logits[picked])
+        own = jax.random.fold_in(key, rounds)  # none of `keys`
+        counts = jax.random.categorical(own, logits[picked])
         return counts + 1, jax.tree.map(lambda x: x[picked], conditions)
 
     return draw

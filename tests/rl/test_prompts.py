@@ -179,7 +179,7 @@ def test_groups_of_compositions_that_a_user_lists(tmp_path):
 def test_atom_counts_may_follow_a_formula_and_all_formulas_come_equally_often():
     specs = [{"name": "composition", "kind": "composition"}]
     model = SimpleNamespace(condition=SimpleNamespace(specs=specs))
-    draw = make_prompts(model, "mp_mini", 20, "Li2O 3,CaTiO3 5 10,NaCl 8")
+    draw = make_prompts(model, "mp_mini", 20, "Li2 O 3,CaTiO3 5 10,NaCl 8")
     for seed in range(3):
         num_atoms, condition = draw(jax.random.key(seed), 8)
         counts, fractions = np.asarray(num_atoms), np.asarray(condition["composition"])
@@ -196,7 +196,8 @@ def test_atom_counts_may_follow_a_formula_and_all_formulas_come_equally_often():
         ("Ca12Ti12O36", "has more than 20 atoms"),
         (",", "holds no formula"),
         ("missing.txt", "compositions = missing.txt"),
-        ("CaTiO3 five", "CaTiO3 5 10"),
+        ("CaTiO3 five", "CaTiO3five"),
+        ("CaTiO3 5,10", "'10' has no formula"),
         ("CaTiO3 7", "cannot have --num_atoms=7"),
     ],
 )
