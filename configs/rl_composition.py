@@ -11,7 +11,7 @@ formula has those alone. Without `data.compositions` they are those of the embed
 set, and the policy learns structures in general.
 """
 
-from chemeleon_jax.rl.config import judge_relaxed, rl_config
+from chemeleon_jax.rl.config import judge_relaxed, learn_by_nft, rl_config
 
 
 def get_config():
@@ -19,17 +19,11 @@ def get_config():
     config = rl_config("mini")
     config.ldm_ckpt_path = "mini:ldm_conditional"
     config.sampling.decoder_guidance = 6.0
-    # Learns from crystals, however they were guided; docs/objectives.md. More of them
-    # are then low in energy, but of 20 no more have the known structure; after some 45
-    # iterations fewer are valid (docs/notebook/objectives.md).
-    config.num_iterations = 40
-    config.rl.objective = "nft"
-    config.sampling.sampling_steps = 50
     config.sampling.cfg_scale = 1.0
-    config.rl.timesteps_per_crystal = 16
-    config.rl.kl_weight = 0.0
-    config.optimizer.lr = 4e-4
-    config.rl.ema_decay = 0.93
+    # Learns from crystals, however they were guided. After some 45 iterations fewer of
+    # them are valid (docs/notebook/objectives.md).
+    learn_by_nft(config)
+    config.num_iterations = 40
     config.data.batch_size = 8
     config.reward.normalize_in_group = True
     judge_relaxed(config)

@@ -15,7 +15,7 @@ which fools itself; `compat` is `mp_20` with the paper's own reward, without gua
 settings do: docs/results.md, docs/notebook/relaxed-reward.md, docs/notebook/rl-dng.md.
 """
 
-from chemeleon_jax.rl.config import RELAXED, judge_relaxed, rl_config
+from chemeleon_jax.rl.config import RELAXED, judge_relaxed, learn_by_nft, rl_config
 
 
 def get_config(preset: str = "mini"):
@@ -74,12 +74,7 @@ def _by_nft(config):
     """What docs/notebook/objectives.md measured, "With novelty paid"."""
     components = config.reward.components
     config.num_iterations = 70
-    config.rl.objective = "nft"
-    # Crystals of few steps teach the faults of few steps, and few copies are noise.
-    config.sampling.sampling_steps = 50
-    config.rl.timesteps_per_crystal = 16
-    config.optimizer.lr = 4e-4
-    config.rl.ema_decay = 0.93
+    learn_by_nft(config)
     # Else it goes where stable crystals are known.
     components.energy.weight = 4.0
     components.energy.new_only = True

@@ -58,6 +58,17 @@ def judge_relaxed(config: ConfigDict) -> None:
     energy.decay = 0.1  # eV/atom: what counts is to be metastable, and stable
 
 
+def learn_by_nft(config: ConfigDict) -> None:
+    """Sets `nft` with what it needs, for the mini models; docs/objectives.md."""
+    config.rl.objective = "nft"
+    # Crystals of few steps teach the faults of few steps, and few copies are noise.
+    config.sampling.sampling_steps = 50
+    config.rl.timesteps_per_crystal = 16
+    config.optimizer.lr = 4e-4
+    config.rl.ema_decay = 0.93
+    config.rl.kl_weight = 0.0
+
+
 def describe(config: Any) -> dict[str, str]:
     """What a run of a config is, for its first lines on the terminal."""
     groups, of_each = config.data.batch_size, config.rl.num_group_samples

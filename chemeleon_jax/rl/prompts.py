@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -99,14 +100,15 @@ def read_formulas(compositions: str) -> list[tuple[str, list[int]]]:
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"{field} = {compositions}: {error}") from error
     formulas = []
-    for words in map(str.split, found.split(",")):
-        if formula := "".join(word for word in words if not word.isdecimal()):
-            formulas.append((formula, [int(n) for n in words if n.isdecimal()]))
-        elif words:
+    for words in filter(None, map(str.split, found.split(","))):
+        parts = [*takewhile(lambda word: not word.isdecimal(), words)]
+        counts = words[len(parts) :]
+        if not parts or not all(map(str.isdecimal, counts)):
             raise UserError(
-                f"{field} = {compositions}: '{' '.join(words)}' has no formula; atom "
-                "counts follow theirs without a comma: CaTiO3 5 10"
+                f"{field} = {compositions}: '{' '.join(words)}' has no formula with "
+                "its atom counts behind it, as in CaTiO3 5 10"
             )
+        formulas.append(("".join(parts), [int(n) for n in counts]))
     if not formulas:
         raise UserError(f"{field} = {compositions}: holds no formula")
     return formulas

@@ -198,6 +198,7 @@ def test_atom_counts_may_follow_a_formula_and_all_formulas_come_equally_often():
         ("missing.txt", "compositions = missing.txt"),
         ("CaTiO3 five", "CaTiO3five"),
         ("CaTiO3 5,10", "'10' has no formula"),
+        ("H 2 O 2", "'H 2 O 2' has no formula"),
         ("CaTiO3 7", "cannot have --num_atoms=7"),
     ],
 )
